@@ -1,0 +1,153 @@
+"""Reading, preparing and reducing whole configs."""
+import copy
+import os
+
+import torch
+from mmengine.config import Config, ConfigDict
+
+from ..checkpoints import SAFE_PREFIX
+from ..errors import MMKDError
+
+
+def is_distillation(cfg: Config) -> bool:
+    """Whether a config's model is one of mmkd's distillers."""
+    kind = cfg.model.get('type', '')
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.split('.')[-1] in ('DetectorDistiller', )
+
+
+def prepare_config(cfg: Config, distributed: bool = False) -> Config:
+    """Set what mmkd's promises need and the user's config leaves open.
+
+    That is: the student's own rules for its own parameters, whole-file checkpoints that hold the student's
+    config, exact resuming, the teacher check, safe loading, and a CPU form of distributed training. All of
+    it is visible in the config that the Runner saves beside the log. A student trained alone is prepared
+    in the same way, so that it can be compared.
+
+    Args:
+        cfg: A whole training config; changed in place.
+        distributed: Whether several processes train.
+
+    Returns:
+        Config: ``cfg``.
+    """
+    _import_mmkd(cfg)
+    _prepare_optimizer(cfg)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
+    if checkpoint is not None and _name(checkpoint.get('type')) == 'CheckpointHook':
+        checkpoint['type'] = 'mmkd.CheckpointHook'
+    hooks.setdefault('exact_resume', ConfigDict(type='mmkd.ExactResumeHook'))
+    if is_distillation(cfg):
+        hooks.setdefault('teacher_check', ConfigDict(type='mmkd.TeacherCheckHook'))
+    loader = cfg.train_dataloader
+    if loader.get('num_workers', 0) > 0:
+        loader['persistent_workers'] = False
+        loader.setdefault('worker_init_fn', ConfigDict(type='mmkd.seed_worker'))
+    set_model_wrapper(cfg, distributed)
+    if cfg.get('load_from'):
+        cfg.load_from = safe_source(cfg.load_from)
+    return cfg
+
+
+def set_model_wrapper(cfg: Config, distributed: bool) -> None:
+    """Let data-parallel training run on CPU; MMEngine's default names a GPU."""
+    if distributed and not torch.cuda.is_available():
+        cfg.setdefault('model_wrapper_cfg',
+                       ConfigDict(type='MMDistributedDataParallel', device_ids=None))
+
+
+def safe_source(path: str) -> str:
+    """Return a checkpoint's path such that MMEngine's Runner loads it as data only."""
+    return path if path.startswith(SAFE_PREFIX) else SAFE_PREFIX + path
+
+
+def student_config(cfg: Config) -> Config:
+    """Return the stock student's config inside a training config: no trace of mmkd is left.
+
+    Args:
+        cfg: A whole config, distilling or not; not changed.
+    """
+    cfg = copy.deepcopy(cfg)
+    if is_distillation(cfg):
+        cfg.model = cfg.model.student
+    if 'custom_imports' in cfg:
+        names = [name for name in _as_list(cfg.custom_imports.get('imports'))
+                 if name.split('.')[0] != 'mmkd']
+        if names:
+            cfg.custom_imports['imports'] = names
+        else:
+            cfg.pop('custom_imports')
+    hooks = cfg.get('default_hooks') or {}
+    for name, hook in list(hooks.items()):
+        if hook and _is_ours(hook.get('type')):
+            if name == 'checkpoint':
+                hook['type'] = 'CheckpointHook'
+            else:
+                hooks.pop(name)
+    if cfg.get('custom_hooks'):
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_ours(hook.get('type'))]
+    optim = cfg.get('optim_wrapper')
+    if optim and _is_ours(optim.get('constructor')):
+        optim.pop('constructor')
+        optim.pop('extra', None)
+        if own := optim.pop('student_constructor', None):
+            optim['constructor'] = own
+    loader = cfg.get('train_dataloader')
+    if loader and _is_ours((loader.get('worker_init_fn') or {}).get('type')):
+        loader.pop('worker_init_fn')
+    if cfg.get('load_from'):
+        cfg.load_from = cfg.load_from.removeprefix(SAFE_PREFIX)
+    return cfg
+
+
+def check_annotation_files(loader: dict | None, role: str) -> None:
+    """Check that a data loader's annotation files exist.
+
+    Raises:
+        MMKDError: Naming the first one that does not.
+    """
+    todo = [(loader or {}).get('dataset')]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (list, tuple)):
+            todo.extend(node)
+        elif isinstance(node, dict):
+            if isinstance(node.get('ann_file'), str) and node['ann_file']:
+                path = node['ann_file']
+                if not os.path.isabs(path):
+                    path = os.path.join(node.get('data_root') or '', path)
+                if '://' not in path and not os.path.exists(path):
+                    raise MMKDError(f'The annotation file {path!r} of {role} does not exist; '
+                                    f'set {role}.dataset.data_root or ann_file to where the data are.')
+            todo.extend(node.get(key) for key in ('dataset', 'datasets'))
+
+
+def _import_mmkd(cfg: Config) -> None:
+    imports = cfg.setdefault('custom_imports', ConfigDict(imports=[], allow_failed_imports=False))
+    names = _as_list(imports.get('imports'))
+    if 'mmkd' not in names:
+        imports['imports'] = [*names, 'mmkd']
+
+
+def _prepare_optimizer(cfg: Config) -> None:
+    optim = cfg.get('optim_wrapper')
+    if optim is None or not is_distillation(cfg) or _is_ours(optim.get('constructor')):
+        return
+    if 'constructor' in optim:
+        optim['student_constructor'] = optim['constructor']
+    optim['constructor'] = 'mmkd.DistillOptimWrapperConstructor'
+
+
+def _name(kind) -> str:
+    return kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+
+
+def _is_ours(kind) -> bool:
+    if isinstance(kind, str):
+        return kind.startswith('mmkd.')
+    return getattr(kind, '__module__', '').split('.')[0] == 'mmkd'
+
+
+def _as_list(names) -> list[str]:
+    return [names] if isinstance(names, str) else list(names or [])

@@ -1,0 +1,162 @@
+"""Loading checkpoint files as data: nothing outside an allowlist is ever unpickled.
+
+``torch.load(weights_only=True)`` cannot be told about further types before torch 2.5, and MMEngine
+falls back to full unpickling when it refuses a file. A restricted ``pickle_module`` does the same job
+on every torch that mmkd supports.
+"""
+import os
+import pickle
+import zipfile
+from types import SimpleNamespace
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier
+from mmengine.logging import print_log
+from mmengine.runner import CheckpointLoader
+
+from ..errors import MMKDError
+
+SAFE_PREFIX = 'mmkd-safe:'
+"""``load_from='mmkd-safe:PATH'`` makes MMEngine's Runner load through :func:`load_checkpoint`."""
+
+UNSAFE_OPT_IN = 'MMKD_ALLOW_UNSAFE_CHECKPOINTS'
+
+_ALLOWED = {
+    'builtins': {'bytearray', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
+    '__builtin__': {'bytearray', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
+    'collections': {'Counter', 'OrderedDict', 'defaultdict'},
+    '_codecs': {'encode'},
+    'mmengine.logging.history_buffer': {'HistoryBuffer'},
+    'numpy': {'dtype', 'ndarray'},
+    'torch': {
+        'BFloat16Storage', 'BoolStorage', 'ByteStorage', 'CharStorage', 'DoubleStorage',
+        'FloatStorage', 'HalfStorage', 'IntStorage', 'LongStorage', 'ShortStorage', 'Size', 'device',
+        'bfloat16', 'bool', 'float16', 'float32', 'float64', 'int16', 'int32', 'int64', 'int8',
+        'uint8', 'Tensor'
+    },
+    'torch._utils': {
+        '_rebuild_parameter', '_rebuild_parameter_with_state', '_rebuild_tensor',
+        '_rebuild_tensor_v2'
+    },
+    'torch.nn.parameter': {'Parameter'},
+    'torch.serialization': {'_get_layout'},
+    'torch.storage': {'UntypedStorage'},  # never _load_from_bytes: it unpickles what it is given
+}
+for _core in ('numpy.core', 'numpy._core'):
+    _ALLOWED[f'{_core}.multiarray'] = {'_reconstruct', 'scalar'}
+    _ALLOWED[f'{_core}.numeric'] = {'_frombuffer'}
+
+
+class _Refused(pickle.UnpicklingError):
+    """A checkpoint asked for something outside the allowlist."""
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+
+    def find_class(self, module: str, name: str):
+        allowed = name in _ALLOWED.get(module, ())
+        if module == 'numpy.dtypes' and name.isidentifier() and name.endswith('DType'):
+            allowed = True
+        if not allowed:
+            raise _Refused(f'{module}.{name}')
+        return super().find_class(module, name)
+
+
+def _restricted_load(file, **kwargs):
+    return _RestrictedUnpickler(file, **kwargs).load()
+
+
+_RESTRICTED_PICKLE = SimpleNamespace(
+    __name__='mmkd_restricted_pickle',
+    Unpickler=_RestrictedUnpickler,
+    UnpicklingError=pickle.UnpicklingError,
+    load=_restricted_load)
+
+
+def load_checkpoint(path: str, map_location='cpu', role: str = 'checkpoint') -> dict:
+    """Load a checkpoint file without running anything that is inside it.
+
+    Args:
+        path: Local path, or an ``http(s)://`` address, which is downloaded to torch hub's cache first.
+        map_location: As for :func:`torch.load`.
+        role: How messages call the file, for instance ``'teacher checkpoint'``.
+
+    Returns:
+        dict: The checkpoint as it was saved; plain weights are returned as ``{'state_dict': weights}``.
+
+    Raises:
+        MMKDError: If the file is missing, cannot be downloaded, is truncated or no checkpoint, or
+            holds anything but tensors and plain data.
+    """
+    path = _local_file(str(path), role)
+    if os.path.isdir(path) or not os.path.exists(path):
+        raise MMKDError(f'The {role} {path!r} does not exist or is not a file.')
+    if os.environ.get(UNSAFE_OPT_IN) == '1':
+        print_log(f'{UNSAFE_OPT_IN}=1: unpickling {path} without protection.', 'current', 30)
+        pickle_module = pickle
+    else:
+        pickle_module = _RESTRICTED_PICKLE
+    if _is_torchscript(path):
+        raise MMKDError(f'The {role} {path!r} is a TorchScript program, not a file of weights.')
+    try:
+        checkpoint = torch.load(
+            path, map_location=map_location, pickle_module=pickle_module, weights_only=False)
+    except _Refused as error:
+        raise MMKDError(
+            f'The {role} {path!r} holds {error} besides weights, so it was not loaded; '
+            f'if you trust its author, set {UNSAFE_OPT_IN}=1 for this run.') from None
+    except Exception as error:  # torch raises many types for broken files
+        raise MMKDError(
+            f'The {role} {path!r} cannot be read, it is truncated or no PyTorch checkpoint '
+            f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}).') from None
+    if not isinstance(checkpoint, dict):
+        raise MMKDError(f'The {role} {path!r} holds a {type(checkpoint).__name__}, not weights.')
+    if 'state_dict' not in checkpoint and all(
+            isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        checkpoint = dict(state_dict=checkpoint)
+    if 'state_dict' not in checkpoint:
+        raise MMKDError(f'The {role} {path!r} has no "state_dict" '
+                        f'(its entries are {sorted(map(str, checkpoint))[:8]}).')
+    return checkpoint
+
+
+def student_state_dict(checkpoint: dict) -> dict:
+    """Return the weights of a checkpoint without what distillation added (``mmkd.*``).
+
+    Also drops the ``module.`` prefix that data-parallel wrappers leave.
+    """
+    stripped = {key.removeprefix('module.'): value
+                for key, value in checkpoint['state_dict'].items()}
+    return {key: value for key, value in stripped.items() if not key.startswith('mmkd.')}
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith('/constants.pkl') for name in archive.namelist())
+
+
+def _local_file(path: str, role: str) -> str:
+    if not path.startswith(('http://', 'https://')):
+        return os.path.expanduser(path)
+    cached = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(path).path))
+    failure = None
+    if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(cached):
+        os.makedirs(os.path.dirname(cached), exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(path, cached)
+        except Exception as error:  # any network trouble
+            failure = error
+    barrier()
+    if not os.path.exists(cached):
+        raise MMKDError(f'The {role} {path} could not be downloaded ({failure}); fetch it in another '
+                        'way and give the path of the local file instead.')
+    return cached
+
+
+@CheckpointLoader.register_scheme(prefixes=SAFE_PREFIX)
+def load_from_mmkd_safe(filename, map_location=None):
+    """MMEngine loader of the scheme ``mmkd-safe:``."""
+    return load_checkpoint(filename[len(SAFE_PREFIX):], map_location)

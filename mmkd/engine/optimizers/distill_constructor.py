@@ -1,0 +1,70 @@
+"""An optimizer in which distillation leaves the student's own rules alone."""
+import copy
+
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class DistillOptimWrapperConstructor:
+    """Builds the student's parameter groups by the user's rules, and one more group for the rest.
+
+    The user's ``paramwise_cfg`` and constructor see the student only. What distillation adds gets the
+    optimizer's plain settings (or ``extra`` ones) and follows the same schedules. Gradients are clipped
+    separately, so that the student's are clipped as without distillation.
+
+    Args:
+        optim_wrapper_cfg: MMEngine's, with two more keys: ``student_constructor``, the user's own
+            constructor, and ``extra``, optimizer settings of distillation's parameters, such as
+            ``dict(lr=0.01)``.
+        paramwise_cfg: The user's rules.
+    """
+
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
+        cfg = copy.deepcopy(optim_wrapper_cfg)
+        self.extra = cfg.pop('extra', {})
+        kind = cfg.get('type', 'OptimWrapper')
+        wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
+        cfg['type'] = type(f'Distill{wrapper.__name__}', (_ClipSeparately, wrapper), {})
+        self._student_constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
+            dict(
+                type=cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor'),
+                optim_wrapper_cfg=cfg,
+                paramwise_cfg=paramwise_cfg))
+
+    def __call__(self, model: nn.Module) -> OptimWrapper:
+        student = model.module if is_model_wrapper(model) else model
+        mmkd = student._modules.pop('mmkd', None)
+        try:
+            wrapper = self._student_constructor(student)
+        finally:
+            if mmkd is not None:
+                student._modules['mmkd'] = mmkd
+        parameters = [] if mmkd is None else [p for p in mmkd.parameters() if p.requires_grad]
+        wrapper.number_of_student_groups = len(wrapper.optimizer.param_groups)
+        if parameters:
+            wrapper.optimizer.add_param_group(dict(params=parameters, **self.extra))
+        return wrapper
+
+
+class _ClipSeparately:
+    """Mix-in in front of an optimizer wrapper: clips the student's gradients and the others apart."""
+
+    number_of_student_groups: int | None = None
+
+    def _clip_grad(self) -> None:
+        groups = self.optimizer.param_groups
+        n = self.number_of_student_groups
+        try:
+            self.optimizer.param_groups = groups[:n]
+            super()._clip_grad()
+        finally:
+            self.optimizer.param_groups = groups
+        extra = [parameter for group in groups[n:] for parameter in group['params']
+                 if parameter.grad is not None]
+        if n is not None and extra:
+            self.clip_func(extra, **self.clip_grad_kwargs)

@@ -1,0 +1,3 @@
+from .detector_distiller import DetectorDistiller
+
+__all__ = ['DetectorDistiller']

@@ -1,0 +1,3 @@
+from .shadow_head import ShadowHead
+
+__all__ = ['ShadowHead']

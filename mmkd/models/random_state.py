@@ -1,0 +1,41 @@
+"""Reading and restoring the random state of a process."""
+import random
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def get_random_state() -> dict:
+    """Return the state of Python's, NumPy's and torch's generators (every visible GPU included).
+
+    Returns:
+        dict: Plain numbers, tuples and ``uint8`` tensors only, so that it can be saved as data.
+    """
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    return dict(
+        python=random.getstate(),
+        numpy=(name, keys.tolist(), int(position), int(has_gauss), float(cached)),
+        torch=torch.get_rng_state(),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+
+def set_random_state(state: dict) -> None:
+    """Restore what :func:`get_random_state` returned."""
+    version, internal, gauss = state['python']
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state['numpy']
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(state['torch'].cpu())
+    if state['cuda'] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state['cuda']])
+
+
+@contextmanager
+def preserved_random_state():
+    """Leave the random state after the block as it was before it."""
+    state = get_random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

@@ -1,0 +1,78 @@
+"""Turning a batch that was prepared for one network into the batch another one expects."""
+from collections.abc import Sequence
+from math import ceil
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import MMKDError
+
+
+class BatchConverter:
+    """Re-normalises the student's preprocessed batch for the teacher.
+
+    Mean, standard deviation, channel order, padding value and size divisor are read from the two data
+    preprocessors. Both networks thus see the same pixels, after the same augmentation.
+
+    Args:
+        student: The student's data preprocessor.
+        teacher: The teacher's.
+
+    Raises:
+        MMKDError: If one of them is of a kind whose normalisation cannot be read.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
+        for role, preprocessor in (('student', student), ('teacher', teacher)):
+            if not hasattr(preprocessor, '_enable_normalize'):
+                raise MMKDError(
+                    f"The {role}'s data preprocessor {type(preprocessor).__name__} is not an "
+                    'ImgDataPreprocessor, so images cannot be converted between the two networks.')
+        self.swap_channels = student._channel_conversion != teacher._channel_conversion
+        (mean_s, std_s), (mean_t, std_t) = _statistics(student), _statistics(teacher)
+        if self.swap_channels:
+            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
+        self.scale = std_s / std_t
+        self.shift = (mean_s - mean_t) / std_t
+        self.same_statistics = bool((self.scale == 1).all() and (self.shift == 0).all())
+        self.divisor = teacher.pad_size_divisor
+        self.pad_value = float(teacher.pad_value)
+        self.same_padding = (student.pad_size_divisor == teacher.pad_size_divisor
+                             and student.pad_value == teacher.pad_value)
+
+    def __call__(self, inputs: Tensor, img_shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """Convert a batch.
+
+        Args:
+            inputs: The student's batch ``(N, 3, H, W)``, normalised and padded.
+            img_shapes: ``(height, width)`` of every image inside its padding.
+
+        Returns:
+            Tensor: The teacher's batch ``(N, 3, H', W')``; the same tensor when nothing differs.
+        """
+        if self.swap_channels:
+            inputs = inputs.flip(1)
+        if not self.same_statistics:
+            inputs = inputs * self.scale.to(inputs) + self.shift.to(inputs)
+        if self.same_statistics and self.same_padding:
+            return inputs
+        return self._pad(inputs, img_shapes)
+
+    def _pad(self, inputs: Tensor, img_shapes: Sequence[tuple[int, int]]) -> Tensor:
+        size = [ceil(max(shape[axis] for shape in img_shapes) / self.divisor) * self.divisor
+                for axis in (0, 1)]
+        height, width = inputs.shape[-2:]
+        # Negative padding crops, and all that is cropped is padding.
+        inputs = F.pad(inputs, (0, size[1] - width, 0, size[0] - height), value=self.pad_value)
+        for image, (height, width) in zip(inputs, img_shapes, strict=True):
+            image[:, height:] = self.pad_value
+            image[:, :, width:] = self.pad_value
+        return inputs
+
+
+def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    if not preprocessor._enable_normalize:
+        return torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    mean, std = preprocessor.mean.cpu().float(), preprocessor.std.cpu().float()
+    return mean.expand(3, 1, 1), std.expand(3, 1, 1)

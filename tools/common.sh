@@ -1,0 +1,59 @@
+# Sourced by the scripts of this folder: where the checkout is, and which Python runs it.
+
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# Some scripts change directory, so a relative path is made absolute first.
+if [[ "${MMKD_PYTHON:-}" == */* && "${MMKD_PYTHON}" != /* ]]; then
+    MMKD_PYTHON="$PWD/$MMKD_PYTHON"
+fi
+
+# Prints the interpreter: $MMKD_PYTHON, else that of the given environment (default .venv) of this
+# checkout, else the "python" of the caller's own environment.
+find_python() {
+    local venv="${1:-$ROOT/.venv}"
+    if [[ -n "${MMKD_PYTHON:-}" ]]; then
+        echo "$MMKD_PYTHON"
+    elif [[ -x "$venv/bin/python" ]]; then
+        echo "$venv/bin/python"
+    else
+        echo python
+    fi
+}
+
+die() {
+    echo "$(basename "$0"): $*" >&2
+    exit 2
+}
+
+require_positive() {  # NAME VALUE
+    [[ "$2" =~ ^[1-9][0-9]*$ ]] || die "$1 must be a positive number, not '$2'"
+}
+
+count_cores() {
+    nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
+}
+
+# torch.distributed.run for NUM processes on this machine, with a look at what they will run on.
+launch() {  # NUM SCRIPT [ARGS...]
+    local num="$1" python gpus threads
+    shift
+    python="$(find_python)"
+    gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')" ||
+        die "$python cannot import torch; run 'bash tools/setup_env.sh' first"
+    if [[ "$gpus" -eq 0 ]]; then
+        # Left alone, every process takes all cores, or torchrun gives each of them only one.
+        threads=$(($(count_cores) / num))
+        threads=$((threads > 0 ? threads : 1))
+        if [[ -n "${OMP_NUM_THREADS:-}" && "${OMP_NUM_THREADS}" -lt "$threads" ]]; then
+            threads="$OMP_NUM_THREADS"
+        fi
+        export OMP_NUM_THREADS="$threads"
+        echo "No GPU found: $num process(es) on the CPU over gloo, $threads thread(s) each."
+    elif [[ "$gpus" -lt "$num" ]]; then
+        die "$num processes asked for, but only $gpus GPU(s) can be seen (CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset})"
+    fi
+    exec "$python" -m torch.distributed.run \
+        --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
+        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+        --nproc_per_node="$num" "$@"
+}

@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'TEXT'
+Usage: bash tools/dist_test.sh CONFIG CHECKPOINT NUM [ARGS...]
+
+Evaluates on NUM GPUs of this machine, or in NUM processes on the CPU where there is no GPU.
+ARGS go to tools/test.py.
+
+  NNODES, NODE_RANK    number of machines, and which one this is   (1, 0)
+  MASTER_ADDR, PORT    where the processes meet                    (127.0.0.1, 29500)
+  MMKD_PYTHON          the interpreter                             (.venv, else python)
+TEXT
+}
+
+[[ "${1:-}" == --help || "${1:-}" == -h ]] && { usage; exit 0; }
+[[ $# -ge 3 ]] || { usage >&2; exit 2; }
+require_positive NUM "$3"
+
+launch "$3" "$ROOT/tools/test.py" "$1" "$2" --launcher pytorch "${@:4}"

@@ -1,0 +1,85 @@
+"""Try a distilling config without data: build it, show what is recorded where, take a few steps.
+
+    python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
+"""
+import argparse
+import time
+
+import torch
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+from mmkd.apis import is_distillation, prepare_config
+from mmkd.apis.launching import read_config, run_tool
+from mmkd.errors import MMKDError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a distilling config')
+    parser.add_argument('--steps', type=int, default=2, help='training steps to take')
+    parser.add_argument('--size', type=int, default=256, help='height and width of the random images')
+    parser.add_argument('--batch', type=int, default=2, help='images a step')
+    parser.add_argument('--random-teacher', action='store_true',
+                        help='do not look for the teacher\'s and the backbone\'s weights')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def describe(value) -> str:
+    """Return the shapes of what was recorded at a spot."""
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    return ', '.join(describe(item) for item in value)
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialisation is told
+    cfg = read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if not is_distillation(cfg):
+        raise MMKDError(f'{args.config!r} does not distil.')
+    if args.random_teacher:
+        cfg.model.teacher.checkpoint = 'random'
+        cfg.model.student.backbone.init_cfg = None
+    prepare_config(cfg)
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.to(args.device).train()
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    student = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('mmkd.'))
+    extra = sum(p.numel() for p in model.mmkd.parameters())
+    print(f'student: {type(model).__name__}, {student / 1e6:.2f} M parameters')
+    print(f'teacher: {model.mmkd.teacher.describe()}')
+    print(f'methods: {", ".join(model.mmkd.methods)}, {extra / 1e6:.2f} M parameters of their own')
+
+    shape = [3, args.size, args.size]
+    classes = model.roi_head.bbox_head.num_classes if hasattr(model, 'roi_head') else 1
+    data = demo_mm_inputs(args.batch, [shape] * args.batch, num_classes=classes)
+    for step in range(args.steps):
+        start = time.perf_counter()
+        losses = model.train_step(data, optimizer)
+        seconds = time.perf_counter() - start
+        print(f'step {step + 1}: {seconds:.2f} s')
+        for name, value in losses.items():
+            print(f'    {name:36s} {value.item():.4f}')
+            if 'loss' in name and not torch.isfinite(value):
+                raise MMKDError(f'{name} is {value.item()} in step {step + 1}.')
+    with torch.no_grad(), model.mmkd.recorder(model) as recorder:
+        batch = model.data_preprocessor(data, True)
+        model.loss(batch['inputs'], batch['data_samples'])
+    for spot in model.mmkd.student_spots:
+        print(f'spot {spot!r}: {describe(recorder[spot])}')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,57 @@
+"""Write a student's checkpoint without anything that only training needs.
+
+    python tools/model_converters/export_student.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth student.pth
+
+The result holds the weights under MMDetection's own names, the class names and the stock config.
+"""
+import argparse
+import io
+import os
+
+import torch
+
+from mmkd.apis.launching import run_tool
+from mmkd.checkpoints import load_checkpoint, student_state_dict, write_whole
+from mmkd.errors import MMKDError
+
+
+def export(checkpoint: str, out: str) -> dict:
+    """Write the student inside a training checkpoint to another file.
+
+    Args:
+        checkpoint: A checkpoint that mmkd wrote.
+        out: Where to write; must not exist.
+
+    Returns:
+        dict: What was written: ``state_dict`` and ``meta`` with ``dataset_meta``, ``cfg``, ``epoch``…
+
+    Raises:
+        MMKDError: If the checkpoint cannot be read or ``out`` exists.
+    """
+    if os.path.exists(out):
+        raise MMKDError(f'{out!r} exists already; choose another name.')
+    loaded = load_checkpoint(checkpoint)
+    meta = loaded.get('meta') or {}
+    kept = ('dataset_meta', 'cfg', 'epoch', 'iter', 'mmengine_version')
+    student = dict(
+        meta={key: meta[key] for key in kept if key in meta}, state_dict=student_state_dict(loaded))
+    buffer = io.BytesIO()
+    torch.save(student, buffer)
+    write_whole(buffer.getvalue(), out)
+    return student
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('checkpoint', help='a checkpoint of a distilling run')
+    parser.add_argument('out', help='the file to write')
+    args = parser.parse_args()
+    student = export(args.checkpoint, args.out)
+    before, after = os.path.getsize(args.checkpoint), os.path.getsize(args.out)
+    print(f'{args.out}: {len(student["state_dict"])} tensors, {after / 2**20:.1f} MiB '
+          f'(the training checkpoint has {before / 2**20:.1f} MiB)')
+
+
+if __name__ == '__main__':
+    run_tool(main)

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+usage() {
+    cat <<'TEXT'
+Usage: bash tools/run_tests.sh [--stack onedl|upstream] [PYTEST ARGS...]
+
+Sets up the environment if need be, then runs ruff and pytest.
+With MMKD_PYTHON=/path/to/python that interpreter is used as it is and nothing is set up.
+TEXT
+}
+
+stack=onedl
+pytest_args=()
+while [[ $# -gt 0 ]]; do
+    case "$1" in
+        -h | --help) usage; exit 0 ;;
+        --stack) stack="${2:-}"; shift 2 || { usage >&2; exit 2; } ;;
+        --stack=*) stack="${1#*=}"; shift ;;
+        *) pytest_args+=("$1"); shift ;;
+    esac
+done
+
+case "$stack" in
+    onedl) venv="$ROOT/.venv" ;;
+    upstream) venv="$ROOT/.venv-upstream" ;;
+    *) die "--stack must be onedl or upstream, not '$stack'" ;;
+esac
+
+if [[ -z "${MMKD_PYTHON:-}" ]]; then
+    bash "$ROOT/tools/setup_env.sh" --stack "$stack"
+else
+    # Nothing is written into a foreign environment, so mmkd must be found from here.
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
+fi
+python="$(find_python "$venv")"
+# The scripts that tests start must run in the environment under test.
+export MMKD_PYTHON="$python"
+
+# Small test tensors gain nothing from more than four threads.
+cores="$(count_cores)"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"
+
+cd "$ROOT"
+echo "== ruff"
+"$python" -m ruff check .
+echo "== pytest ($stack stack, $OMP_NUM_THREADS threads)"
+status=0
+"$python" -m pytest "${pytest_args[@]}" || status=$?
+echo "== $((SECONDS / 60)) min $((SECONDS % 60)) s in all"
+exit "$status"

@@ -1,0 +1,60 @@
+"""Evaluate a student's checkpoint; a distilling config's teacher is not needed.
+
+    python tools/test.py configs/shake_faster_rcnn_r50.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
+"""
+import argparse
+import os.path as osp
+
+from mmengine.config import ConfigDict
+from mmengine.runner import Runner
+
+from mmkd.apis import student_config
+from mmkd.apis.config import check_annotation_files, set_model_wrapper
+from mmkd.apis.launching import add_common_arguments, init_cpu_processes, read_config, run_tool
+from mmkd.checkpoints import load_checkpoint, student_state_dict
+from mmkd.errors import MMKDError
+from mmkd.models.teachers.building import load_strictly
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='the config it was trained with, or the stock student config')
+    parser.add_argument('checkpoint', help="the student's checkpoint")
+    parser.add_argument('--out', help='also write the predictions to this pickle file')
+    parser.add_argument('--show-dir', help='also draw predictions into this folder of the work directory')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg = student_config(cfg)
+    if 'test_dataloader' not in cfg:
+        raise MMKDError(f'{args.config!r} has no test_dataloader.')
+    check_annotation_files(cfg.test_dataloader, 'test_dataloader')
+    cfg.launcher = args.launcher
+    default = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    cfg.load_from, cfg.resume = None, False
+    if args.out:
+        evaluators = cfg.test_evaluator
+        evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
+        cfg.test_evaluator = [*evaluators, ConfigDict(type='DumpDetResults', out_file_path=args.out)]
+    if args.show_dir:
+        cfg.default_hooks.visualization = ConfigDict(
+            type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
+    checkpoint = load_checkpoint(args.checkpoint)
+    init_cpu_processes(args.launcher)
+    set_model_wrapper(cfg, args.launcher != 'none')
+    runner = Runner.from_cfg(cfg)
+    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
+    load_strictly(model, student_state_dict(checkpoint), f'checkpoint {args.checkpoint!r}')
+    runner.test()
+
+
+if __name__ == '__main__':
+    run_tool(main)

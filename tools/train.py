@@ -1,0 +1,94 @@
+"""Train a detector, with or without distillation.
+
+    python tools/train.py configs/shake_faster_rcnn_r50.py
+    python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
+"""
+import argparse
+import os
+import os.path as osp
+
+import torch
+from mmengine.runner import Runner
+
+from mmkd.apis import compose_distillation, prepare_config
+from mmkd.apis.config import check_annotation_files, safe_source
+from mmkd.apis.launching import (
+    add_common_arguments,
+    claim_work_dir,
+    init_cpu_processes,
+    read_config,
+    run_tool,
+)
+from mmkd.checkpoints import latest_checkpoint, remove_partial_files
+from mmkd.errors import MMKDError
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a config of mmkd, or any MMDetection config')
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from the latest checkpoint in the work directory, or from this one')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate to the total batch size')
+    parser.add_argument('--distill', metavar='METHOD',
+                        help='distil the stock config by this method: shake, kd, pkd')
+    parser.add_argument('--teacher', metavar='CONFIG', help="the teacher's config, with --distill")
+    parser.add_argument('--teacher-checkpoint', metavar='FILE',
+                        help="the teacher's weights, with --distill ('random' for an untrained teacher)")
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def compose(args: argparse.Namespace):
+    """Return the whole config that the arguments ask for."""
+    cfg = read_config(args.config)
+    if 'model' not in cfg or 'train_dataloader' not in cfg:
+        raise MMKDError(f'{args.config!r} is no training config: it has no model or no train_dataloader.')
+    if args.distill:
+        if not args.teacher:
+            raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
+        compose_distillation(cfg, args.distill, args.teacher, args.teacher_checkpoint)
+    elif args.teacher or args.teacher_checkpoint:
+        raise MMKDError('--teacher and --teacher-checkpoint go with --distill METHOD; in a distilling '
+                        'config, set model.teacher.config and model.teacher.checkpoint.')
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise MMKDError('--amp needs a GPU: MMEngine\'s AmpOptimWrapper does not run on CPU.')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise MMKDError('--auto-scale-lr needs auto_scale_lr.base_batch_size in the config.')
+        cfg.auto_scale_lr.enable = True
+    cfg.launcher = args.launcher
+    default = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    check_annotation_files(cfg.train_dataloader, 'train_dataloader')
+    check_annotation_files(cfg.get('val_dataloader'), 'val_dataloader')
+    return prepare_config(cfg, distributed=args.launcher != 'none')
+
+
+def main() -> None:
+    args = parse_args()
+    cfg = compose(args)
+    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
+    if rank == 0:
+        claim_work_dir(cfg.work_dir, resume=args.resume is not None)
+        remove_partial_files(cfg.work_dir)
+    if args.resume:
+        checkpoint = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        if checkpoint is None:
+            print(f'Nothing to resume in {cfg.work_dir}: starting from the beginning.')
+        else:
+            cfg.resume, cfg.load_from = True, safe_source(checkpoint)
+    init_cpu_processes(args.launcher)
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+
+
+if __name__ == '__main__':
+    run_tool(main)
