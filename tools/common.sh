@@ -30,7 +30,8 @@ require_positive() {  # NAME VALUE
 }
 
 count_cores() {
-    nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
+    # nproc would answer with OMP_NUM_THREADS where that is set.
+    env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 }
 
 # torch.distributed.run for NUM processes on this machine, with a look at what they will run on.

@@ -55,6 +55,8 @@ steps=7
 title=''
 advice=''
 log=''
+logged=no
+stopped=no
 child=''
 scratch=''
 
@@ -62,6 +64,7 @@ begin() {  # TITLE
     step=$((step + 1))
     title="$1"
     advice=''
+    logged=no
     started=$SECONDS
     echo "[$step/$steps] $title"
 }
@@ -73,6 +76,7 @@ finish() {  # [REMARK]
 # Runs a command with its output in the log, and says every 30 s that it is still at it.
 run() {
     local next=30 since=$SECONDS
+    logged=yes
     printf '\n== %s\n' "$*" >>"$log"
     # Its own process group: stopping this script must stop the compilers too.
     set -m
@@ -97,13 +101,13 @@ on_exit() {
     trap '' INT TERM
     [[ -z "$child" ]] || kill -TERM -- "-$child" 2>/dev/null || true
     [[ -z "$scratch" ]] || rm -rf "$scratch"
-    if [[ $status -ge 128 ]]; then
+    if [[ "$stopped" == yes && $step -gt 0 ]]; then
         echo "Stopped in step $step ($title). Run it again to go on from there." >&2
     elif [[ $status -ne 0 && $step -gt 0 ]]; then
         {
             echo
             echo "FAILED in step $step of $steps: $title"
-            if [[ -s "$log" ]]; then
+            if [[ "$logged" == yes ]]; then
                 echo "The end of $log:"
                 tail -n 20 "$log" | sed 's/^/    /'
             fi
@@ -113,8 +117,8 @@ on_exit() {
     exit "$status"
 }
 trap on_exit EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'stopped=yes; exit 130' INT
+trap 'stopped=yes; exit 143' TERM
 
 fail() {
     echo "      $*" >&2
@@ -187,6 +191,7 @@ PY
 
 # Loads the compiled file alone: MMCV itself needs packages that come later.
 ops_load() {
+    logged=yes
     "$python" - >>"$log" 2>&1 <<'PY'
 import importlib.util
 from pathlib import Path
@@ -209,7 +214,7 @@ build_ops() {
     # MMCV builds for any GPU that torch sees, whether or not there is an nvcc for it.
     [[ "$key" == *-cuda-* ]] || cuda=("FORCE_CUDA=0" "CUDA_VISIBLE_DEVICES=")
     echo "      compiling (7-9 minutes on 2 cores)"
-    advice="Run it again. If the compiler was killed, memory ran out: then set MAX_JOBS=1."
+    advice="The log has the compiler's own words. If it was killed, memory ran out: set MAX_JOBS=1."
     # Whole or not at all: the wheel is moved to its place when it is finished.
     mkdir -p "$wheels"
     scratch="$(mktemp -d "$wheels/unfinished.XXXXXX")"
@@ -227,7 +232,9 @@ build_ops() {
 
 verify() {  # PYTHON
     (cd / && "$1" -W ignore - "$ROOT") <<'PY'
+import contextlib
 import importlib
+import io
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -235,7 +242,9 @@ from pathlib import Path
 
 def need(name):
     try:
-        return importlib.import_module(name)
+        # OneDL's packages tell on import that one which is not needed is absent.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return importlib.import_module(name)
     except Exception as error:
         sys.exit(f'cannot import {name} with {sys.executable}:\n{type(error).__name__}: {error}')
 
@@ -286,9 +295,9 @@ print('      ' + ', '.join([
 PY
 }
 
-# ---------------------------------------------------------------- somebody else's environment
+# --------------------------------------------------------------------------------------- the work
 
-if [[ -n "${MMKD_PYTHON:-}" ]]; then
+use_foreign_environment() {
     steps=2
     begin "installing mmkd for $MMKD_PYTHON"
     advice="MMKD_PYTHON must name a Python with pip, setuptools and wheel."
@@ -296,107 +305,116 @@ if [[ -n "${MMKD_PYTHON:-}" ]]; then
     if mmkd_is_installed "$MMKD_PYTHON"; then
         finish "already there"
     else
-        "$MMKD_PYTHON" -m pip install --quiet --no-deps --no-build-isolation -e .
+        said="$("$MMKD_PYTHON" -m pip install --no-deps --no-build-isolation -e . 2>&1)" ||
+            fail "$said"
         finish
     fi
     begin "checking the environment"
     advice="Install what is missing there, or unset MMKD_PYTHON to have an environment made."
     verify "$MMKD_PYTHON"
     finish
-    exit 0
-fi
+}
 
-# -------------------------------------------------------------------------------- our environment
-
-# Two runs on one environment would spoil it. The lock goes when the last process using it ends.
-if command -v flock >/dev/null; then
-    exec 9>"$venv.lock"
-    if ! flock --nonblock 9; then
-        echo "Another run is at work on $venv; waiting for it."
-        flock 9
+make_environment() {
+    # Two runs on one environment would spoil it. The lock goes when the last process using it ends.
+    if command -v flock >/dev/null; then
+        exec 9>"$venv.lock"
+        if ! flock --nonblock 9; then
+            echo "Another run is at work on $venv; waiting for it."
+            flock 9
+        fi
     fi
-fi
 
-[[ "$rebuild" == no ]] || rm -rf "$venv"
-python="$venv/bin/python"
+    [[ "$rebuild" == no ]] || rm -rf "$venv"
+    python="$venv/bin/python"
 
-begin "checking Python and the compiler"
-maker="$python"
-"$maker" -c 'import pip' 2>/dev/null || maker="${PYTHON:-python3}"
-advice="Name a Python 3.10, 3.11 or 3.12 with PYTHON=/path/to/python (--rebuild replaces an environment made with another)."
-"$maker" - <<'PY' || fail "$maker cannot be used"
+    begin "checking Python and the compiler"
+    maker="$python"
+    "$maker" -c 'import pip' 2>/dev/null || maker="${PYTHON:-python3}"
+    advice="Name a Python 3.10, 3.11 or 3.12 with PYTHON=/path/to/python (--rebuild replaces an environment made with another)."
+    "$maker" - <<'PY' || fail "$maker cannot be used"
 import sys
 
 if not (3, 10) <= sys.version_info[:2] <= (3, 12):
     sys.exit('      Python 3.10 to 3.12 is needed, this is ' + sys.version.split()[0])
 PY
-if [[ ! -f "$venv/mmcv-ops.txt" ]]; then
-    # Told now rather than after the downloads.
-    advice="Install a C++ compiler and Python's headers (on Debian and Ubuntu: apt install g++ python3-dev)."
-    command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler (${CXX:-c++})"
-    headers="$("$maker" -c 'import sysconfig; print(sysconfig.get_path("include"))')"
-    [[ -f "$headers/Python.h" ]] || fail "no Python.h in $headers"
-fi
-finish "$("$maker" -V)"
-
-begin "making $(basename "$venv")"
-if [[ "$maker" == "$python" ]]; then
-    finish "already there"
-else
-    advice="Python's venv module is needed (on Debian and Ubuntu: apt install python3-venv)."
-    "$maker" -m venv --clear "$venv"
-    finish
-fi
-log="$venv/setup.log"
-: >"$log"
-pip=("$python" -m pip install -c "$constraints")
-
-begin "installing build tools"
-# The first look needs packaging, which is one of them.
-if "$python" -c 'import packaging' 2>/dev/null &&
-    [[ -z "$(unmet_pins "$python" pip setuptools wheel ninja psutil packaging)" ]]; then
-    finish "already there"
-else
-    run "${pip[@]}" pip setuptools wheel ninja psutil packaging
-    finish
-fi
-
-begin "installing torch and torchvision (1-3 minutes, 5 GB)"
-if [[ -z "$(unmet_pins "$python" torch torchvision numpy)" ]]; then
-    finish "already there"
-else
-    run "${pip[@]}" torch torchvision numpy
-    finish
-fi
-
-begin "installing MMCV with its compiled ops"
-mmcv_pin="$(grep "^$mmcv==" "$constraints")"
-key="$mmcv_pin-$(build_key "$python")"
-cached="$wheels/$key"
-stamp="$venv/mmcv-ops.txt"
-if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" && -z "$(unmet_pins "$python" "$mmcv")" ]] && ops_load; then
-    finish "already there"
-else
-    rm -f "$stamp"
-    if [[ "$rebuild" == yes || ! -d "$cached" ]] || ! install_ops; then
-        build_ops
-        install_ops || fail "the ops just built do not load"
+    if [[ ! -f "$venv/mmcv-ops.txt" ]]; then
+        # Told now rather than after the downloads.
+        advice="Install a C++ compiler and Python's headers (on Debian and Ubuntu: apt install g++ python3-dev)."
+        command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler (${CXX:-c++})"
+        headers="$("$maker" -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+        [[ -f "$headers/Python.h" ]] || fail "no Python.h in $headers"
     fi
-    echo "$key" >"$stamp"
-    finish
-fi
+    finish "$("$maker" -V)"
 
-begin "installing MMDetection, MMPretrain, test tools and mmkd"
-if [[ -z "$(unmet_pins "$python")" ]] && mmkd_is_installed "$python"; then
-    finish "already there"
+    begin "making $(basename "$venv")"
+    if [[ "$maker" == "$python" ]]; then
+        finish "already there"
+    else
+        advice="Python's venv module is needed (on Debian and Ubuntu: apt install python3-venv)."
+        "$maker" -m venv --clear "$venv"
+        finish
+    fi
+    log="$venv/setup.log"
+    : >"$log"
+    pip=("$python" -m pip install -c "$constraints")
+
+    begin "installing build tools"
+    # The first look needs packaging, which is one of them.
+    if "$python" -c 'import packaging' 2>/dev/null &&
+        [[ -z "$(unmet_pins "$python" pip setuptools wheel ninja psutil packaging)" ]]; then
+        finish "already there"
+    else
+        run "${pip[@]}" pip setuptools wheel ninja psutil packaging
+        finish
+    fi
+
+    begin "installing torch and torchvision (1-3 minutes, 5 GB)"
+    if [[ -z "$(unmet_pins "$python" torch torchvision numpy)" ]]; then
+        finish "already there"
+    else
+        run "${pip[@]}" torch torchvision numpy
+        finish
+    fi
+
+    begin "installing MMCV with its compiled ops"
+    mmcv_pin="$(grep "^$mmcv==" "$constraints")"
+    key="$mmcv_pin-$(build_key "$python")"
+    cached="$wheels/$key"
+    stamp="$venv/mmcv-ops.txt"
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" && -z "$(unmet_pins "$python" "$mmcv")" ]] && ops_load; then
+        finish "already there"
+    else
+        rm -f "$stamp"
+        if [[ "$rebuild" == yes || ! -d "$cached" ]] || ! install_ops; then
+            build_ops
+            install_ops || fail "the ops just built do not load"
+        fi
+        echo "$key" >"$stamp"
+        finish
+    fi
+
+    begin "installing MMDetection, MMPretrain, test tools and mmkd"
+    if [[ -z "$(unmet_pins "$python")" ]] && mmkd_is_installed "$python"; then
+        finish "already there"
+    else
+        run "${pip[@]}" --no-build-isolation -e ".[$stack,dev]"
+        finish
+    fi
+
+    begin "checking the environment"
+    advice="'bash tools/setup_env.sh --stack $stack --rebuild' makes it anew."
+    verify "$python"
+    finish
+    echo "Ready after $SECONDS s: source $venv/bin/activate"
+}
+
+# One statement with its own exit: Bash reads a script while it runs, and this file may be replaced
+# (by git pull, say) during the minutes that takes.
+if [[ -n "${MMKD_PYTHON:-}" ]]; then
+    use_foreign_environment
+    exit 0
 else
-    run "${pip[@]}" --no-build-isolation -e ".[$stack,dev]"
-    finish
+    make_environment
+    exit 0
 fi
-
-begin "checking the environment"
-log=''
-advice="'bash tools/setup_env.sh --stack $stack --rebuild' makes it anew."
-verify "$python"
-finish
-echo "Ready after $SECONDS s: source $venv/bin/activate"

@@ -8,6 +8,7 @@ from glob import escape, glob
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.hub import get_config
 from torch import distributed as torch_dist
 
 from ..checkpoints import latest_checkpoint
@@ -26,13 +27,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str) -> Config:
-    """Read a config file.
+    """Read a config file, or one inside an installed package (``mmdet::faster_rcnn/…py``).
 
     Raises:
         MMKDError: If it does not exist or cannot be read.
     """
     try:
-        return Config.fromfile(path)
+        return get_config(path) if '::' in path else Config.fromfile(path)
     except FileNotFoundError as error:
         raise MMKDError(f'The config {path!r} cannot be read: {error}.') from None
 

@@ -12,7 +12,7 @@ from urllib.parse import urlparse
 
 import torch
 from mmengine.dist import barrier
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 
 from ..errors import MMKDError
@@ -52,9 +52,18 @@ class _Refused(pickle.UnpicklingError):
     """A checkpoint asked for something outside the allowlist."""
 
 
+def _method_of_history_buffer(owner, name: str):
+    """What ``getattr`` becomes: training logs in a checkpoint refer to the buffers' own statistics."""
+    if owner is not HistoryBuffer or name.startswith('_'):
+        raise _Refused(f'getattr({owner!r}, {name!r})')
+    return getattr(owner, name)
+
+
 class _RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
+        if module in ('builtins', '__builtin__') and name == 'getattr':
+            return _method_of_history_buffer
         allowed = name in _ALLOWED.get(module, ())
         if module == 'numpy.dtypes' and name.isidentifier() and name.endswith('DType'):
             allowed = True

@@ -21,6 +21,9 @@ DIGITS_PER_IMAGE = (2, 6)
 MAX_SHARED_AREA = 0.2
 # Fainter strokes are not drawn at all, so that a box ends where the eye sees the digit end.
 MIN_ALPHA = 0.3
+# Digits are light on dark, as ink on paper has one polarity: learning both takes many more images.
+BACKGROUND_MAX = 120
+COLOUR_MIN = 90
 MIN_CONTRAST = 130
 # Raise it when the pictures change, so that a set made by older code is not taken for a new one.
 FORMAT = 1
@@ -64,7 +67,8 @@ def _already_made(out, settings):
     try:
         found = json.loads((out / 'settings.json').read_text())
     except (OSError, ValueError):
-        raise FileExistsError(f'{out} exists and is not a digits set; name another folder') from None
+        raise FileExistsError(
+            f'{out} exists and is not a digits set; name another folder') from None
     if found != settings:
         raise FileExistsError(
             f'{out} was made with {found}, not with {settings}; remove it or name another folder')
@@ -92,7 +96,7 @@ def split_digits(seed):
     """
     data = load_digits()
     digits = [(index, int(label), (image / 16).astype(np.float32))
-              for index, (label, image) in enumerate(zip(data.target, data.images))]
+              for index, (label, image) in enumerate(zip(data.target, data.images, strict=True))]
     train, val = train_test_split(
         digits, test_size=0.2, stratify=data.target, random_state=seed)
     return dict(train=train, val=val)
@@ -173,9 +177,9 @@ def make_background(rng):
     angle = rng.uniform(0, 2 * np.pi)
     ys, xs = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / (IMAGE_SIZE - 1) - 0.5
     along = (np.cos(angle) * xs + np.sin(angle) * ys) / np.sqrt(2) + 0.5
-    start, end = rng.uniform(0, 255, (2, 3))
+    start, end = rng.uniform(0, BACKGROUND_MAX, (2, 3))
     image = start + along[..., None] * (end - start)
-    image += rng.normal(0, rng.uniform(5, 20), image.shape)
+    image += rng.normal(0, rng.uniform(3, 12), image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
@@ -204,9 +208,9 @@ def paint(window, alpha, rng):
         rng (np.random.Generator): Source of all randomness.
     """
     below = window.mean(axis=(0, 1))
-    colour = rng.uniform(0, 255, 3)
+    colour = rng.uniform(COLOUR_MIN, 255, 3)
     while np.linalg.norm(colour - below) < MIN_CONTRAST:
-        colour = rng.uniform(0, 255, 3)
+        colour = rng.uniform(COLOUR_MIN, 255, 3)
     alpha = alpha[..., None]
     window[:] = (window * (1 - alpha) + colour * alpha).round()
 

@@ -39,7 +39,7 @@ model = dict(
         type='StandardRoIHead',
         bbox_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=0),
+            roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
             out_channels=64,
             featmap_strides=[4, 8, 16, 32]),
         bbox_head=dict(
@@ -74,7 +74,7 @@ model = dict(
             pos_weight=-1,
             debug=False),
         rpn_proposal=dict(
-            nms_pre=500,
+            nms_pre=200,
             max_per_img=200,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0),
@@ -96,7 +96,7 @@ model = dict(
             debug=False)),
     test_cfg=dict(
         rpn=dict(
-            nms_pre=500,
+            nms_pre=200,
             max_per_img=100,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0),

@@ -47,7 +47,10 @@ class CheckpointHook(_CheckpointHook):
         self.file_backend = _RemoveLater(self.file_backend)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        checkpoint['meta']['cfg'] = student_config(runner.cfg).pretty_text
+        text = student_config(runner.cfg).pretty_text
+        # Inferencers look in the message hub first; other tools only know `meta`.
+        checkpoint['meta']['cfg'] = text
+        checkpoint['message_hub']['runtime_info']['cfg'] = text
 
     def _save_checkpoint(self, runner) -> None:
         super()._save_checkpoint(runner)

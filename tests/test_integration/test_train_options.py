@@ -1,0 +1,129 @@
+"""What users do with a run besides training it: each with a real training through tools/train.py."""
+import json
+import sys
+from glob import glob
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmkd.checkpoints import load_checkpoint
+from tests.tiny import distil, load_tool, tiny_config
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
+    """Run tools/train.py for four iterations and return its work directory."""
+    cfg = tiny_config(data=digits)
+    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint)
+    cfg.train_cfg.update(max_epochs=1, val_interval=10)
+    cfg.param_scheduler = []
+    cfg.default_hooks.logger.interval = 1
+    cfg.default_hooks.teacher_check = dict(type='mmkd.TeacherCheckHook', evaluate=False)
+
+    def run(*options: str, name: str = 'run', **settings):
+        config = Config(cfg.to_dict())
+        config.merge_from_dict(settings)
+        config.dump(tmp_path / f'{name}.py')
+        work_dir = tmp_path / name
+        monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path / f'{name}.py'), '--work-dir',
+                                          str(work_dir), *options])
+        load_tool('train.py').main()
+        return work_dir
+
+    return run
+
+
+def logged(work_dir) -> list[dict]:
+    (path, ) = glob(f'{work_dir}/*/vis_data/scalars.json')
+    return [entry for entry in map(json.loads, open(path)) if 'loss' in entry]
+
+
+def weights(work_dir) -> dict:
+    return load_checkpoint(f'{work_dir}/epoch_1.pth')['state_dict']
+
+
+def test_ema(train):
+    plain = weights(train(name='plain'))
+    run = train(name='ema', custom_hooks=[dict(type='EMAHook', momentum=0.5)])
+    checkpoint = load_checkpoint(f'{run}/epoch_1.pth')
+    averaged = checkpoint['state_dict']['backbone.conv1.weight']
+    assert 'ema_state_dict' in checkpoint
+    assert not torch.equal(averaged, plain['backbone.conv1.weight'])
+    assert not any('teacher' in name for name in checkpoint['ema_state_dict'])
+
+
+def test_gradient_accumulation(train):
+    """Two half batches accumulated: half as many updates, all losses finite."""
+    run = train(**{'optim_wrapper.accumulative_counts': 2, 'train_dataloader.batch_size': 4})
+    entries = logged(run)
+    assert len(entries) == 8
+    checkpoint = load_checkpoint(f'{run}/epoch_1.pth')
+    assert {int(state['step']) for state in checkpoint['optimizer']['state'].values()} == {4}
+
+
+def test_fine_tuning_starts_from_the_students_weights(train):
+    first = train(name='first')
+    run = train(name='second', load_from=f'{first}/epoch_1.pth',
+                **{'optim_wrapper.optimizer.lr': 0.0, 'optim_wrapper.optimizer.weight_decay': 0.0})
+    mine, other = weights(run), weights(first)
+    assert all(torch.equal(mine[name], other[name]) for name, _ in other.items()
+               if name.endswith('weight'))
+
+
+def test_cfg_options_reach_the_student(train):
+    run = train('--cfg-options', 'model.student.roi_head.bbox_head.fc_out_channels=24',
+                'model.methods.shake.weight=0')
+    assert weights(run)['roi_head.bbox_head.shared_fcs.0.weight'].shape[0] == 24
+    assert weights(run)['mmkd.methods.shake.proxy.head.shared_fcs.0.weight'].shape[0] == 24
+    assert all(entry['shake.loss_student'] == 0 < entry['shake.loss_proxy_teacher']
+               for entry in logged(run))
+
+
+def test_auto_scale_lr(train):
+    run = train('--auto-scale-lr', **{'auto_scale_lr.base_batch_size': 16})
+    assert logged(run)[0]['base_lr'] == pytest.approx(0.5e-3)
+
+
+def test_activation_checkpointing(train):
+    """Of a part in which no spot lies."""
+    run = train(activation_checkpointing=['backbone'])
+    assert len(logged(run)) == 4
+
+
+@pytest.mark.parametrize('stock', [
+    'mmdet::dcn/faster-rcnn_r50-dpool_fpn_1x_coco.py',
+    'mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py',
+])
+def test_distilling_a_stock_config_in_one_line(stock, tmp_path, monkeypatch, digits, teacher_config,
+                                               teacher_checkpoint):
+    data = [f'{split}_dataloader.dataset.{key}' for split in ('train', 'val') for key in ('ann_file', )]
+    options = {
+        'model.student.backbone.init_cfg': None,
+        'model.student.backbone.depth': 50,
+        'model.student.roi_head.bbox_head.num_classes': 10,
+        'train_dataloader.num_workers': 0,
+        'train_dataloader.persistent_workers': False,
+        'train_dataloader.dataset.indices': 4,
+        'train_dataloader.dataset.metainfo.classes': tuple('0123456789'),
+        'train_dataloader.dataset.data_root': f'{digits}/',
+        'train_dataloader.dataset.data_prefix.img': 'train/',
+        'train_dataloader.dataset.pipeline.2.scale': (160, 160),
+        data[0]: 'annotations/instances_train.json',
+    }
+    argv = ['train.py', stock, '--work-dir', str(tmp_path / 'run'), '--distill', 'shake',
+            '--teacher', teacher_config, '--teacher-checkpoint', teacher_checkpoint]
+    monkeypatch.setattr(sys, 'argv', argv)
+    train = load_tool('train.py')
+    monkeypatch.setattr(train, 'parse_args', lambda parse=train.parse_args: with_options(parse(), options))
+    train.main()
+    assert 'shake.loss_proxy_student' in logged(tmp_path / 'run')[-1] or glob(f'{tmp_path}/run/epoch_1.pth')
+    saved = Config.fromfile(tmp_path / 'run' / stock.split('/')[-1])
+    assert saved.model.methods.shake.type == 'mmkd.SHAKE'
+
+
+def with_options(args, options: dict):
+    """Give options as parsed values, and leave out validation on another data set."""
+    args.cfg_options = {**options, 'val_dataloader': None, 'val_evaluator': None, 'val_cfg': None,
+                        'train_cfg.max_epochs': 1, 'default_hooks.logger.interval': 1}
+    return args
