@@ -11,6 +11,7 @@ from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import init_default_scope
 from torch import distributed as torch_dist
 from torch import multiprocessing
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mmkd.checkpoints import load_checkpoint
 from tests.tiny import REPO, build, distil, tiny_config
@@ -47,7 +48,7 @@ def worker(rank: int, port: int, folder: str, teacher_config: str, checkpoint: s
 
     def count(state, bucket):
         sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
-        return torch_dist.algorithms.ddp_comm_hooks.default_hooks.allreduce_hook(None, bucket)
+        return allreduce_hook(None, bucket)
 
     wrapped.register_comm_hook(None, count)
     whole = torch.load(f'{folder}/batch.pth', weights_only=False)

@@ -98,7 +98,7 @@ def test_teacher_checkpoint_of_another_architecture(train, tmp_path):
     weights = {'backbone.stem.conv.weight': torch.zeros(8, 3, 3, 3), 'head.fc.bias': torch.zeros(10)}
     torch.save(dict(state_dict=weights), tmp_path / 'other.pth')
     train('other.pth', 'does not fit FasterRCNN', 'missing backbone.conv1.weight',
-          'unexpected backbone.stem.conv.weight, head.fc.bias', checkpoint=tmp_path / 'other.pth')
+          'unexpected ', 'backbone.stem.conv.weight', 'head.fc.bias', checkpoint=tmp_path / 'other.pth')
 
 
 def test_teacher_checkpoint_lacks_one_tensor(train, files, tmp_path):
@@ -142,7 +142,7 @@ def test_teacher_checkpoint_holds_code(train, files, tmp_path, form):
 def test_no_teacher_checkpoint(train_config, refused, files, tmp_path):
     train_config('teacher', 'no checkpoint', "'random'", options=['model.teacher.checkpoint=None'])
     refused('train.py', [files.student, '--distill', 'kd', '--teacher', files.teacher,
-                         '--work-dir', tmp_path / 'work'], 'no checkpoint')
+                         '--work-dir', tmp_path / 'work2'], 'no checkpoint')
 
 
 def test_no_teacher_at_all(refused, files, tmp_path):
@@ -186,6 +186,13 @@ def test_teacher_without_config(refused, files, tmp_path):
     del cfg.model.teacher['config']
     cfg.dump(tmp_path / 'distilling.py')
     refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], '`config`')
+
+
+def test_several_teachers(refused, files, tmp_path):
+    cfg = Config.fromfile(files.distilling)
+    cfg.model.teacher = [cfg.model.teacher, cfg.model.teacher]
+    cfg.dump(tmp_path / 'distilling.py')
+    refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], 'several teachers')
 
 
 # Teachers that do not suit the student
@@ -289,6 +296,11 @@ def test_method_without_type(train_config):
     train_config("'other'", '`type`', options=['model.methods.other.temperature=2'])
 
 
+@pytest.mark.parametrize('name', ['items', 'my.kd'])
+def test_impossible_name_of_a_method(refused, files, tmp_path, name):
+    methods(refused, files, tmp_path, {name: dict(type='mmkd.KD')}, repr(name))
+
+
 @pytest.mark.parametrize('kind, setting', [('SHAKE', 'temprature'), ('KD', 'tower')])
 def test_unknown_setting_of_a_method(train_config, kind, setting):
     train_config("'shake'", repr(setting), options=[
@@ -312,12 +324,14 @@ def test_no_methods(refused, files, tmp_path):
     methods(refused, files, tmp_path, {}, '`methods` is empty')
 
 
-@pytest.mark.parametrize('place', ['spot', 'teacher_spot'])
-def test_misspelt_spot(refused, files, tmp_path, place):
-    settings = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLoss'), spot='neck')
-    settings[place] = 'nek'
-    role = 'teacher' if place == 'teacher_spot' else 'student'
-    sentence = methods(refused, files, tmp_path, dict(pkd=settings), role, "no spot 'nek'")
+@pytest.mark.parametrize('spots, model', [
+    (dict(spot='nek'), 'FasterRCNN'),
+    (dict(spot='nek', teacher_spot='neck'), 'student DistilledFasterRCNN'),
+    (dict(spot='neck', teacher_spot='nek'), 'teacher FasterRCNN'),
+])
+def test_misspelt_spot(refused, files, tmp_path, spots, model):
+    settings = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLoss'), **spots)
+    sentence = methods(refused, files, tmp_path, dict(pkd=settings), model, "no spot 'nek'")
     assert sentence.split('nearest names are ')[1].startswith("'neck'")
 
 
@@ -366,6 +380,19 @@ def test_distilling_config_with_distill(refused, files, tmp_path):
     refused('train.py', [files.distilling, '--distill', 'kd', '--teacher', files.teacher,
                          '--teacher-checkpoint', files.weights, '--work-dir', tmp_path / 'work'],
             'distils already')
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works with a GPU')
+def test_amp_without_a_gpu(train_config):
+    train_config('--amp needs a GPU', arguments=['--amp'])
+
+
+def test_auto_scale_lr_without_a_batch_size(refused, files, tmp_path):
+    cfg = Config.fromfile(files.student)
+    del cfg['auto_scale_lr']
+    cfg.dump(tmp_path / 'student.py')
+    refused('train.py', [tmp_path / 'student.py', '--auto-scale-lr', '--work-dir', tmp_path / 'work'],
+            'auto_scale_lr.base_batch_size')
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
@@ -468,8 +495,11 @@ def test_resuming_from_a_missing_file(train_config, tmp_path):
     train_config(tmp_path / 'none.pth', 'does not exist', arguments=['--resume', tmp_path / 'none.pth'])
 
 
-def test_resuming_from_bare_weights(train_config, files):
-    train_config(files.weights, arguments=['--resume', files.weights])
+def test_resuming_from_bare_weights(refused, files, tmp_path):
+    weights = build(Config.fromfile(files.student).model).state_dict()
+    torch.save(dict(state_dict=weights), tmp_path / 'bare.pth')
+    refused('train.py', [files.student, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'bare.pth'],
+            tmp_path / 'bare.pth', 'weights only', 'load_from')
 
 
 @pytest.mark.parametrize('form', SAVE)

@@ -74,7 +74,7 @@ model = dict(
             pos_weight=-1,
             debug=False),
         rpn_proposal=dict(
-            nms_pre=200,
+            nms_pre=100,
             max_per_img=200,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0),
@@ -96,7 +96,7 @@ model = dict(
             debug=False)),
     test_cfg=dict(
         rpn=dict(
-            nms_pre=200,
+            nms_pre=100,
             max_per_img=100,
             nms=dict(type='nms', iou_threshold=0.7),
             min_bbox_size=0),
