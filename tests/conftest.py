@@ -3,9 +3,11 @@ import os
 
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 
 import mmkd  # noqa: F401
 from tests.tiny import REPO, load_tool, tiny_config
@@ -15,8 +17,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def _scope():
+def _fresh_process():
+    """As in a new process: MMDetection's scope, and no visualizer of an earlier run."""
     init_default_scope('mmdet')
+    Visualizer._instance_dict.clear()
+    DetLocalVisualizer._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

@@ -41,8 +41,8 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     if is_distillation(cfg):
         hooks.setdefault('teacher_check', ConfigDict(type='mmkd.TeacherCheckHook'))
     loader = cfg.train_dataloader
+    loader['persistent_workers'] = False
     if loader.get('num_workers', 0) > 0:
-        loader['persistent_workers'] = False
         loader.setdefault('worker_init_fn', ConfigDict(type='mmkd.seed_worker'))
     set_model_wrapper(cfg, distributed)
     if cfg.get('load_from'):

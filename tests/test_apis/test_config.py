@@ -15,7 +15,20 @@ from mmkd.errors import MMKDError
 from tests.tiny import REPO, distil, tiny_config
 
 STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
-PURE_PYTHON = 'mmdet/configs/faster_rcnn/faster_rcnn_r50_fpn_1x_coco.py'
+PURE_PYTHON = """
+from mmdet.models.backbones import ResNet
+from mmdet.models.detectors import FasterRCNN
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
+from torch.optim import SGD
+
+model = {model}
+model.update(type=FasterRCNN)
+model['backbone'].update(type=ResNet)
+optim_wrapper = dict(type=OptimWrapper, optimizer=dict(type=SGD, lr=0.1))
+default_hooks = dict(checkpoint=dict(type=CheckpointHook, interval=2))
+train_dataloader = dict(batch_size=2, num_workers=2, persistent_workers=True)
+"""
 
 
 def plain(value):
@@ -248,15 +261,14 @@ def test_composed_config_is_written_and_read_again(tmp_path):
 
 
 def test_stock_config_in_pure_python(tmp_path):
-    import mmdet
-    source = f'{mmdet.__path__[0].removesuffix("mmdet")}{PURE_PYTHON}'
-    cfg = compose_distillation(Config.fromfile(source), 'kd', dict(model=tiny_config('teacher').model),
-                               'random')
-    cfg.model.student.roi_head.bbox_head.num_classes = 10
-    cfg.model.student.backbone.init_cfg = None
+    (tmp_path / 'stock.py').write_text(PURE_PYTHON.format(model=plain(tiny_config().model)))
+    cfg = Config.fromfile(tmp_path / 'stock.py')
+    assert isinstance(cfg.model.type, type) and isinstance(cfg.default_hooks.checkpoint.type, type)
+    compose_distillation(cfg, 'shake', dict(model=tiny_config('teacher').model), 'random')
     prepare_config(cfg)
     assert cfg.default_hooks.checkpoint.type == 'mmkd.CheckpointHook'
     assert is_distillation(cfg)
+    assert type(MODELS.build(cfg.model)).__name__ == 'DistilledFasterRCNN'
     back = student_config(cfg)
     assert 'mmkd' not in back.pretty_text
     cfg.dump(tmp_path / 'composed.py')
@@ -317,9 +329,11 @@ def test_annotation_files_that_cannot_be_looked_for(data):
 
 
 def test_annotation_file_with_an_absolute_path(data):
-    check_annotation_files(dict(dataset=dataset(f'{data}/there.json', data_root='/nowhere')), 'val_dataloader')
-    with pytest.raises(MMKDError, match=f'{data}/none.json'):
-        check_annotation_files(dict(dataset=dataset(f'{data}/none.json', data_root=data)), 'val_dataloader')
+    there = dict(dataset=dataset(f'{data}/there.json', data_root='/nowhere'))
+    check_annotation_files(there, 'val_dataloader')
+    missing = dict(dataset=dataset(f'{data}/none.json', data_root='/nowhere'))
+    with pytest.raises(MMKDError, match=f"'{data}/none.json'"):
+        check_annotation_files(missing, 'val_dataloader')
 
 
 def test_annotation_file_of_an_evaluator(data):

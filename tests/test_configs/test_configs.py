@@ -3,11 +3,11 @@ import copy
 
 import pytest
 import torch
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
-from mmdet.testing import demo_mm_inputs
 from mmkd.apis import is_distillation, prepare_config, student_config
 from tests.tiny import REPO, build
 

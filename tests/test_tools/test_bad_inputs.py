@@ -164,12 +164,18 @@ def test_teacher_config_missing_in_a_package(train_config, name):
 
 @pytest.mark.parametrize('name, content', [
     ('teacher.pth', 'PK'), ('teacher.py', 'model = dict(type='), ('teacher.py', 'model = undefined'),
-    ('teacher.py', "_base_ = './no_such_base.py'"), ('teacher.py', 'lr = 0.1'),
-    ('teacher.json', '{"model": '),
+    ('teacher.py', 'lr = 0.1'), ('teacher.json', '{"model": '),
 ])
 def test_teacher_config_unreadable(train, tmp_path, name, content):
     (tmp_path / name).write_text(content)
     train('teacher config', tmp_path / name, config=tmp_path / name)
+
+
+def test_base_of_the_teacher_config_missing(train_config, tmp_path):
+    (tmp_path / 'teacher.py').write_text("_base_ = './no_such_base.py'")
+    sentence = train_config('teacher config', 'no_such_base.py',
+                            options=[f'model.teacher.config={tmp_path / "teacher.py"}'])
+    assert f"{str(tmp_path / 'teacher.py')!r} does not exist" not in sentence
 
 
 def test_teacher_config_with_an_unknown_model(train_config, tmp_path):
@@ -389,7 +395,7 @@ def test_amp_without_a_gpu(train_config):
 
 def test_auto_scale_lr_without_a_batch_size(refused, files, tmp_path):
     cfg = Config.fromfile(files.student)
-    del cfg['auto_scale_lr']
+    cfg.pop('auto_scale_lr')
     cfg.dump(tmp_path / 'student.py')
     refused('train.py', [tmp_path / 'student.py', '--auto-scale-lr', '--work-dir', tmp_path / 'work'],
             'auto_scale_lr.base_batch_size')

@@ -1,14 +1,13 @@
 import json
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools/dataset_converters'))
+from tests.tiny import load_tool
 
-import digits_to_coco as converter  # noqa: E402
+converter = load_tool('dataset_converters/digits_to_coco.py')
 
 
 @pytest.fixture(scope='module')

@@ -1,12 +1,10 @@
 import json
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / 'tools'))
+from tests.tiny import load_tool
 
-import quickstart_report as qr  # noqa: E402
+qr = load_tool('quickstart_report.py')
 
 
 def metrics(*values):

@@ -84,7 +84,8 @@ def test_drawing_predictions(run, files, checkpoints, tmp_path):
     ended = run('test.py', files.student, checkpoints['student'], '--work-dir', tmp_path / 'work',
                 '--show-dir', 'drawn', '--cfg-options', 'test_dataloader.dataset.indices=2')
     assert ended.code == 0, ended.err
-    assert len([path for path in (tmp_path / 'work').rglob('drawn/*') if path.suffix in ('.png', '.jpg')]) == 2
+    drawn = [path for path in (tmp_path / 'work').rglob('drawn/*') if path.suffix in ('.png', '.jpg')]
+    assert len(drawn) == 2
 
 
 def test_evaluation_leaves_the_work_dir_of_the_run_usable(run, files, checkpoints, tmp_path):

@@ -22,8 +22,8 @@ MAX_SHARED_AREA = 0.2
 # Fainter strokes are not drawn at all, so that a box ends where the eye sees the digit end.
 MIN_ALPHA = 0.3
 # Digits are light on dark, as ink on paper has one polarity: learning both takes many more images.
-BACKGROUND_MAX = 120
-COLOUR_MIN = 90
+BACKGROUND_MAX = 160
+COLOUR_MIN = 60
 MIN_CONTRAST = 130
 # Raise it when the pictures change, so that a set made by older code is not taken for a new one.
 FORMAT = 1
@@ -179,7 +179,7 @@ def make_background(rng):
     along = (np.cos(angle) * xs + np.sin(angle) * ys) / np.sqrt(2) + 0.5
     start, end = rng.uniform(0, BACKGROUND_MAX, (2, 3))
     image = start + along[..., None] * (end - start)
-    image += rng.normal(0, rng.uniform(3, 12), image.shape)
+    image += rng.normal(0, rng.uniform(4, 16), image.shape)
     return image.clip(0, 255).astype(np.uint8)
 
 
