@@ -1,5 +1,7 @@
 """What the quickstart shows: the logs of its trainings as a summary, a table and two pictures."""
 
+import contextlib
+import io
 import json
 import statistics
 from pathlib import Path
@@ -109,13 +111,16 @@ def format_table(summary):
         str: The table.
     """
     number = len(summary['seeds'])
-    lines = [f'{"":14} {"AP":>12} {"AP50":>6}   over {number} seed{"s" * (number > 1)}']
+    width = 5 if number == 1 else 12
+    lines = [f'{"":14} {"AP":>{width}} {"AP50":>6}']
     for name in ('teacher', *METHODS):
         row = summary[name]
         std = row.get('bbox_mAP_std')
-        spread = '' if std is None else f' ± {100 * std:.1f}'
-        ap = f'{100 * row["bbox_mAP"]:.1f}{spread:6}'
-        lines.append(f'{TITLES[name]:14} {ap:>12} {100 * row["bbox_mAP_50"]:6.1f}')
+        ap = f'{100 * row["bbox_mAP"]:.1f}' + ('' if std is None else f' ± {100 * std:4.1f}')
+        lines.append(f'{TITLES[name]:14} {ap:>{width}} '
+                     f'{100 * row["bbox_mAP_50"]:6.1f}')
+    if number > 1:
+        lines.append(f'(mean ± standard deviation over {number} seeds)')
     lines.append('')
     for one, other in PAIRS:
         pair = summary['paired_differences'][f'{one}-{other}']
@@ -190,7 +195,9 @@ def plot_detections(path, data, detectors, cfg_options, num_images=4, score_thr=
     images, truths = _val_images(data, num_images)
     columns = {'truth': truths}
     for title, config, checkpoint in detectors:
-        columns[title] = _detect(config, checkpoint, cfg_options, images, score_thr)
+        # Loading lists the keys that only resuming needs, which reads like a failure.
+        with contextlib.redirect_stdout(io.StringIO()):
+            columns[title] = _detect(config, checkpoint, cfg_options, images, score_thr)
     figure, grid = plt.subplots(
         num_images, len(columns), squeeze=False, layout='constrained',
         figsize=(2.6 * len(columns), 2.6 * num_images + 0.5))
@@ -232,7 +239,8 @@ def _draw(axes, box, colour):
     label, x1, y1, x2, y2 = box
     axes.add_patch(
         Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
-    axes.text(x1, y1, label, color='black', fontsize=7, va='bottom', ha='left', clip_on=True,
+    # At the upper edge the label goes into the box, or it would be cut off.
+    axes.text(x1, max(y1, 8), label, color='black', fontsize=7, va='bottom', ha='left',
               bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 

@@ -13,7 +13,7 @@ checks that it works. What is there already is kept, so it can be run again at a
   --stack upstream    the last OpenMMLab releases, torch 2.1, in .venv-upstream
   --rebuild           start from an empty environment and compile MMCV's ops again
 
-  PYTHON         the Python to make the environment with  (python3; 3.10 to 3.12)
+  PYTHON         the Python to make the environment with  (python3; 3.10 to 3.12, upstream 3.11)
   MMKD_CACHE     where compiled wheels are kept           (~/.cache/mmkd)
   MMKD_PYTHON    an interpreter that has everything already: only mmkd is installed into it
 TEXT
@@ -35,10 +35,12 @@ case "$stack" in
     onedl)
         venv="$ROOT/.venv"
         mmcv=onedl-mmcv
+        newest=12
         ;;
     upstream)
         venv="$ROOT/.venv-upstream"
         mmcv=mmcv
+        newest=11  # torch 2.1 has no build for later ones
         ;;
     *) die "--stack must be onedl or upstream, not '$stack'" ;;
 esac
@@ -331,12 +333,12 @@ make_environment() {
     begin "checking Python and the compiler"
     maker="$python"
     "$maker" -c 'import pip' 2>/dev/null || maker="${PYTHON:-python3}"
-    advice="Name a Python 3.10, 3.11 or 3.12 with PYTHON=/path/to/python (--rebuild replaces an environment made with another)."
-    "$maker" - <<'PY' || fail "$maker cannot be used"
+    advice="Name one with PYTHON=/path/to/python (--rebuild replaces an environment made with another)."
+    "$maker" - "$newest" <<'PY' || fail "$maker cannot be used"
 import sys
 
-if not (3, 10) <= sys.version_info[:2] <= (3, 12):
-    sys.exit('      Python 3.10 to 3.12 is needed, this is ' + sys.version.split()[0])
+if not 10 <= sys.version_info.minor <= int(sys.argv[1]) or sys.version_info.major != 3:
+    sys.exit(f'      Python 3.10 to 3.{sys.argv[1]} is needed, this is {sys.version.split()[0]}')
 PY
     if [[ ! -f "$venv/mmcv-ops.txt" ]]; then
         # Told now rather than after the downloads.

@@ -1,6 +1,6 @@
 _base_ = './teacher.py'
 
-# The teacher with a quarter of the channels in the backbone, for 300 iterations.
+# The teacher with half the channels in the backbone, for 300 iterations.
 model = dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128]))
 
 max_epochs = 4

@@ -508,6 +508,17 @@ def test_resuming_from_bare_weights(refused, files, tmp_path):
             tmp_path / 'bare.pth', 'weights only', 'load_from')
 
 
+@pytest.mark.parametrize('form, tensor', [('teacher', 'backbone.conv1.weight'), ('student', 'mmkd.')])
+def test_resuming_from_another_model(refused, files, tmp_path, form, tensor):
+    # 'student': the run of a student alone does not go on as one with SHAKE.
+    weights = build(Config.fromfile(getattr(files, form)).model).state_dict()
+    hub = {name: {} for name in ('log_scalars', 'runtime_info', 'resumed_keys')}
+    torch.save(dict(meta=dict(epoch=0, iter=0), state_dict=weights, message_hub=hub), tmp_path / 'epoch_1.pth')
+    config = files.student if form == 'teacher' else files.distilling
+    refused('train.py', [config, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'epoch_1.pth'],
+            tmp_path / 'epoch_1.pth', 'another model', tensor, 'load_from')
+
+
 @pytest.mark.parametrize('form', SAVE)
 def test_testing_a_file_that_holds_code(refused, files, tmp_path, form):
     SAVE[form](dict(state_dict=dict(weight=Attack(tmp_path / 'executed'))), tmp_path / 'attack.pth')

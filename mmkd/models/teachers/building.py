@@ -4,7 +4,7 @@ import os
 
 import mmengine.hub
 from mmengine.config import Config, ConfigDict
-from mmengine.model import revert_sync_batchnorm
+from mmengine.model import PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import nn
@@ -114,7 +114,7 @@ def _without_pretraining(cfg: ConfigDict) -> ConfigDict:
         node = todo.pop()
         if isinstance(node, dict):
             init_cfg = node.get('init_cfg')
-            if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', PretrainedInit):
                 node['init_cfg'] = None
             todo.extend(node.values())
         elif isinstance(node, (list, tuple)):
