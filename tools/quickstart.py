@@ -207,14 +207,15 @@ def run_tool(stage, lock, tool, *arguments, show=lambda log: None):
     with log.open('a') as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env,
-            pass_fds=[lock.fileno()])
+            pass_fds=[lock.fileno()], start_new_session=True)
     try:
         while process.poll() is None:
             time.sleep(1)
             show(qr.read_log(stage.work_dir)[0])
     finally:
         if process.poll() is None:
-            process.terminate()
+            # With its data loading workers, which would hold the lock for some seconds more.
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
     if process.returncode:
         with log.open(errors='replace') as lines:

@@ -37,9 +37,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
     if checkpoint is not None and _name(checkpoint.get('type')) == 'CheckpointHook':
         checkpoint['type'] = 'mmkd.CheckpointHook'
-    hooks.setdefault('exact_resume', ConfigDict(type='mmkd.ExactResumeHook'))
+    hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
     if is_distillation(cfg):
-        hooks.setdefault('teacher_check', ConfigDict(type='mmkd.TeacherCheckHook'))
+        hooks.setdefault('teacher_check', ConfigDict()).setdefault('type', 'mmkd.TeacherCheckHook')
     loader = cfg.train_dataloader
     loader['persistent_workers'] = False
     if loader.get('num_workers', 0) > 0:

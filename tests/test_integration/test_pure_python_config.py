@@ -7,7 +7,7 @@ from mmkd.apis.launching import read_config
 from tests.tiny import build, tiny_config
 
 HEAD = '''
-from mmdet.models import (FPN, ConvFCBBoxHead, DetDataPreprocessor, FasterRCNN, ResNet, RPNHead, Shared2FCBBoxHead,
+from mmdet.models import (FPN, DetDataPreprocessor, FasterRCNN, ResNet, RPNHead, Shared2FCBBoxHead,
                           SingleRoIExtractor, StandardRoIHead)
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper

@@ -19,7 +19,7 @@ def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
     cfg.train_cfg.update(max_epochs=1, val_interval=10)
     cfg.param_scheduler = []
     cfg.default_hooks.logger.interval = 1
-    cfg.default_hooks.teacher_check = dict(type='mmkd.TeacherCheckHook', evaluate=False)
+    cfg.default_hooks.teacher_check = dict(evaluate=False)
 
     def run(*options: str, name: str = 'run', **settings):
         config = Config(cfg.to_dict())
@@ -84,6 +84,18 @@ def test_cfg_options_reach_the_student(train):
 def test_auto_scale_lr(train):
     run = train('--auto-scale-lr', **{'auto_scale_lr.base_batch_size': 16})
     assert logged(run)[0]['lr'] == pytest.approx(0.5e-3)
+
+
+def test_the_teacher_is_evaluated_first_and_that_changes_nothing(train):
+    plain = train(name='plain')
+    run = train(name='checked', **{'default_hooks.teacher_check': dict(evaluate=True, minimum=0.99)})
+    (log, ) = glob(f'{run}/*/*.log')
+    with open(log) as file:
+        text = file.read()
+    assert 'Teacher: coco/bbox_mAP' in text and 'THE TEACHER IS POOR' in text
+    losses = [[{key: value for key, value in entry.items() if 'loss' in key} for entry in logged(path)]
+              for path in (plain, run)]
+    assert losses[0] == losses[1]
 
 
 def test_activation_checkpointing(train):

@@ -1,6 +1,7 @@
 """What a user gets wrong ends in one sentence, before the first step, and nothing is lost."""
 import os
 import pickle
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -268,6 +269,31 @@ def test_right_mapping_trains(run, files, teacher_of_12, tmp_path):
     assert (tmp_path / 'work/epoch_1.pth').is_file()
 
 
+def test_mapping_holds_for_the_check_of_the_teacher(run, files, teacher_config, teacher_checkpoint, tmp_path):
+    # The same teacher, whose classes stand in another order.
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    content = torch.load(teacher_checkpoint, weights_only=False)
+    content['meta']['dataset_meta']['classes'] = tuple('0123456789'[index] for index in order)
+    rows = dict(fc_cls=[*order, 10], fc_reg=[4 * index + side for index in order for side in range(4)])
+    for layer, indices in rows.items():
+        for part in ('weight', 'bias'):
+            key = f'roi_head.bbox_head.{layer}.{part}'
+            content['state_dict'][key] = content['state_dict'][key][indices]
+    torch.save(content, tmp_path / 'permuted.pth')
+    mapping = ','.join(str(order.index(label)) for label in range(10))
+    told = []
+    for work_dir, options in (('a', [f'model.teacher.checkpoint={teacher_checkpoint}']),
+                              ('b', [f'model.teacher.checkpoint={tmp_path / "permuted.pth"}',
+                                     f'model.teacher.class_mapping=[{mapping}]'])):
+        ended = run('train.py', files.distilling, '--work-dir', tmp_path / work_dir, '--cfg-options',
+                    f'model.teacher.config={teacher_config}', *options)
+        assert ended.code == 0, ended.err
+        told.append({name: float(value) for name, value in re.findall(
+            r'(coco/\w+) (-?[\d.]+)', re.search('Teacher: coco.*', ended.out)[0])})
+    assert told[0]['coco/bbox_mAP'] > 0.001
+    assert told[0] == told[1]
+
+
 def test_other_class_names_need_a_mapping(train, files, tmp_path):
     content = torch.load(files.weights, weights_only=False)
     content['meta']['dataset_meta']['classes'] = tuple('0132456789')
@@ -508,12 +534,13 @@ def test_resuming_from_bare_weights(refused, files, tmp_path):
             tmp_path / 'bare.pth', 'weights only', 'load_from')
 
 
-@pytest.mark.parametrize('form, tensor', [('teacher', 'backbone.conv1.weight'), ('student', 'mmkd.')])
+@pytest.mark.parametrize('form, tensor', [('teacher', 'backbone.bn1.bias'), ('student', 'mmkd.')])
 def test_resuming_from_another_model(refused, files, tmp_path, form, tensor):
     # 'student': the run of a student alone does not go on as one with SHAKE.
     weights = build(Config.fromfile(getattr(files, form)).model).state_dict()
     hub = {name: {} for name in ('log_scalars', 'runtime_info', 'resumed_keys')}
-    torch.save(dict(meta=dict(epoch=0, iter=0), state_dict=weights, message_hub=hub), tmp_path / 'epoch_1.pth')
+    torch.save(
+        dict(meta=dict(epoch=0, iter=0), state_dict=weights, message_hub=hub), tmp_path / 'epoch_1.pth')
     config = files.student if form == 'teacher' else files.distilling
     refused('train.py', [config, '--work-dir', tmp_path / 'work', '--resume', tmp_path / 'epoch_1.pth'],
             tmp_path / 'epoch_1.pth', 'another model', tensor, 'load_from')

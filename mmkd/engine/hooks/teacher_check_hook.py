@@ -5,6 +5,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
+from ...models.random_state import preserved_random_state
 from ...registry import HOOKS
 
 
@@ -34,7 +35,8 @@ class TeacherCheckHook(Hook):
         classes = (getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
         teacher.check_class_names(classes)
         if self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
-            self._evaluate(runner, teacher)
+            with preserved_random_state():  # training draws the same numbers with and without this
+                self._evaluate(runner, teacher)
 
     @torch.no_grad()
     def _evaluate(self, runner, teacher) -> None:
