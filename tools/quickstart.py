@@ -28,7 +28,7 @@ CONFIGS = ROOT / 'configs/quickstart'
 IMAGES = dict(train=600, val=150, seed=0)
 SMOKE_IMAGES = dict(train=24, val=8, seed=0)
 # Seconds of an iteration relative to each other: only for the first guess of the time that is left.
-COST = dict(teacher=1.5, student=1.0, kd=1.5, shake=1.6)
+COST = dict(teacher=1.2, student=1.0, kd=1.25, shake=1.35)
 # Start-up, validation and checkpoints take about this much on top of the iterations.
 OVERHEAD = 1.15
 
@@ -233,10 +233,10 @@ class Progress:
         self.pace = None
         self.shown = None
 
-    def start(self, number):
+    def start(self, number, text):
         """Announce a stage."""
         self.number, self.stage = number, self.stages[number]
-        self._print('starting')
+        self._print(text)
 
     def __call__(self, log):
         """Show how far the training log has come."""
@@ -276,7 +276,7 @@ def run_stages(stages, lock):
         check_settings(stage)
     progress = Progress(stages)
     for number, stage in enumerate(stages):
-        progress.start(number)
+        progress.start(number, 'done before' if stage.finished else 'starting')
         if not stage.finished:
             run_stage(stage, progress, lock)
         result = json.loads(stage.result.read_text())

@@ -207,9 +207,10 @@ def plot_detections(path, data, detectors, cfg_options, num_images=4, score_thr=
             axes = grid[row, column]
             axes.imshow(plt.imread(image), interpolation='nearest')
             axes.set_axis_off()
-            for box in found[row]:
-                right = column == 0 or is_right(box, truths[row])
-                _draw(axes, box, 'white' if column == 0 else 'lime' if right else 'red')
+            # Right ones last, so that none is hidden by a wrong one.
+            for box in sorted(found[row], key=lambda box: is_right(box, truths[row])):
+                right = 'lime' if column else 'white'
+                _draw(axes, box, right if is_right(box, truths[row]) else 'red')
     figure.supxlabel(f'green: right digit in the right place; red: not (score ≥ {score_thr})')
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -240,7 +241,7 @@ def _draw(axes, box, colour):
     axes.add_patch(
         Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
     # At the upper edge the label goes into the box, or it would be cut off.
-    axes.text(x1, max(y1, 8), label, color='black', fontsize=7, va='bottom', ha='left',
+    axes.text(x1, max(y1, 8), label, color='black', fontsize=8, va='bottom', ha='left',
               bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 
