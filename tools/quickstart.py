@@ -295,11 +295,11 @@ def report(stages, args, settings):
     write_json(args.work_dir / 'summary.json', summary)
     qr.plot_curves(args.work_dir / 'curves.png',
                    {method: [stage.work_dir for stage in runs[method]] for method in qr.METHODS})
-    shown = ('teacher', 'student', 'shake')
+    shown = dict(teacher='teacher', student='student alone', shake='SHAKE student')
     qr.plot_detections(
         args.work_dir / 'detections.png', args.data,
-        [(qr.TITLES[method], CONFIGS / f'{"teacher" if method == "teacher" else "student"}.py',
-          runs[method][0].checkpoint) for method in shown],
+        [(title, CONFIGS / f'{"teacher" if method == "teacher" else "student"}.py',
+          runs[method][0].checkpoint) for method, title in shown.items()],
         data_options(args.data))
     print(f'\n{qr.format_table(summary)}\n')
     print(f'Written to {args.work_dir}: summary.json, curves.png, detections.png')

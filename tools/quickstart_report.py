@@ -207,10 +207,12 @@ def plot_detections(path, data, detectors, cfg_options, num_images=4, score_thr=
             axes = grid[row, column]
             axes.imshow(plt.imread(image), interpolation='nearest')
             axes.set_axis_off()
-            # Right ones last, so that none is hidden by a wrong one.
-            for box in sorted(found[row], key=lambda box: is_right(box, truths[row])):
-                right = 'lime' if column else 'white'
-                _draw(axes, box, right if is_right(box, truths[row]) else 'red')
+            for box in found[row]:
+                # Labels of wrong ones go to another corner, so that none hides another.
+                if is_right(box, truths[row]):
+                    _draw(axes, box, 'lime' if column else 'white')
+                else:
+                    _draw(axes, box, 'red', label_below=True)
     figure.supxlabel(f'green: right digit in the right place; red: not (score ≥ {score_thr})')
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -235,13 +237,17 @@ def is_right(detection, truths):
     return False
 
 
-def _draw(axes, box, colour):
+def _draw(axes, box, colour, label_below=False):
     from matplotlib.patches import Rectangle
     label, x1, y1, x2, y2 = box
     axes.add_patch(
         Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
-    # At the upper edge the label goes into the box, or it would be cut off.
-    axes.text(x1, max(y1, 8), label, color='black', fontsize=8, va='bottom', ha='left',
+    # At the edge of the image the label goes into the box, or it would be cut off.
+    if label_below:
+        place = dict(x=x2, y=min(y2, 151), va='top', ha='right')
+    else:
+        place = dict(x=x1, y=max(y1, 8), va='bottom', ha='left')
+    axes.text(s=label, color='black', fontsize=8, **place,
               bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
 
 
