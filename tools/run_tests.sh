@@ -38,6 +38,8 @@ python="$(find_python "$venv")"
 # The scripts that tests start must run in the environment under test.
 export MMKD_PYTHON="$python"
 
+# Threads that spin while they wait starve the other processes that tests start.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 # Small test tensors gain nothing from more than four threads.
 cores="$(count_cores)"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"

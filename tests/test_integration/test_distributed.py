@@ -60,7 +60,9 @@ def worker(rank: int, port: int, folder: str, teacher_config: str, checkpoint: s
     if rank == 0:
         torch.save(dict(grads={name: p.grad for name, p in model.named_parameters()}, sent=sum(sent)),
                    f'{folder}/result.pth')
-    torch_dist.destroy_process_group()
+    torch_dist.barrier()
+    # Torn down in order, a Python communication hook can deadlock with gloo's thread over the GIL.
+    os._exit(0)
 
 
 @pytest.fixture(scope='module')
