@@ -3,25 +3,30 @@ import os
 
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
-from mmengine.visualization import Visualizer
 
 import mmkd  # noqa: F401
-from tests.tiny import REPO, load_tool, tiny_config
+from tests.tiny import REPO, forget_runs, load_tool, tiny_config
 
 os.chdir(REPO)  # configs name each other relative to the repository, as users do
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope='session')
+def unformatted_configs():
+    """Every run writes its config twice, and YAPF takes longer to lay it out than all the rest together."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _fresh_process():
     """As in a new process: MMDetection's scope, and no visualizer of an earlier run."""
+    forget_runs()
     init_default_scope('mmdet')
-    Visualizer._instance_dict.clear()
-    DetLocalVisualizer._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')

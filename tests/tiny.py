@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.visualization import Visualizer
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -63,3 +65,16 @@ def build(cfg: dict, seed: int = 0):
     model = MODELS.build(copy.deepcopy(cfg))
     model.init_weights()
     return model.train()
+
+
+def forget_runs() -> None:
+    """Drop what MMEngine keeps per process; its log handlers hold on to the output of earlier tests."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
+    for kind in (MMLogger, MessageHub, DefaultScope, *all_subclasses(Visualizer)):
+        kind._instance_dict.clear()
+
+
+def all_subclasses(kind: type) -> set[type]:
+    return {kind}.union(*(all_subclasses(child) for child in kind.__subclasses__()))

@@ -10,7 +10,13 @@ from mmengine.runner import Runner
 
 from mmkd.apis import student_config
 from mmkd.apis.config import check_annotation_files, set_model_wrapper
-from mmkd.apis.launching import add_common_arguments, init_cpu_processes, read_config, run_tool
+from mmkd.apis.launching import (
+    add_common_arguments,
+    claim_work_dir,
+    init_cpu_processes,
+    read_config,
+    run_tool,
+)
 from mmkd.checkpoints import load_checkpoint, student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.teachers.building import load_strictly
@@ -32,13 +38,17 @@ def main() -> None:
     cfg = read_config(args.config)
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    if 'model' not in cfg or 'test_dataloader' not in cfg:
+        raise MMKDError(f'{args.config!r} has no model or no test_dataloader.')
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        raise MMKDError(f'--out writes a pickle file, whose name ends in .pkl, not {args.out!r}.')
     cfg = student_config(cfg)
-    if 'test_dataloader' not in cfg:
-        raise MMKDError(f'{args.config!r} has no test_dataloader.')
     check_annotation_files(cfg.test_dataloader, 'test_dataloader')
+    check_annotation_files(cfg.get('test_evaluator'), 'test_evaluator')
     cfg.launcher = args.launcher
     default = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
+    claim_work_dir(cfg.work_dir, resume=True)
     cfg.load_from, cfg.resume = None, False
     if args.out:
         evaluators = cfg.test_evaluator

@@ -69,6 +69,7 @@ def compose(args: argparse.Namespace):
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
     check_annotation_files(cfg.train_dataloader, 'train_dataloader')
     check_annotation_files(cfg.get('val_dataloader'), 'val_dataloader')
+    check_annotation_files(cfg.get('val_evaluator'), 'val_evaluator')
     return prepare_config(cfg, distributed=args.launcher != 'none')
 
 

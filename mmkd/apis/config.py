@@ -101,13 +101,18 @@ def student_config(cfg: Config) -> Config:
     return cfg
 
 
-def check_annotation_files(loader: dict | None, role: str) -> None:
-    """Check that a data loader's annotation files exist.
+def check_annotation_files(loader: dict | list | None, role: str) -> None:
+    """Check that the annotation files of a data loader, or of evaluators, exist.
+
+    Args:
+        loader: Config of a data loader, of an evaluator, or a list of evaluators.
+        role: Its key in the whole config.
 
     Raises:
         MMKDError: Naming the first one that does not.
     """
-    todo = [(loader or {}).get('dataset')]
+    todo = [loader]
+    where = f'{role}.dataset.data_root or ann_file' if 'dataset' in (loader or {}) else f'{role}.ann_file'
     while todo:
         node = todo.pop()
         if isinstance(node, (list, tuple)):
@@ -119,7 +124,7 @@ def check_annotation_files(loader: dict | None, role: str) -> None:
                     path = os.path.join(node.get('data_root') or '', path)
                 if '://' not in path and not os.path.exists(path):
                     raise MMKDError(f'The annotation file {path!r} of {role} does not exist; '
-                                    f'set {role}.dataset.data_root or ann_file to where the data are.')
+                                    f'set {where} to where the data are.')
             todo.extend(node.get(key) for key in ('dataset', 'datasets'))
 
 

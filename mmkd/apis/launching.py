@@ -12,7 +12,7 @@ from mmengine.hub import get_config
 from torch import distributed as torch_dist
 
 from ..checkpoints import latest_checkpoint
-from ..errors import MMKDError
+from ..errors import MMKDError, one_line
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +36,8 @@ def read_config(path: str) -> Config:
         return get_config(path) if '::' in path else Config.fromfile(path)
     except FileNotFoundError as error:
         raise MMKDError(f'The config {path!r} cannot be read: {error}.') from None
+    except Exception as error:  # a config is Python, and may raise anything
+        raise MMKDError(f'The config {path!r} cannot be read ({one_line(error)}).') from None
 
 
 def run_tool(main: Callable[[], None]) -> None:

@@ -4,15 +4,18 @@
 falls back to full unpickling when it refuses a file. A restricted ``pickle_module`` does the same job
 on every torch that mmkd supports.
 """
+import hashlib
 import os
 import pickle
 import zipfile
 from types import SimpleNamespace
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
+from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
 
 from ..errors import MMKDError
@@ -28,7 +31,8 @@ _ALLOWED = {
     'collections': {'Counter', 'OrderedDict', 'defaultdict'},
     '_codecs': {'encode'},
     'mmengine.logging.history_buffer': {'HistoryBuffer'},
-    'numpy': {'dtype', 'ndarray'},
+    'mmengine.optim.scheduler.param_scheduler': {'OneCycleParamScheduler'},
+    'numpy': {'dtype'},
     'torch': {
         'BFloat16Storage', 'BoolStorage', 'ByteStorage', 'CharStorage', 'DoubleStorage',
         'FloatStorage', 'HalfStorage', 'IntStorage', 'LongStorage', 'ShortStorage', 'Size', 'device',
@@ -44,7 +48,7 @@ _ALLOWED = {
     'torch.storage': {'UntypedStorage'},  # never _load_from_bytes: it unpickles what it is given
 }
 for _core in ('numpy.core', 'numpy._core'):
-    _ALLOWED[f'{_core}.multiarray'] = {'_reconstruct', 'scalar'}
+    _ALLOWED[f'{_core}.multiarray'] = {'scalar'}
     _ALLOWED[f'{_core}.numeric'] = {'_frombuffer'}
 
 
@@ -52,18 +56,40 @@ class _Refused(pickle.UnpicklingError):
     """A checkpoint asked for something outside the allowlist."""
 
 
-def _method_of_history_buffer(owner, name: str):
-    """What ``getattr`` becomes: training logs in a checkpoint refer to the buffers' own statistics."""
-    if owner is not HistoryBuffer or name.startswith('_'):
+_METHODS = {
+    HistoryBuffer: {'current', 'max', 'mean', 'min'},
+    OneCycleParamScheduler: {'_annealing_cos', '_annealing_linear'},
+}
+
+
+def _known_method(owner, name: str):
+    """What ``getattr`` becomes: logs and schedules in a checkpoint refer to functions of their own."""
+    if not isinstance(owner, type) or name not in _METHODS.get(owner, ()):
         raise _Refused(f'getattr({owner!r}, {name!r})')
     return getattr(owner, name)
+
+
+def _empty_array(kind, shape, code) -> np.ndarray:
+    """What NumPy's ``_reconstruct`` becomes: the state that follows it fills the array."""
+    return np.ndarray((0, ), np.int8)
+
+
+# Never the functions themselves: getattr reaches everything, and numpy.ndarray(shape, object, buffer) takes
+# a buffer's bytes for addresses of objects.
+_STAND_INS = {
+    ('builtins', 'getattr'): _known_method,
+    ('__builtin__', 'getattr'): _known_method,
+    ('numpy', 'ndarray'): None,
+    ('numpy.core.multiarray', '_reconstruct'): _empty_array,
+    ('numpy._core.multiarray', '_reconstruct'): _empty_array,
+}
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str):
-        if module in ('builtins', '__builtin__') and name == 'getattr':
-            return _method_of_history_buffer
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
         allowed = name in _ALLOWED.get(module, ())
         if module == 'numpy.dtypes' and name.isidentifier() and name.endswith('DType'):
             allowed = True
@@ -150,7 +176,9 @@ def _is_torchscript(path: str) -> bool:
 def _local_file(path: str, role: str) -> str:
     if not path.startswith(('http://', 'https://')):
         return os.path.expanduser(path)
-    cached = os.path.join(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(path).path))
+    # Many addresses end in the same file name.
+    name = hashlib.sha256(path.encode()).hexdigest()[:8] + '-' + os.path.basename(urlparse(path).path)
+    cached = os.path.join(torch.hub.get_dir(), 'checkpoints', name)
     failure = None
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not os.path.exists(cached):
         os.makedirs(os.path.dirname(cached), exist_ok=True)
@@ -168,4 +196,7 @@ def _local_file(path: str, role: str) -> str:
 @CheckpointLoader.register_scheme(prefixes=SAFE_PREFIX)
 def load_from_mmkd_safe(filename, map_location=None):
     """MMEngine loader of the scheme ``mmkd-safe:``."""
-    return load_checkpoint(filename[len(SAFE_PREFIX):], map_location)
+    checkpoint = load_checkpoint(filename[len(SAFE_PREFIX):], map_location)
+    if isinstance(checkpoint.get('meta'), dict):
+        checkpoint['meta'].pop('config', None)  # Runner.resume would execute this text as a Python config
+    return checkpoint

@@ -61,7 +61,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
     if os.path.isfile(pointer):
         with open(pointer) as file:
             target = file.read().strip()
-        for candidate in (target, os.path.join(work_dir, os.path.basename(target))):
+        # The file in this folder first: a copied folder's pointer still names the original.
+        for candidate in (os.path.join(work_dir, os.path.basename(target)), target):
             if target and os.path.isfile(candidate):
                 return candidate
     numbered = {}

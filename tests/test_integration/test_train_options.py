@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from mmkd.checkpoints import load_checkpoint
-from tests.tiny import distil, load_tool, tiny_config
+from tests.tiny import distil, forget_runs, load_tool, tiny_config
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
         work_dir = tmp_path / name
         monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path / f'{name}.py'), '--work-dir',
                                           str(work_dir), *options])
+        forget_runs()
         load_tool('train.py').main()
         return work_dir
 

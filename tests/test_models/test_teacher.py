@@ -75,7 +75,7 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
         stock_batch = stock.data_preprocessor(copy.deepcopy(batch), False)
         features = stock.extract_feat(stock_batch['inputs'])
         expected = stock.roi_head._bbox_forward(features, rois)['cls_score']
-    assert rois.shape == (4 * 64, 5)
+    assert rois.shape == (4 * model.train_cfg.rcnn.sampler.num, 5)
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DefaultScope, init_default_scope
-from mmengine.visualization import Visualizer
+from mmengine.registry import init_default_scope
 
-from tests.tiny import REPO, build, distil, tiny_config
+from tests.tiny import REPO, build, distil, forget_runs, tiny_config
 
 
 @dataclass
@@ -32,27 +30,6 @@ class Files:
     distilling: str
     weights: str
     root: Path
-
-
-def forget_runs() -> None:
-    """Drop what MMEngine keeps per process; its log handlers hold on to the output of earlier tests."""
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            handler.close()
-    for kind in (MMLogger, MessageHub, DefaultScope, *all_subclasses(Visualizer)):
-        kind._instance_dict.clear()
-
-
-def all_subclasses(kind: type) -> set[type]:
-    return {kind}.union(*(all_subclasses(child) for child in kind.__subclasses__()))
-
-
-@pytest.fixture(autouse=True, scope='module')
-def unformatted_configs():
-    """Every run writes its config twice, and YAPF takes longer to lay it out than all the rest together."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
-        yield
 
 
 @pytest.fixture

@@ -41,16 +41,18 @@ class CheckpointHook(_CheckpointHook):
     def __init__(self, *args, backend_args: dict | None = None, **kwargs) -> None:
         backend_args = backend_args or dict(backend='mmkd.whole_file')
         super().__init__(*args, backend_args=backend_args, **kwargs)
+        self._student_text = None
 
     def before_train(self, runner) -> None:
         super().before_train(runner)
         self.file_backend = _RemoveLater(self.file_backend)
 
     def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
-        text = student_config(runner.cfg).pretty_text
+        if self._student_text is None:  # formatting a config takes seconds
+            self._student_text = student_config(runner.cfg).pretty_text
         # Inferencers look in the message hub first; other tools only know `meta`.
-        checkpoint['meta']['cfg'] = text
-        checkpoint['message_hub']['runtime_info']['cfg'] = text
+        checkpoint['meta']['cfg'] = self._student_text
+        checkpoint['message_hub']['runtime_info']['cfg'] = self._student_text
 
     def _save_checkpoint(self, runner) -> None:
         super()._save_checkpoint(runner)

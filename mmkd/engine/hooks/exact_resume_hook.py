@@ -2,7 +2,10 @@
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 
+from ...checkpoints import SAFE_PREFIX
+from ...errors import MMKDError
 from ...models.random_state import get_random_state, set_random_state
 from ...registry import HOOKS
 
@@ -60,6 +63,18 @@ class ExactResumeHook(Hook):
     def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
         if not runner._resume:
             return
+        if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
+            raise MMKDError(f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} holds weights only, so no '
+                            'training can be resumed from it; start from it with load_from instead.')
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        saved = {name.removeprefix('module.'): tuple(value.shape)
+                 for name, value in checkpoint['state_dict'].items()}
+        if other := sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)):
+            raise MMKDError(
+                f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} is of another model or method (it differs '
+                f'in {", ".join(other[:3])}), so no training can be resumed from it; start from it with '
+                'load_from instead.')
         self._states = checkpoint.get(_KEY)
         if self._states is None:
             print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)

@@ -45,6 +45,8 @@ class TeacherCheckHook(Hook):
                   '(default_hooks.teacher_check.evaluate=False skips this).', 'current')
         for batch in dataloader:
             outputs = teacher.model.val_step(batch)
+            for sample in outputs:
+                sample.pred_instances = teacher.in_students_classes(sample.pred_instances)
             evaluator.process(data_samples=outputs, data_batch=batch)
         metrics = evaluator.evaluate(len(dataloader.dataset))
         if get_rank() != 0:

@@ -5,7 +5,7 @@ import torch
 from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
-from ...errors import MMKDError, nearest_names
+from ...errors import MMKDError, nearest_names, one_line
 from ...registry import MODELS
 from ..methods import PRESETS, Method
 from ..random_state import preserved_random_state
@@ -96,8 +96,8 @@ def _build_method(name: str, cfg: dict) -> Method:
                         f'known are {", ".join(known)}.')
     try:
         method = MODELS.build(cfg)
-    except TypeError as error:
-        raise MMKDError(f'The method {name!r} has a wrong setting: {error}.') from None
+    except (KeyError, TypeError) as error:
+        raise MMKDError(f'The method {name!r} has a wrong setting ({one_line(error)}).') from None
     if not isinstance(method, Method):
         raise MMKDError(f'{kind!r} (in methods.{name}) is a {type(method).__name__}, not a method.')
     return method

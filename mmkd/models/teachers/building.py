@@ -10,7 +10,7 @@ from mmengine.registry import DefaultScope
 from torch import nn
 
 from ...checkpoints import load_checkpoint, student_state_dict
-from ...errors import MMKDError
+from ...errors import MMKDError, one_line
 
 RANDOM = 'random'
 
@@ -26,13 +26,12 @@ def read_teacher_config(config: str | dict) -> Config:
         MMKDError: If there is no such config.
     """
     if isinstance(config, str):
+        if '::' not in config and not os.path.exists(config):
+            raise MMKDError(f'The teacher config {config!r} does not exist (looked from {os.getcwd()}).')
         try:
             cfg = mmengine.hub.get_config(config) if '::' in config else Config.fromfile(config)
-        except FileNotFoundError:
-            raise MMKDError(f'The teacher config {config!r} does not exist '
-                            f'(looked from {os.getcwd()}).') from None
-        except (ImportError, AssertionError, ValueError, KeyError) as error:
-            raise MMKDError(f'The teacher config {config!r} cannot be read: {error}') from None
+        except Exception as error:  # a config is Python, and may raise anything
+            raise MMKDError(f'The teacher config {config!r} cannot be read ({one_line(error)}).') from None
     elif isinstance(config, dict):
         cfg = Config(copy.deepcopy(dict(config) if 'model' in config else dict(model=config)))
     else:
@@ -62,7 +61,10 @@ def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module,
                         "checkpoint='random' if an untrained teacher is really meant.")
     scope = cfg.get('default_scope', 'mmdet')
     with DefaultScope.overwrite_default_scope(scope):
-        model = MMENGINE_MODELS.build(_without_pretraining(cfg.model))
+        try:
+            model = MMENGINE_MODELS.build(_without_pretraining(cfg.model))
+        except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
+            raise MMKDError(f'The teacher cannot be built from its config ({one_line(error)}).') from error
         if checkpoint == RANDOM and hasattr(model, 'init_weights'):
             model.init_weights()
     meta = {}

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmengine.logging import print_log
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...errors import MMKDError
@@ -76,8 +77,9 @@ class Teacher:
         Raises:
             MMKDError: If the numbers of classes differ and there is no mapping, or the mapping is wrong.
         """
-        of_student = student.roi_head.bbox_head.num_classes
+        resolve_spot(student, 'cls_logits', 'student')
         resolve_spot(self.model, 'cls_logits', 'teacher')
+        of_student = student.roi_head.bbox_head.num_classes
         of_teacher = self.model.roi_head.bbox_head.num_classes
         if self.class_mapping is None:
             if of_student != of_teacher:
@@ -86,7 +88,8 @@ class Teacher:
                     'teacher.class_mapping, the index of the teacher\'s class for each of the student\'s.')
             return
         mapping = list(self.class_mapping)
-        if len(mapping) != of_student or not all(0 <= index < of_teacher for index in mapping):
+        if len(mapping) != of_student or not all(
+                isinstance(index, int) and 0 <= index < of_teacher for index in mapping):
             raise MMKDError(f'teacher.class_mapping must hold {of_student} indices below {of_teacher}, '
                             f'not {mapping}.')
         self._mapping = torch.tensor([*mapping, of_teacher])  # the background comes last
@@ -107,6 +110,15 @@ class Teacher:
                 f'The class lists differ from class {first} on: the teacher was trained on '
                 f'{mine[first:first + 3]}, the student learns {other[first:first + 3]}; '
                 'give teacher.class_mapping, or train with the same list.')
+
+    def in_students_classes(self, instances: InstanceData) -> InstanceData:
+        """Return detections of this teacher, labelled as the student's classes; others are left out."""
+        if self.class_mapping is None:
+            return instances
+        match = instances.labels[:, None] == instances.labels.new_tensor(list(self.class_mapping))
+        instances = instances[match.any(dim=1)]
+        instances.labels = match[match.any(dim=1)].int().argmax(dim=1)
+        return instances
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, data_samples: Sequence, rois: Tensor | None) -> Mapping:
