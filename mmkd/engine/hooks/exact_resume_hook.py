@@ -21,8 +21,9 @@ class ExactResumeHook(Hook):
     :func:`~mmkd.engine.workers.seed_worker`. The sampler gets back its seed, which matters when a run has
     no seed in its config.
 
-    Loops by iteration save and restore the state of the main process; their workers' augmentation starts
-    a new random stream after resuming.
+    This holds for loops by epoch that resume from an epoch's checkpoint. Loops by iteration also save and
+    restore the state, but their data loader starts anew in the middle, so what follows is another, equally
+    random, course.
     """
 
     # After every hook that may draw numbers itself, before the checkpoint is written.
