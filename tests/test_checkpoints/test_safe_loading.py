@@ -423,7 +423,18 @@ def test_download_once(hub, monkeypatch):
     for _ in range(2):
         assert torch.equal(load_checkpoint(URL)['state_dict']['a'], torch.ones(2))
     assert asked == [URL]
-    assert os.listdir(hub) == ['teacher-1234.pth']
+    (cached, ) = os.listdir(hub)
+    assert cached.endswith('-teacher-1234.pth')
+
+
+def test_addresses_with_the_same_file_name_are_kept_apart(hub, monkeypatch):
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', lambda url, path, *_, **__: torch.save(
+        dict(state_dict=dict(a=torch.tensor(len(url)))), path))
+    for url in (URL, URL.replace('models', 'others')):
+        assert load_checkpoint(url)['state_dict']['a'] == len(url)
+    other = URL.replace('teacher-1234', 'x/teacher-1234')
+    assert load_checkpoint(other)['state_dict']['a'] == len(other)
+    assert len(os.listdir(hub)) == 3
 
 
 def test_only_one_process_of_a_machine_downloads(hub, monkeypatch):

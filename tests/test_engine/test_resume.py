@@ -67,8 +67,9 @@ def losses(work_dir) -> dict:
     """All logged losses by (epoch, iteration); those of a resumed run replace the older ones."""
     found = {}
     for path in sorted(glob(f'{work_dir}/*/vis_data/scalars.json')):
-        for line in open(path):
-            entry = json.loads(line)
+        with open(path) as lines:
+            entries = [json.loads(line) for line in lines]
+        for entry in entries:
             if 'loss' in entry:
                 found[entry['epoch'], entry['iter']] = {
                     key: value for key, value in entry.items() if 'loss' in key}
