@@ -33,7 +33,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the total batch size')
     parser.add_argument('--distill', metavar='METHOD',
-                        help='distil the stock config by this method: shake, kd, pkd')
+                        help='distil the stock config by this method: shake, sokd, kd, kdtuned, dml, pkd '
+                        '(settings: --cfg-options model.methods.METHOD.SETTING=…)')
     parser.add_argument('--teacher', metavar='CONFIG', help="the teacher's config, with --distill")
     parser.add_argument('--teacher-checkpoint', metavar='FILE',
                         help="the teacher's weights, with --distill ('random' for an untrained teacher)")
@@ -47,7 +48,7 @@ def compose(args: argparse.Namespace):
     if 'model' not in cfg or 'train_dataloader' not in cfg:
         raise MMKDError(f'{args.config!r} is no training config: it has no model or no train_dataloader.')
     if args.distill:
-        if not args.teacher:
+        if not args.teacher and args.distill.lower() != 'dml':
             raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
         compose_distillation(cfg, args.distill, args.teacher, args.teacher_checkpoint)
     elif args.teacher or args.teacher_checkpoint:

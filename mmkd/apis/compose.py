@@ -6,14 +6,14 @@ from ..models.methods import PRESETS
 from .config import is_distillation
 
 
-def compose_distillation(cfg: Config, method: str, teacher: str | dict,
-                         teacher_checkpoint: str | None) -> Config:
+def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = None,
+                         teacher_checkpoint: str | None = None) -> Config:
     """Wrap the model of a stock training config in a distiller.
 
     Args:
         cfg: A stock MMDetection config; changed in place.
         method: A preset's name in any case, such as ``'shake'``.
-        teacher: The teacher's config.
+        teacher: The teacher's config; only ``'dml'`` works without one.
         teacher_checkpoint: Its weights, or ``'random'``.
 
     Returns:
@@ -31,6 +31,7 @@ def compose_distillation(cfg: Config, method: str, teacher: str | dict,
     cfg.model = ConfigDict(
         type='mmkd.DetectorDistiller',
         student=cfg.model,
-        teacher=dict(config=teacher, checkpoint=teacher_checkpoint),
         methods={method.lower(): dict(type=f'mmkd.{presets[method.lower()]}')})
+    if teacher is not None:
+        cfg.model.teacher = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
     return cfg

@@ -39,3 +39,17 @@ def preserved_random_state():
         yield
     finally:
         set_random_state(state)
+
+
+@contextmanager
+def separate_random_state():
+    """Draw other random numbers inside the block, and leave the random state after it as it was before.
+
+    What is drawn inside follows from the state outside, so it needs no saving of its own.
+    """
+    with preserved_random_state():
+        seed = int(torch.randint(2**31, (1, )))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield

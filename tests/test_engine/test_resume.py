@@ -35,11 +35,12 @@ class Killer(Hook):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory, digits, teacher_config, teacher_checkpoint) -> str:
-    """SHAKE for three epochs, with shuffling, flips, two workers, RoI sampling and validation."""
+    """SHAKE beside a peer for three epochs, with shuffling, flips, two workers, RoI sampling, validation."""
     folder = tmp_path_factory.mktemp('resume')
     (folder / 'killer.py').write_text(KILLER)
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint)
+    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint, shake=dict(type='mmkd.SHAKE'),
+                       dml=dict(type='mmkd.DML'))
     cfg.train_cfg.update(max_epochs=3, val_interval=1)
     cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='RandomFlip', prob=0.5))
     cfg.train_dataloader.update(batch_size=4, num_workers=2)

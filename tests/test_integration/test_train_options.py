@@ -6,8 +6,10 @@ from glob import glob
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 
-from mmkd.checkpoints import load_checkpoint
+from mmkd.checkpoints import load_checkpoint, student_state_dict
+from tests.families import detector
 from tests.tiny import distil, forget_runs, load_tool, tiny_config
 
 
@@ -77,7 +79,7 @@ def test_cfg_options_reach_the_student(train):
     run = train('--cfg-options', 'model.student.roi_head.bbox_head.fc_out_channels=24',
                 'model.methods.shake.weight=0')
     assert weights(run)['roi_head.bbox_head.shared_fcs.0.weight'].shape[0] == 24
-    assert weights(run)['mmkd.methods.shake.proxy.head.shared_fcs.0.weight'].shape[0] == 24
+    assert weights(run)['mmkd.methods.shake.proxies.0.heads.0.shared_fcs.0.weight'].shape[0] == 24
     assert all(entry['shake.loss_student'] == 0 < entry['shake.loss_proxy_teacher']
                for entry in logged(run))
 
@@ -145,3 +147,27 @@ def test_distilling_a_stock_config_in_one_line(stock, tmp_path, monkeypatch, dig
     assert logged(tmp_path / 'run')[-1]['shake.loss_proxy_student'] > 0
     saved = Config.fromfile(tmp_path / 'run' / stock.split('/')[-1])
     assert saved.model.methods.shake.type == 'mmkd.SHAKE'
+
+
+@pytest.mark.parametrize('family, method', [
+    ('cascade_rcnn', 'sokd'), ('retinanet', 'shake'), ('fcos', 'kdtuned'), ('atss', 'kd'), ('gfl', 'sokd'),
+    ('rtmdet', 'shake'), ('yolox', 'kd'), ('faster_rcnn', 'dml')])
+def test_distilling_every_family_in_one_line(family, method, tmp_path, monkeypatch, digits):
+    """From a stock config to a checkpoint that the stock detector loads; DML without a teacher."""
+    for name, size in (('student', 8), ('teacher', 16)):
+        cfg = tiny_config(data=digits)
+        cfg.model = detector(family, size, classes=10)
+        cfg.train_cfg.update(max_epochs=1, val_interval=1)
+        cfg.param_scheduler = []
+        cfg.default_hooks.logger.interval = 1
+        cfg.dump(tmp_path / f'{name}.py')
+    teacher = ['--teacher', str(tmp_path / 'teacher.py'), '--teacher-checkpoint', 'random']
+    monkeypatch.setattr(sys, 'argv', [
+        'train.py', str(tmp_path / 'student.py'), '--work-dir', str(tmp_path / 'run'), '--distill', method,
+        *(teacher if method != 'dml' else [])])
+    load_tool('train.py').main()
+    entries = logged(tmp_path / 'run')
+    assert len(entries) == 4 and all(entry[f'{method}.loss_student'] > 0 for entry in entries)
+    saved = load_checkpoint(f'{tmp_path}/run/epoch_1.pth')
+    stock = MODELS.build(Config.fromstring(saved['meta']['cfg'], '.py').model)
+    stock.load_state_dict(student_state_dict(saved))

@@ -66,7 +66,8 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
     with model.mmkd.recorder(model) as recorder:
         model.loss(student_batch['inputs'], student_batch['data_samples'])
     rois = recorder['rois'][0]
-    seen = model.mmkd.teacher(student_batch['inputs'], student_batch['data_samples'], rois)['cls_logits'][0]
+    seen = model.mmkd.teacher(
+        student_batch['inputs'], student_batch['data_samples'], [rois])['cls_outputs'][0][0]
 
     stock = MODELS.build(copy.deepcopy(cfg.model))
     stock.load_state_dict(load_checkpoint(teacher_checkpoint)['state_dict'])
@@ -132,9 +133,9 @@ def test_class_mapping_reorders_the_teachers_logits(teacher_config):
     data = model.data_preprocessor(images(), True)
     rois = torch.tensor([[0.0, 5.0, 5.0, 40.0, 40.0], [1.0, 10.0, 8.0, 60.0, 50.0]])
     teacher = model.mmkd.teacher
-    mapped = teacher(data['inputs'], data['data_samples'], rois)['cls_logits'][0]
-    teacher._mapping = None
-    plain = teacher(data['inputs'], data['data_samples'], rois)['cls_logits'][0]
+    mapped = teacher(data['inputs'], data['data_samples'], [rois])['cls_outputs'][0][0]
+    teacher.class_indices = None
+    plain = teacher(data['inputs'], data['data_samples'], [rois])['cls_outputs'][0][0]
     assert torch.equal(mapped, plain[:, [7, 0, 4, 10]])
 
 

@@ -340,7 +340,7 @@ def test_unknown_setting_of_a_method(train_config, kind, setting):
 
 
 @pytest.mark.parametrize('setting, value, word', [
-    ('temperature', 0, 'above 0'), ('tower', 'heda', "'heda'"), ('placement', 'teacher', "'teacher'")])
+    ('temperature', 0, 'above 0'), ('tower', 'heda', "'heda'"), ('placement', 'techer', "'techer'")])
 def test_wrong_value_of_a_setting(train_config, setting, value, word):
     train_config(word, options=[f'model.methods.shake.{setting}={value}'])
 

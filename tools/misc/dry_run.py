@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.launching import read_config, run_tool
 from mmkd.errors import MMKDError
+from mmkd.models.spots import classification_heads
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +36,9 @@ def describe(value) -> str:
     """Return the shapes of what was recorded at a spot."""
     if isinstance(value, torch.Tensor):
         return str(tuple(value.shape))
-    return ', '.join(describe(item) for item in value)
+    if isinstance(value, (tuple, list)):
+        return ', '.join(describe(item) for item in value)
+    return type(value).__name__
 
 
 def main() -> None:
@@ -47,7 +50,9 @@ def main() -> None:
     if not is_distillation(cfg):
         raise MMKDError(f'{args.config!r} does not distil.')
     if args.random_teacher:
-        cfg.model.teacher.checkpoint = 'random'
+        teachers = cfg.model.get('teacher') or []
+        for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
+            teacher.checkpoint = 'random'
         cfg.model.student.backbone.init_cfg = None
     prepare_config(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
@@ -59,11 +64,13 @@ def main() -> None:
     student = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('mmkd.'))
     extra = sum(p.numel() for p in model.mmkd.parameters())
     print(f'student: {type(model).__name__}, {student / 1e6:.2f} M parameters')
-    print(f'teacher: {model.mmkd.teacher.describe()}')
+    for teacher in model.mmkd.teachers:
+        print(f'teacher: {teacher.describe()}')
     print(f'methods: {", ".join(model.mmkd.methods)}, {extra / 1e6:.2f} M parameters of their own')
 
     shape = [3, args.size, args.size]
-    classes = model.roi_head.bbox_head.num_classes if hasattr(model, 'roi_head') else 1
+    heads = classification_heads(model)
+    classes = heads[0].num_classes if heads else 1
     data = demo_mm_inputs(args.batch, [shape] * args.batch, num_classes=classes)
     for step in range(args.steps):
         start = time.perf_counter()

@@ -60,4 +60,5 @@ class CheckpointHook(_CheckpointHook):
 
     def _save_best_checkpoint(self, runner, metrics) -> None:
         super()._save_best_checkpoint(runner, metrics)
-        self.file_backend.remove_outdated()
+        if self.save_best:  # there is no backend when a run only validates
+            self.file_backend.remove_outdated()

@@ -31,12 +31,12 @@ class TeacherCheckHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, 'mmkd'):
             return
-        teacher = model.mmkd.teacher
         classes = (getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
-        teacher.check_class_names(classes)
-        if self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
-            with preserved_random_state():  # training draws the same numbers with and without this
-                self._evaluate(runner, teacher)
+        for teacher in model.mmkd.teachers:
+            teacher.check_class_names(classes)
+            if self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
+                with preserved_random_state():  # training draws the same numbers with and without this
+                    self._evaluate(runner, teacher)
 
     @torch.no_grad()
     def _evaluate(self, runner, teacher) -> None:

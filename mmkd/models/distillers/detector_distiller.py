@@ -1,6 +1,6 @@
 """Detectors that learn from a teacher besides the ground truth."""
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS as MMDET_MODELS
@@ -19,7 +19,8 @@ class DistilledDetector:
     its own. There is one more child module, ``mmkd``.
     """
 
-    def attach(self, student_cfg: dict, teacher: dict, methods: Mapping[str, dict]) -> None:
+    def attach(self, student_cfg: dict, teacher: dict | Sequence[dict] | None,
+               methods: Mapping[str, dict]) -> None:
         """Add the teacher and the methods; see :func:`DetectorDistiller`."""
         with preserved_random_state():
             self.mmkd = Distillation(self, student_cfg, teacher, methods)
@@ -33,22 +34,22 @@ class DistilledDetector:
         """
         with self.mmkd.recorder(self) as recorder:
             losses = super().loss(batch_inputs, batch_data_samples)
-        losses.update(self.mmkd.loss(recorder, batch_inputs, batch_data_samples))
-        return losses
+        return self.mmkd.loss(self, recorder, batch_inputs, batch_data_samples, losses)
 
 
 @MODELS.register_module()
 def DetectorDistiller(student: dict,
-                      teacher: dict,
                       methods: Mapping[str, dict],
+                      teacher: dict | Sequence[dict] | None = None,
                       data_preprocessor: dict | None = None) -> BaseDetector:
     """Build a student detector that distils while it trains.
 
     Args:
         student: The student's model config, unchanged from MMDetection.
-        teacher: ``config``, ``checkpoint`` and, where class lists differ, ``class_mapping``; see
-            :class:`~mmkd.models.teachers.Teacher`.
         methods: Configs of methods by names of your own; the names become log keys.
+        teacher: ``config``, ``checkpoint`` and, where class lists differ, ``class_mapping``; see
+            :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; nothing where no method
+            needs one (``DML``).
         data_preprocessor: Taken when the student's config has none (MMEngine hands over one that stands
             at the top of a config).
 

@@ -10,40 +10,43 @@ from ...registry import MODELS
 from ..methods import PRESETS, Method
 from ..random_state import preserved_random_state
 from ..spots import Recorder, resolve_spot
-from ..teachers import build_teacher
+from ..step import Step
+from ..teachers import Teacher, build_teachers
+
+_WITHOUT_GRADIENT = ('rois', 'cls_targets')
 
 
 class Distillation(BaseModule):
-    """Methods and the teacher they learn from; the student's child module ``mmkd``.
+    """Methods and the teachers they learn from; the student's child module ``mmkd``.
 
     Args:
         student: The student network, built but not yet initialised.
         student_cfg: Its config.
-        teacher: The teacher's config.
+        teacher: The teacher's config, a list of them, or ``None`` where no method needs one.
         methods: The methods' configs, by the user's names for them.
 
     Raises:
-        MMKDError: If the pair or a method cannot work.
+        MMKDError: If student, teachers and a method cannot work together.
     """
 
-    def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict,
+    def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict | Sequence[dict] | None,
                  methods: Mapping[str, dict]) -> None:
         super().__init__()
         self.methods = ModuleDict({name: _build_method(name, cfg) for name, cfg in methods.items()})
-        self.teacher = build_teacher(teacher)
-        spots = _union(method.teacher_spots for method in self.methods.values())
-        self.teacher.connect(student, spots)
+        self.teachers = build_teachers(teacher)
+        for one in self.teachers:
+            one.connect(student)
         for method in self.methods.values():
-            method.connect(student, self.teacher, student_cfg)
-        spots = _union(method.student_spots for method in self.methods.values())
-        self._rois_needed = self.teacher.needs_rois
-        if self._rois_needed:
-            spots = _union([spots, ['rois']])
-        self._places = {spot: resolve_spot(student, spot, 'student') for spot in spots}
+            method.connect(student, self.teachers, student_cfg)
+        for one in self.teachers:
+            one.find_spots(self.teacher_spots)
+        self._places = {
+            spot: resolve_spot(student, spot, 'student') for spot in self.student_spots}
 
     def _apply(self, fn, *args, **kwargs):
-        # The teacher is outside of the module tree, but lives on the student's device.
-        self.teacher.apply(fn)
+        # The teachers are outside of the module tree, but live on the student's device.
+        for teacher in self.teachers:
+            teacher.apply(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def init_weights(self) -> None:
@@ -52,35 +55,70 @@ class Distillation(BaseModule):
             super().init_weights()
 
     @property
+    def teacher(self) -> Teacher:
+        """The first teacher."""
+        return self.teachers[0]
+
+    @property
+    def active_methods(self) -> dict[str, Method]:
+        """The methods that no schedule has ended."""
+        return {name: method for name, method in self.methods.items() if method.active}
+
+    @property
+    def teacher_spots(self) -> list[str]:
+        """All spots that the active methods ask the teachers for."""
+        return _union(method.teacher_spots for method in self.active_methods.values())
+
+    @property
     def student_spots(self) -> list[str]:
         """All spots that are recorded in the student."""
-        return list(self._places)
+        spots = _union(method.student_spots for method in self.active_methods.values())
+        if any(teacher.judges_rois(self.teacher_spots) for teacher in self.teachers):
+            spots = _union([spots, ['rois']])
+        return spots
 
     def recorder(self, student: nn.Module) -> Recorder:
         """Return a recorder of all the spots that the methods asked for in the student."""
-        return Recorder(student, self._places)
+        return Recorder(student, {spot: self._places[spot] for spot in self.student_spots})
 
-    def loss(self, recorder: Recorder, inputs: Tensor, data_samples: Sequence) -> dict[str, Tensor]:
-        """Ask the teacher about a batch and return the losses of all methods.
+    def loss(self, student: nn.Module, recorder: Recorder, inputs: Tensor, data_samples: Sequence,
+             own: dict) -> dict:
+        """Ask the teachers about a batch and return the losses of all methods with the student's own.
 
         Args:
-            recorder: What was seen of the student.
-            inputs: The student's preprocessed batch ``(N, 3, H, W)``.
+            student: The student network.
+            recorder: What was seen of it.
+            inputs: Its preprocessed batch ``(N, 3, H, W)``.
             data_samples: Its samples.
+            own: The student's own losses.
 
         Returns:
-            dict: ``<method>.<loss>`` and other values to log, all scalars.
+            dict: The student's own losses, and ``<method>.<loss>`` and other values to log, all scalars.
         """
-        student = {spot: recorder[spot] for spot in self._places}
-        for spot, seen in student.items():
-            if not seen:
+        seen = {spot: recorder[spot] for spot in self.student_spots}
+        for spot, values in seen.items():
+            if not values:
                 raise MMKDError(f"The spot {spot!r} was not reached in the student's training step.")
-            if spot != 'rois' and torch.is_grad_enabled():
-                _check_gradient(spot, seen)
-        rois = student['rois'][0] if self._rois_needed else None
-        teacher = self.teacher(inputs, data_samples, rois)
-        return {f'{name}.{key}': value for name, method in self.methods.items()
-                for key, value in method(student, teacher).items()}
+            if spot not in _WITHOUT_GRADIENT and torch.is_grad_enabled():
+                _check_gradient(spot, values)
+        spots = self.teacher_spots
+        taught = [teacher(inputs, data_samples, seen.get('rois'), spots) for teacher in self.teachers]
+        step = Step(student, inputs, data_samples, seen, taught)
+        losses = {}
+        for name, method in self.active_methods.items():
+            own = _scaled(own, method.student_task)
+            losses.update({f'{name}.{key}': value
+                           for key, value in _scaled(method(step), method.scale).items()})
+        return {**own, **losses}
+
+
+def _scaled(losses: dict, factor: float) -> dict:
+    """Multiply the losses in a dict, and leave other values to log as they are."""
+    if factor == 1:
+        return losses
+    return {name: value if 'loss' not in name else
+            [one * factor for one in value] if isinstance(value, (list, tuple)) else value * factor
+            for name, value in losses.items()}
 
 
 def _build_method(name: str, cfg: dict) -> Method:
@@ -104,13 +142,15 @@ def _build_method(name: str, cfg: dict) -> Method:
 
 
 def _check_gradient(spot: str, seen: list) -> None:
+    # The first tensor of a call decides: other outputs of a head may come without one.
     for value in seen:
-        for tensor in value if isinstance(value, (tuple, list)) else [value]:
-            if isinstance(tensor, Tensor) and not tensor.requires_grad:
-                raise MMKDError(
-                    f'What the student gives at the spot {spot!r} carries no gradient, so distilling '
-                    'there would teach nothing: the layers before it are frozen, or it lies inside a '
-                    'part under reentrant activation checkpointing.')
+        while isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        if isinstance(value, Tensor) and not value.requires_grad:
+            raise MMKDError(
+                f'What the student gives at the spot {spot!r} carries no gradient, so distilling '
+                'there would teach nothing: the layers before it are frozen, or it lies inside a '
+                'part under reentrant activation checkpointing.')
 
 
 def _union(groups) -> list[str]:

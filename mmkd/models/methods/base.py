@@ -1,9 +1,11 @@
 """What a distillation method offers to a distiller."""
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
+
+from ..step import Step
 
 
 class Method(BaseModule, metaclass=ABCMeta):
@@ -14,28 +16,36 @@ class Method(BaseModule, metaclass=ABCMeta):
     """
 
     student_spots: tuple[str, ...] = ()
-    """Spots to record in the student."""
+    """Spots to record in the student; known after :meth:`connect`."""
 
     teacher_spots: tuple[str, ...] = ()
-    """Spots to record in the teacher."""
+    """Spots to record in every teacher; known after :meth:`connect`."""
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict) -> None:
-        """Build parts that depend on the two networks, and check that they fit.
+    student_task: float = 1.0
+    """Weight of the student's own loss, in the losses of all methods together a product."""
+
+    scale: float = 1.0
+    """Factor of all this method's losses; a schedule sets it."""
+
+    active: bool = True
+    """Whether the method is used at all; a schedule ends it."""
+
+    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+        """Build parts that depend on the networks, and check that they fit.
 
         Args:
             student: The student network.
-            teacher (Teacher): The teacher.
+            teachers (Sequence[Teacher]): The teachers; may be empty.
             student_cfg: The student's config.
 
         Raises:
-            MMKDError: If this method cannot work with this pair.
+            MMKDError: If this method cannot work with these networks.
         """
 
     @abstractmethod
-    def forward(self, student: Mapping[str, list], teacher: Mapping[str, list]) -> dict[str, Tensor]:
+    def forward(self, step: Step) -> dict[str, Tensor]:
         """Return losses (names with ``loss``) and values to log, all scalars.
 
         Args:
-            student: By spot, the list of what the student's calls gave.
-            teacher: The same for the teacher; without gradient.
+            step: What is to be seen of this training step.
         """

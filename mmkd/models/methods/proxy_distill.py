@@ -1,14 +1,19 @@
-"""Distillation of logits through a proxy: the one equation behind KD and SHAKE."""
-from collections.abc import Mapping
+"""Distillation of logits through a proxy: the one equation behind KD, DML, SHAKE and SOKD."""
+from collections.abc import Sequence
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..losses import kl_divergence
+from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
+from ..proxies.heads import find_classifiers
+from ..spots import WHERE, LogitLayout, logit_layout
+from ..step import Step
 from .base import Method
+from .teacher_weights import adaptive_weights
 
 
 @MODELS.register_module()
@@ -16,92 +21,207 @@ class ProxyDistill(Method):
     r"""Knowledge passes from teacher T to student S through a proxy P.
 
     .. math::
-        L_{proxy}   &= b \, KL(sg(T) ‖ P) + c \, KL(sg(S) ‖ P) \\
-        L_{student} &= d \, KL(sg(P) ‖ S)
+        L_{proxy}   &= a \, task(P, Y) + b \, KL(sg(T) ‖ P) + c \, KL(sg(S) ‖ P) \\
+        L_{student} &= d \, KL(sg(P) ‖ S) + e \, task(S, Y)
 
-    sg stops gradients and KL is :func:`~mmkd.models.losses.kl_divergence` at temperature τ, averaged over
-    the samples of all ranks. Without a proxy, P is the teacher itself and only the last term is left.
+    sg stops gradients; KL is :func:`~mmkd.models.losses.kl_divergence` for softmax heads and
+    :func:`~mmkd.models.losses.bernoulli_kl_divergence` for sigmoid heads, at temperature τ, averaged over
+    the boxes or places of all ranks by their weights (``where``), and summed over the stages of a cascade
+    by the stages' own weights. Without a proxy, P is the teacher itself and only d and e are left. A term
+    of weight 0 is left out.
 
-    =====================  ======================  ===  ===  ===
-    method                 proxy                    b    c    d
-    =====================  ======================  ===  ===  ===
-    KD                     none: the teacher        –    –    λ
-    SHAKE (paper's text)   shadow head on student   1    λ    λ
-    =====================  ======================  ===  ===  ===
+    ======================  ===================================  ===  ===========  ===  ===  ===
+    method                  proxy                                 a    b            c    d    e
+    ======================  ===================================  ===  ===========  ===  ===  ===
+    KD                      none: the frozen teacher              –    –            –    λ    1
+    KDTuned (KD†)           ``TunedTeacher``                      0    0            λ    λ    1
+    DML† / DML              ``PeerNetwork``                       1    0            0/λ  λ    1
+    SHAKE (paper)           ``ShadowHead('student')``             0    1            λ    λ    1
+    SHAKE (released)        ``ShadowHead('teacher')``             1    1 (as MSE)   λ    λ    1
+    SOKD                    ``KnowledgeBridge``                   1    1            1    1    1
+    ======================  ===================================  ===  ===========  ===  ===  ===
+
+    With several teachers there is a proxy for each; the proxies' losses add up, and the student's is the
+    weighted mean over them.
 
     Args:
         proxy: Config of the proxy, or ``None``.
         temperature: τ.
+        proxy_task: a.
         teacher_to_proxy: b.
         student_to_proxy: c, reversed distillation.
         proxy_to_student: d.
+        student_task: e.
+        where: Which boxes or places count: ``'all'``, ``'foreground'`` or ``'teacher'``, see
+            :meth:`~mmkd.models.spots.LogitLayout.weights`. By default ``'all'`` for two-stage detectors and
+            ``'teacher'`` for dense ones, of whose places nearly all are empty.
+        standardize: Whether all logits are standardised over classes first (softmax heads; probabilities
+            of sigmoid heads have a meaning of their own and stay).
+        imitate_teacher_by: ``'kl'``, or ``'mse'``: the mean squared difference of logits in place of
+            KL(sg T‖P).
+        teacher_weights: Of several teachers, how the student weighs them: ``'equal'`` (AVER) or
+            ``'adaptive'`` (AEKD).
     """
-
-    student_spots = ('cls_logits', )
-    teacher_spots = ('cls_logits', )
 
     def __init__(self,
                  proxy: dict | None = None,
                  temperature: float = 4.0,
+                 proxy_task: float = 0.0,
                  teacher_to_proxy: float = 1.0,
                  student_to_proxy: float = 1.0,
-                 proxy_to_student: float = 1.0) -> None:
+                 proxy_to_student: float = 1.0,
+                 student_task: float = 1.0,
+                 where: str | None = None,
+                 standardize: bool = False,
+                 imitate_teacher_by: str = 'kl',
+                 teacher_weights: str = 'equal') -> None:
         super().__init__()
         if temperature <= 0:
             raise MMKDError(f'The temperature must be above 0, not {temperature}.')
+        for name, value, known in (('where', where, (None, *WHERE)),
+                                   ('imitate_teacher_by', imitate_teacher_by, ('kl', 'mse')),
+                                   ('teacher_weights', teacher_weights, ('equal', 'adaptive'))):
+            if value not in known:
+                raise MMKDError(f'`{name}` must be one of {known}, not {value!r}.')
         self.temperature = temperature
+        self.proxy_task = proxy_task
         self.teacher_to_proxy = teacher_to_proxy
         self.student_to_proxy = student_to_proxy
         self.proxy_to_student = proxy_to_student
-        self.proxy = None
-        if proxy is not None:
-            self.proxy = MODELS.build(proxy)
-            self.student_spots = (*self.student_spots, *self.proxy.student_spots)
+        self.student_task = student_task
+        self.where = where
+        self.standardize = standardize
+        self.imitate_teacher_by = imitate_teacher_by
+        self.teacher_weights = teacher_weights
+        self.proxy_cfg = proxy
+        self.layout = LogitLayout()
+        self.proxies = ModuleList()
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict) -> None:
-        teacher.check_same_classes(student)
-        if student.roi_head.bbox_head.loss_cls.__class__.__name__ != 'CrossEntropyLoss' or getattr(
-                student.roi_head.bbox_head.loss_cls, 'use_sigmoid', False):
-            raise MMKDError(
-                "The student's RoI head must classify with a softmax (CrossEntropyLoss without "
-                'use_sigmoid) for its logits to be distilled.')
-        if self.proxy is not None:
-            self.proxy.connect(student, student_cfg)
+    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+        self.layout = logit_layout(student, 'student')
+        find_classifiers(student, 'student')
+        if self.where is None:
+            self.where = 'teacher' if self.layout.dense else 'all'
+        for _ in range(max(len(teachers), 1) if self.proxy_cfg else 0):
+            self.proxies.append(MODELS.build(self.proxy_cfg))
+        sees_teacher = not self.proxies or self.teacher_to_proxy > 0
+        if not teachers and (sees_teacher or any(proxy.needs_teacher for proxy in self.proxies)):
+            raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
+        for teacher in teachers:
+            teacher.connect_logits(self.layout)
+            find_classifiers(teacher.model, 'teacher')
+        student_spots, teacher_spots = ['cls_outputs'], ['cls_outputs'] if sees_teacher else []
+        if self.where == 'foreground' and not self.layout.dense:
+            student_spots.append('cls_targets')
+        for index, proxy in enumerate(self.proxies):
+            proxy.connect(student, teachers[index] if teachers else None, student_cfg, self.layout,
+                          task=self.proxy_task > 0)
+            student_spots += proxy.student_spots
+            teacher_spots += proxy.teacher_spots
+        self.student_spots = tuple(dict.fromkeys(student_spots))
+        self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
 
-    def forward(self, student: Mapping[str, list], teacher: Mapping[str, list]) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`; ``cls_logits`` are ``(R, K+1)`` for R boxes.
+    @property
+    def name(self) -> str:
+        """Get what messages call this method."""
+        return f'ProxyDistill with {self.proxy_cfg["type"]}' if self.proxy_cfg else 'Distillation of logits'
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """See :meth:`Method.forward`.
 
         Returns:
-            dict: ``loss_student``; with a proxy also ``loss_proxy_teacher`` and ``loss_proxy_student``,
-            and ``proxy_teacher_agreement`` and ``student_teacher_agreement``, the shares of samples on
-            which the two have the same most likely class.
+            dict: ``loss_student``; with a proxy also ``loss_proxy_task``, ``loss_proxy_teacher`` and
+            ``loss_proxy_student``, as far as they have a weight; and ``student_teacher_agreement`` and
+            ``proxy_teacher_agreement``, the shares of boxes or places on which two have the same most
+            likely class.
         """
-        (s, ), (t, ) = student['cls_logits'], teacher['cls_logits']
-        outputs = dict(student_teacher_agreement=_agreement(s, t))
-        if self.proxy is None:
-            outputs['loss_student'] = self._kl(t, s, self.proxy_to_student)
-            return outputs
-        p = self.proxy(student)
-        outputs['proxy_teacher_agreement'] = _agreement(p, t)
-        outputs['loss_student'] = self._kl(p.detach(), s, self.proxy_to_student)
-        outputs['loss_proxy_teacher'] = self._kl(t, p, self.teacher_to_proxy)
-        outputs['loss_proxy_student'] = self._kl(s.detach(), p, self.student_to_proxy)
-        return outputs
+        own = step.student_seen['cls_outputs']
+        s = self._logits(own)
+        taught = [self._logits(seen['cls_outputs']) for seen in step.teachers_seen if 'cls_outputs' in seen]
+        terms = {}
+        if self.proxies:
+            ran = [proxy(step, index, self.proxy_task > 0) for index, proxy in enumerate(self.proxies)]
+            proxies = [self._logits(outputs) for outputs, _ in ran]
+        else:
+            ran, proxies = [], taught
+        teaching = taught or [[stage.detach() for stage in p] for p in proxies]
+        counts = self.layout.weights(self.where, own, _mean(teaching), step)
+        if taught:
+            terms['student_teacher_agreement'] = self._agreement(s, taught[0], counts)
+        if taught and self.proxies:
+            terms['proxy_teacher_agreement'] = self._agreement(proxies[0], taught[0], counts)
 
-    def _kl(self, target: Tensor, prediction: Tensor, weight: float) -> Tensor:
-        values = kl_divergence(target, prediction, self.temperature)
-        return weight * values.sum() / _mean_count(values)
+        terms['loss_student'] = self.proxy_to_student * self._student_loss(s, proxies, counts)
+        if self.proxies and self.proxy_task > 0:
+            terms['loss_proxy_task'] = self.proxy_task * sum(loss for _, loss in ran)
+        if self.proxies and self.teacher_to_proxy > 0:
+            divergence = self._squared_error if self.imitate_teacher_by == 'mse' else self._kl
+            terms['loss_proxy_teacher'] = self.teacher_to_proxy * sum(
+                self._mean_over_samples(divergence, t, p, counts)
+                for t, p in zip(taught, proxies, strict=True))
+        if self.proxies and self.student_to_proxy > 0:
+            terms['loss_proxy_student'] = self.student_to_proxy * sum(
+                self._mean_over_samples(self._kl, _detached(s), p, counts) for p in proxies)
+        return terms
+
+    def _logits(self, outputs: Sequence) -> list[Tensor]:
+        logits = self.layout.logits(outputs)
+        if self.standardize and self.layout.activation == 'softmax':
+            return [standardize_logits(stage) for stage in logits]
+        return logits
+
+    def _student_loss(self, s: list[Tensor], proxies: list[list[Tensor]], counts: list[Tensor]) -> Tensor:
+        losses = [self._mean_over_samples(self._kl, _detached(p), s, counts) for p in proxies]
+        if len(losses) == 1:
+            return losses[0]
+        if self.teacher_weights == 'equal':
+            return sum(losses) / len(losses)
+        weights = adaptive_weights([self._gradient(_detached(p), s, counts) for p in proxies])
+        return (weights * torch.stack(losses)).sum()
+
+    def _gradient(self, p: list[Tensor], s: list[Tensor], counts: list[Tensor]) -> Tensor:
+        """Gradient of KL(P‖S) with respect to S, up to a factor that all teachers share."""
+        squash = torch.sigmoid if self.layout.activation == 'sigmoid' else (lambda z: z.softmax(dim=-1))
+        tau = self.temperature
+        return torch.cat([
+            (weight * count[:, None] / _mean_over_ranks(count.sum()) *
+             (squash(mine.detach() / tau) - squash(other / tau))).flatten()
+            for weight, count, mine, other in zip(self.layout.stage_weights, counts, s, p, strict=False)])
+
+    def _mean_over_samples(self, divergence, target: list[Tensor], prediction: list[Tensor],
+                           counts: list[Tensor]) -> Tensor:
+        stages = [
+            weight * (count * divergence(t, p)).sum() / _mean_over_ranks(count.sum())
+            for weight, t, p, count in zip(self.layout.stage_weights, target, prediction, counts,
+                                           strict=False)]
+        return sum(stages)
+
+    def _kl(self, target: Tensor, prediction: Tensor) -> Tensor:
+        sigmoid = self.layout.activation == 'sigmoid'
+        divergence = bernoulli_kl_divergence if sigmoid else kl_divergence
+        return divergence(target, prediction, self.temperature)
+
+    def _squared_error(self, target: Tensor, prediction: Tensor) -> Tensor:
+        return (target - prediction).square().mean(dim=-1)
+
+    @torch.no_grad()
+    def _agreement(self, one: list[Tensor], other: list[Tensor], counts: list[Tensor]) -> Tensor:
+        same = sum((count * (a.argmax(dim=-1) == b.argmax(dim=-1))).sum()
+                   for a, b, count in zip(one, other, counts, strict=False))
+        return same / sum(count.sum() for count in counts).clamp(min=1e-6)
 
 
-def _mean_count(values: Tensor) -> Tensor:
-    """Number of samples per rank, averaged over ranks, so that every sample counts the same."""
-    count = values.new_tensor(float(len(values)))
+def _detached(stages: list[Tensor]) -> list[Tensor]:
+    return [stage.detach() for stage in stages]
+
+
+def _mean(of_teachers: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.stack(stages).mean(dim=0) for stages in zip(*of_teachers, strict=True)]
+
+
+def _mean_over_ranks(total: Tensor) -> Tensor:
+    """Total weight of a rank, averaged over ranks, so that every sample counts the same."""
+    total = total.clone()
     if get_world_size() > 1:
-        all_reduce(count, op='mean')
-    return count.clamp(min=1)
-
-
-@torch.no_grad()
-def _agreement(one: Tensor, other: Tensor) -> Tensor:
-    same = (one.argmax(dim=-1) == other.argmax(dim=-1)).float()
-    return same.sum() / max(len(same), 1)
+        all_reduce(total, op='mean')
+    return total.clamp(min=1e-6)

@@ -1,71 +1,101 @@
 """The shadow head of SHAKE: a cheap proxy between the teacher and the student."""
-import copy
 from collections.abc import Mapping
 
-from mmdet.registry import MODELS as MMDET_MODELS
-from mmengine.model import BaseModule
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ..spots import LogitLayout, resolve_spot
+from ..step import Step
+from .base import Proxy
+from .heads import build_heads, classification_loss, find_classifiers, run_heads
+from .networks import Network
+from .pyramid_fusion import build_fusion
 
 
 @MODELS.register_module()
-class ShadowHead(BaseModule):
-    """A second classification head on the student (SHAKE, ``placement='student'``, the paper's text).
-
-    It reads the same features as the student's own head, and its gradient flows into the student's
-    backbone. It starts from its own random weights.
+class ShadowHead(Proxy):
+    """SHAKE's proxy (Li and Jin, NeurIPS 2022): a second classification head, from random weights.
 
     Args:
-        placement: ``'student'``. The released form, on the teacher's features, is not there yet.
-        tower: ``'head'`` builds all of the student's classification head anew (its convolutions and
-            fully connected layers, without box regression); ``'fc_only'`` builds only the last
-            classifier, on the student's own last vectors.
+        placement: ``'student'`` (the paper's text): a second head on the student's features, into which its
+            gradient flows. ``'teacher'`` (the released form): trainable layers that fuse features of the
+            frozen teacher, under the teacher's own frozen head. ``'alone'``: a network of its own, built
+            like the student.
+        tower: With ``placement='student'``: ``'head'`` builds all of the student's classification head
+            anew (its convolutions and fully connected layers, without box branches); ``'fc_only'`` builds
+            only the last layer, on what the student's own last layer sees.
+        head: With ``placement='student'``: settings in which the shadow head differs from the student's,
+            such as ``dict(stacked_convs=6)`` for a stronger one.
     """
 
-    def __init__(self, placement: str = 'student', tower: str = 'head') -> None:
+    def __init__(self, placement: str = 'student', tower: str = 'head', head: dict | None = None) -> None:
         super().__init__()
-        if placement != 'student':
-            raise MMKDError(f"ShadowHead knows placement='student', not {placement!r}.")
+        if placement not in ('student', 'teacher', 'alone'):
+            raise MMKDError("ShadowHead knows placement='student', 'teacher' and 'alone', not "
+                            f'{placement!r}.')
         if tower not in ('head', 'fc_only'):
             raise MMKDError(f"ShadowHead knows tower='head' and tower='fc_only', not {tower!r}.")
+        if (tower != 'head' or head) and placement != 'student':
+            raise MMKDError("ShadowHead's `tower` and `head` go with placement='student'.")
+        if tower != 'head' and head:
+            raise MMKDError("ShadowHead's `head` goes with tower='head'.")
+        self.placement = placement
         self.tower = tower
+        self.changes = head
 
     @property
-    def student_spots(self) -> tuple[str, ...]:
-        return ('cls_features', ) if self.tower == 'head' else ('cls_embedding', )
+    def needs_teacher(self) -> bool:
+        return self.placement == 'teacher'
 
-    def connect(self, student: nn.Module, student_cfg: dict) -> None:
-        """Build the head after the student's.
+    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+                task: bool) -> None:
+        self.layout = layout
+        if self.placement == 'alone':
+            self.network = Network(student_cfg, student, layout, task)
+            self.student_spots = self.network.student_spots
+        elif self.placement == 'teacher':
+            self.teacher_spots = ('cls_inputs', )
+            self.teacher = teacher
+            self.fusion = build_fusion(teacher.model)
+        elif self.tower == 'head':
+            self.student_spots = ('cls_inputs', )
+            self.heads = build_heads(student, student_cfg, layout, changes=self.changes)
+        else:
+            self._build_last_layers(student, student_cfg, layout)
+        if task and self.placement != 'alone' and not layout.dense:
+            self.student_spots = (*self.student_spots, 'cls_targets')
 
-        Args:
-            student: The student detector.
-            student_cfg: Its config.
-        """
-        if self.tower == 'fc_only':
-            own = student.roi_head.bbox_head.fc_cls
-            self.head = nn.Linear(own.in_features, own.out_features)
-            nn.init.normal_(self.head.weight, std=0.01)
-            nn.init.zeros_(self.head.bias)
-            return
-        cfg = copy.deepcopy(student_cfg['roi_head']['bbox_head'])
-        cfg['with_reg'] = False
-        for branch in ('num_reg_convs', 'num_reg_fcs'):
-            if branch in cfg:
-                cfg[branch] = 0
-        try:
-            self.head = MMDET_MODELS.build(cfg)
-        except (AssertionError, TypeError) as error:
-            raise MMKDError(
-                f"The student's {cfg['type']} cannot be built without box regression ({error}); use "
-                "tower='fc_only' for the shadow head.") from None
+    def _build_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
+        if len(layout.reads) > 1:
+            raise MMKDError("tower='fc_only' needs a head whose logits come from one layer, and the "
+                            f"student's {type(student).__name__} mixes class and objectness.")
+        names = find_classifiers(student, 'student')
+        prefixes = resolve_spot(student, 'cls_outputs', 'student').modules
+        layers = {}
+        for prefix, head in zip(prefixes, build_heads(student, student_cfg, layout), strict=True):
+            head.init_weights()  # while it is whole; a layer alone does not know how
+            for name in names:
+                if name.startswith(f'{prefix}.'):
+                    layers[name] = head.get_submodule(name.removeprefix(f'{prefix}.'))
+        self.layers = ModuleList(layers.values())
+        self.names = list(layers)
+        self.student_spots = tuple(f'{name}:input' for name in self.names)
 
-    def forward(self, student: Mapping[str, list[Tensor]]) -> Tensor:
-        """Return the proxy's logits ``(R, K+1)`` for R boxes.
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        if self.placement == 'alone':
+            return self.network(step, task)
+        if self.placement == 'teacher':
+            inputs = [(self.fusion(args[0]), ) for args in step.teachers_seen[index]['cls_inputs']]
+            outputs = self.teacher.run_frozen_head(inputs)
+        elif self.tower == 'head':
+            outputs = run_heads(self.heads, step.student_seen['cls_inputs'])
+        else:
+            outputs = self._run_last_layers(step.student_seen)
+        return outputs, classification_loss(self.layout, step, outputs) if task else None
 
-        Args:
-            student: What was recorded of the student, by spot.
-        """
-        (features, ) = student[self.student_spots[0]]
-        return self.head(features) if self.tower == 'fc_only' else self.head(features)[0]
+    def _run_last_layers(self, seen: Mapping[str, list]) -> list:
+        given = [layer(vectors) for name, layer in zip(self.names, self.layers, strict=True)
+                 for vectors in seen[f'{name}:input']]
+        return [(given, )] if self.layout.dense else [(logits, ) for logits in given]

@@ -11,13 +11,19 @@ class Place:
     """A place in a network where tensors can be read.
 
     Args:
-        module: Dotted name of a module, as in ``named_modules()``.
-        side: ``'output'`` or ``'input'`` (positional arguments).
-        index: Which element of a tuple of outputs or inputs; ``None`` takes the whole output.
+        module: Dotted name of a module, as in ``named_modules()``, or a tuple of such names (the heads of
+            a cascade); what they give is recorded in the order of their calls.
+        side: ``'output'``, ``'input'`` (positional arguments) or ``'call'`` (positional and keyword
+            arguments, as a pair).
+        index: Which element of a tuple of outputs or inputs; ``None`` takes all of it.
     """
-    module: str
+    module: str | tuple[str, ...]
     side: str = 'output'
     index: int | None = None
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return (self.module, ) if isinstance(self.module, str) else self.module
 
 
 class Recorder:
@@ -39,8 +45,9 @@ class Recorder:
     def __enter__(self) -> 'Recorder':
         self._seen = {name: [] for name in self._places}
         for name, place in self._places.items():
-            module = self._model.get_submodule(place.module)
-            self._handles.append(module.register_forward_hook(self._hook(name, place)))
+            for module in place.modules:
+                self._handles.append(self._model.get_submodule(module).register_forward_hook(
+                    self._hook(name, place), with_kwargs=True))
         return self
 
     def __exit__(self, *exception) -> None:
@@ -53,8 +60,8 @@ class Recorder:
 
     def _hook(self, name: str, place: Place):
 
-        def record(module, inputs, output):
-            seen = output if place.side == 'output' else inputs
+        def record(module, args, kwargs, output):
+            seen = dict(output=output, input=args, call=(args, kwargs))[place.side]
             self._seen[name].append(seen if place.index is None else seen[place.index])
 
         return record

@@ -4,23 +4,60 @@ from torch import nn
 from ...errors import MMKDError, nearest_names
 from .recorder import Place
 
-_TWO_STAGE = {
-    'cls_logits': Place('roi_head.bbox_head', 'output', 0),
-    'cls_features': Place('roi_head.bbox_head', 'input', 0),
-    'cls_embedding': Place('roi_head.bbox_head.fc_cls', 'input', 0),
-    'rois': Place('roi_head.bbox_roi_extractor', 'input', 1),
-}
-"""Spots of two-stage detectors: class logits ``(R, K+1)`` of R boxes, the RoI features ``(R, C, h, w)``
-and the vectors ``(R, D)`` they are computed from, and the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)."""
+NAMED_SPOTS = ('features', 'cls_logits', 'cls_inputs', 'cls_outputs', 'cls_targets', 'rois')
+"""Spots that detectors have besides their modules.
+
+===============  =========================================================================================
+``features``     the pyramid, a tuple of maps ``(N, C, H_l, W_l)``
+``cls_logits``   two-stage: class logits ``(R, K+1)`` of R boxes; dense: a map per level
+                 ``(N, A*K, H_l, W_l)`` for A anchors
+``cls_inputs``   what the classification head is called with: RoI features ``(R, C, h, w)`` or the pyramid
+``cls_outputs``  all that it gives
+``cls_targets``  two-stage, in training: what its classification loss is called with
+``rois``         two-stage: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+===============  =========================================================================================
+
+A cascade records an entry per stage.
+"""
+
+
+def is_two_stage(model: nn.Module) -> bool:
+    """Whether a detector classifies boxes that another part of it proposes."""
+    return getattr(getattr(model, 'roi_head', None), 'bbox_head', None) is not None
+
+
+def classification_heads(model: nn.Module) -> list[nn.Module]:
+    """Return the heads that classify: one, or one per stage of a cascade; none for other models."""
+    if is_two_stage(model):
+        head = model.roi_head.bbox_head
+        return list(head) if isinstance(head, nn.ModuleList) else [head]
+    head = getattr(model, 'bbox_head', None)
+    return [head] if hasattr(head, 'cls_out_channels') and hasattr(head, 'prior_generator') else []
 
 
 def named_spots(model: nn.Module) -> dict[str, Place]:
     """Return the spots that a model has besides its modules, by name."""
-    roi_head = getattr(model, 'roi_head', None)
-    bbox_head = getattr(roi_head, 'bbox_head', None)
-    if bbox_head is None or isinstance(bbox_head, nn.ModuleList):
-        return {}
-    return _TWO_STAGE
+    spots = {}
+    if hasattr(model, 'backbone'):
+        spots['features'] = Place('neck' if getattr(model, 'with_neck', False) else 'backbone')
+    heads = classification_heads(model)
+    if not heads:
+        return spots
+    if not is_two_stage(model):
+        head = 'bbox_head'
+    elif isinstance(model.roi_head.bbox_head, nn.ModuleList):
+        head = tuple(f'roi_head.bbox_head.{stage}' for stage in range(len(heads)))
+    else:
+        head = 'roi_head.bbox_head'
+    spots.update(
+        cls_logits=Place(head, 'output', 0),
+        cls_inputs=Place(head, 'input'),
+        cls_outputs=Place(head, 'output'))
+    if is_two_stage(model):
+        spots.update(
+            cls_targets=Place(_inside(head, 'loss_cls'), 'call'),
+            rois=Place(_siblings(head, 'bbox_roi_extractor'), 'input', 1))
+    return spots
 
 
 def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
@@ -28,7 +65,8 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
 
     Args:
         model: The network.
-        spot: A spot's name, such as ``cls_logits``, or the dotted name of any module.
+        spot: A spot's name, such as ``cls_logits``; the dotted name of any module for what it gives; or
+            that name with ``:input`` for what it is given.
         role: How messages call the model, for instance ``'student'``.
 
     Raises:
@@ -40,9 +78,21 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
     modules = [name for name, _ in model.named_modules() if name and not name.startswith('mmkd')]
     if spot in modules:
         return Place(spot)
-    if spot in _TWO_STAGE:
+    if spot.removesuffix(':input') in modules:
+        return Place(spot.removesuffix(':input'), 'input', 0)
+    if spot in NAMED_SPOTS:
         raise MMKDError(
-            f'The {role} {type(model).__name__} has no spot {spot!r}: logits are distilled on detectors '
-            'with one RoI classification head (Faster R-CNN and its kin) in this version.')
+            f'The {role} {type(model).__name__} has no spot {spot!r}: it has no classification head whose '
+            'logits belong to boxes of its own (two-stage) or to fixed places (dense).')
     raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}'
                     f'{nearest_names(spot, [*spots, *modules])}.')
+
+
+def _inside(heads: str | tuple[str, ...], child: str) -> str | tuple[str, ...]:
+    return f'{heads}.{child}' if isinstance(heads, str) else tuple(f'{head}.{child}' for head in heads)
+
+
+def _siblings(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
+    if isinstance(heads, str):
+        return heads.replace('bbox_head', name)
+    return tuple(head.replace('bbox_head', name) for head in heads)

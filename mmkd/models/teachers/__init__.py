@@ -1,3 +1,5 @@
-from .teacher import Teacher, build_teacher
+from .building import load_strictly, read_teacher_config
+from .normalization import BatchConverter
+from .teacher import Teacher, build_teachers
 
-__all__ = ['Teacher', 'build_teacher']
+__all__ = ['BatchConverter', 'Teacher', 'build_teachers', 'load_strictly', 'read_teacher_config']

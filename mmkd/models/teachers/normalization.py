@@ -23,6 +23,9 @@ class BatchConverter:
         MMKDError: If one of them is of a kind whose normalisation cannot be read.
     """
 
+    keep_size = False
+    """Whether the batch keeps the student's height and width, instead of the teacher's own padding."""
+
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, preprocessor in (('student', student), ('teacher', teacher)):
             if not hasattr(preprocessor, '_enable_normalize'):
@@ -60,11 +63,14 @@ class BatchConverter:
         return self._pad(inputs, img_shapes)
 
     def _pad(self, inputs: Tensor, img_shapes: Sequence[tuple[int, int]]) -> Tensor:
-        size = [ceil(max(shape[axis] for shape in img_shapes) / self.divisor) * self.divisor
-                for axis in (0, 1)]
         height, width = inputs.shape[-2:]
-        # Negative padding crops, and all that is cropped is padding.
-        inputs = F.pad(inputs, (0, size[1] - width, 0, size[0] - height), value=self.pad_value)
+        if self.keep_size:
+            inputs = inputs.clone()
+        else:
+            size = [ceil(max(shape[axis] for shape in img_shapes) / self.divisor) * self.divisor
+                    for axis in (0, 1)]
+            # Negative padding crops, and all that is cropped is padding.
+            inputs = F.pad(inputs, (0, size[1] - width, 0, size[0] - height), value=self.pad_value)
         for image, (height, width) in zip(inputs, img_shapes, strict=True):
             image[:, height:] = self.pad_value
             image[:, :, width:] = self.pad_value

@@ -9,7 +9,16 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...errors import MMKDError
-from ..spots import Place, Recorder, resolve_spot
+from ..spots import (
+    LogitLayout,
+    Place,
+    Recorder,
+    check_comparable,
+    classification_heads,
+    classify,
+    logit_layout,
+    resolve_spot,
+)
 from .building import RANDOM, build_teacher_model, read_teacher_config
 from .normalization import BatchConverter
 
@@ -42,7 +51,7 @@ class Teacher:
             raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector; '
                             'a detector can only be taught by one.')
         self.classes = _class_names(meta)
-        self._mapping = None
+        self.class_indices = None
         self._converter = None
         self._places: dict[str, Place] = {}
 
@@ -50,49 +59,73 @@ class Teacher:
         return self
 
     @property
+    def scope(self) -> str:
+        """Get the registry scope of its config."""
+        return self.cfg.get('default_scope', 'mmdet')
+
+    @property
     def is_random(self) -> bool:
         return self.checkpoint == RANDOM
 
-    def connect(self, student: nn.Module, spots: Sequence[str]) -> None:
+    def connect(self, student: nn.Module) -> None:
         """Prepare for a student.
 
         Args:
             student: The student detector; its data preprocessor tells what batches look like.
-            spots: All spots that will be asked for.
+
+        Raises:
+            MMKDError: If the student's batches cannot be converted into this teacher's.
+        """
+        self._converter = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
+
+    def find_spots(self, spots: Sequence[str]) -> None:
+        """Find spots that will be asked for.
 
         Raises:
             MMKDError: If the teacher lacks one of them.
         """
-        self._converter = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
-        self._places = {spot: resolve_spot(self.model, spot, 'teacher') for spot in spots}
+        self._places.update({spot: resolve_spot(self.model, spot, 'teacher') for spot in spots})
 
-    @property
-    def needs_rois(self) -> bool:
-        """Whether the student's boxes are needed for what is asked of this teacher."""
-        return any(place.module.split('.')[0] == 'roi_head' for place in self._places.values())
+    def judges_rois(self, spots: Sequence[str]) -> bool:
+        """Whether the student's boxes are needed for some spots."""
+        return self._reaches(spots, 'roi_head')
 
-    def check_same_classes(self, student: nn.Module) -> None:
-        """Check that both networks' logits speak of the same classes.
+    def connect_logits(self, student: LogitLayout) -> None:
+        """Prepare to give class logits that a student's can be compared with.
+
+        Args:
+            student: The layout of the student's logits.
 
         Raises:
-            MMKDError: If the numbers of classes differ and there is no mapping, or the mapping is wrong.
+            MMKDError: If they cannot be compared, or the classes differ and there is no mapping.
         """
-        resolve_spot(student, 'cls_logits', 'student')
-        resolve_spot(self.model, 'cls_logits', 'teacher')
-        of_student = student.roi_head.bbox_head.num_classes
-        of_teacher = self.model.roi_head.bbox_head.num_classes
+        own = logit_layout(self.model, 'teacher')
+        check_comparable(student, own)
+        # Places of a dense head match only when both see the same canvas.
+        self._converter.keep_size |= own.dense
         if self.class_mapping is None:
-            if of_student != of_teacher:
+            if student.num_classes != own.num_classes:
                 raise MMKDError(
-                    f'The teacher knows {of_teacher} classes and the student {of_student}; give '
-                    'teacher.class_mapping, the index of the teacher\'s class for each of the student\'s.')
+                    f'The teacher knows {own.num_classes} classes and the student {student.num_classes}; '
+                    'give teacher.class_mapping, the index of the teacher\'s class for each of the '
+                    "student's.")
             return
         mapping = list(self.class_mapping)
-        if len(mapping) != of_student or not all(
-                isinstance(index, int) and 0 <= index < of_teacher for index in mapping):
-            raise MMKDError(f'teacher.class_mapping must hold {of_student} indices below {of_teacher}, '
-                            f'not {mapping}.')
-        self._mapping = torch.tensor([*mapping, of_teacher])  # the background comes last
+        if len(mapping) != student.num_classes or not all(
+                isinstance(index, int) and 0 <= index < own.num_classes for index in mapping):
+            raise MMKDError(f'teacher.class_mapping must hold {student.num_classes} indices below '
+                            f'{own.num_classes}, not {mapping}.')
+        background = [own.num_classes] if own.activation == 'softmax' else []
+        self.class_indices = torch.tensor([*mapping, *background])
+
+    def in_students_outputs(self, outputs: list) -> list:
+        """Return outputs of a head with this teacher's classes, in the student's classes."""
+        if self.class_indices is None:
+            return outputs
+        first = outputs[0][0]
+        device = (first if isinstance(first, Tensor) else first[0]).device
+        self.class_indices = self.class_indices.to(device)
+        return logit_layout(self.model, 'teacher').select_classes(outputs, self.class_indices)
 
     def check_class_names(self, student_classes: Sequence[str] | None) -> None:
         """Check the student's class names against those stored in the teacher's checkpoint.
@@ -121,36 +154,59 @@ class Teacher:
         return instances
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, data_samples: Sequence, rois: Tensor | None) -> Mapping:
+    def __call__(self,
+                 inputs: Tensor,
+                 data_samples: Sequence,
+                 rois: Sequence[Tensor] | None = None,
+                 spots: Sequence[str] | None = None) -> dict[str, list]:
         """Look at the student's batch.
 
         Args:
             inputs: The student's preprocessed batch ``(N, 3, H, W)``.
             data_samples: Its samples; only ``img_shape`` is read.
-            rois: The student's boxes ``(R, 5)``, when :attr:`needs_rois`.
+            rois: The student's boxes ``(R, 5)`` of every stage, when :meth:`judges_rois`.
+            spots: What is asked for; all that it was connected for by default.
 
         Returns:
-            Mapping: By spot, the list of what was seen there.
+            dict: By spot, the list of what was seen there; class logits in the student's classes.
         """
-        inputs = self._converter(inputs, [sample.img_shape for sample in data_samples])
-        with Recorder(self.model, self._places) as recorder:
+        spots = self._places if spots is None else spots
+        if not spots:
+            return {}
+        inputs = self.convert(inputs, data_samples)
+        with Recorder(self.model, {spot: self._places[spot] for spot in spots}) as recorder:
             features = self.model.extract_feat(inputs)
-            if self.needs_rois:
-                self._judge(features, rois)
-        seen = {spot: recorder[spot] for spot in self._places}
-        if self._mapping is not None and 'cls_logits' in seen:
-            self._mapping = self._mapping.to(inputs.device)
-            seen['cls_logits'] = [logits[:, self._mapping] for logits in seen['cls_logits']]
+            if self._reaches(spots, 'roi_head') or self._reaches(spots, 'bbox_head'):
+                classify(self.model, features, rois)
+        seen = {spot: recorder[spot] for spot in spots}
+        if 'cls_outputs' in seen:
+            seen['cls_outputs'] = self.in_students_outputs(seen['cls_outputs'])
+        if 'cls_logits' in seen:
+            seen['cls_logits'] = [
+                output[0] for output in self.in_students_outputs([(one, ) for one in seen['cls_logits']])]
         return seen
 
-    def _judge(self, features: Sequence[Tensor], rois: Tensor) -> None:
-        """Run the RoI classification head on given boxes and this teacher's own features."""
-        head = self.model.roi_head
-        extractor = head.bbox_roi_extractor
-        roi_features = extractor(features[:extractor.num_inputs], rois)
-        if head.with_shared_head:
-            roi_features = head.shared_head(roi_features)
-        head.bbox_head(roi_features)
+    def run_frozen_head(self, inputs: Sequence[tuple]) -> list:
+        """Run the classification head such that gradients reach what it is given.
+
+        Args:
+            inputs: Arguments of every call, as recorded at ``cls_inputs``.
+
+        Returns:
+            list: Head outputs in the student's classes.
+        """
+        heads = classification_heads(self.model)
+        if len(heads) == 1:
+            heads = heads * len(inputs)
+        return self.in_students_outputs(
+            [head(*args) for head, args in zip(heads, inputs, strict=False)])
+
+    def convert(self, inputs: Tensor, data_samples: Sequence) -> Tensor:
+        """Return the student's batch as this teacher expects it."""
+        return self._converter(inputs, [sample.img_shape for sample in data_samples])
+
+    def _reaches(self, spots: Sequence[str], part: str) -> bool:
+        return any(module.split('.')[0] == part for spot in spots for module in self._places[spot].modules)
 
     def apply(self, function) -> None:
         """Move or cast the teacher like a module; used when the student is moved."""
@@ -169,17 +225,23 @@ def _class_names(meta: Mapping) -> tuple[str, ...] | None:
     return tuple(classes) if classes else None
 
 
-def build_teacher(cfg: dict) -> Teacher:
-    """Build a teacher from its config, with clear words for wrong keys."""
+def build_teachers(cfg: dict | Sequence[dict] | None) -> list[Teacher]:
+    """Build no, one or several teachers from their configs, with clear words for wrong keys."""
+    if cfg is None:
+        return []
+    teachers = [_build_teacher(one) for one in (cfg if isinstance(cfg, (list, tuple)) else [cfg])]
+    for teacher in teachers:
+        print_log(f'Teacher: {teacher.describe()}.', 'current')
+    return teachers
+
+
+def _build_teacher(cfg: dict) -> Teacher:
     if not isinstance(cfg, dict):
-        raise MMKDError('`teacher` must be a dict with `config` and `checkpoint`; several teachers are '
-                        'not there yet.')
+        raise MMKDError('`teacher` must be a dict with `config` and `checkpoint`, or a list of such dicts.')
     cfg = copy.deepcopy(dict(cfg))
     known = {'config', 'checkpoint', 'class_mapping'}
     if unknown := set(cfg) - known:
         raise MMKDError(f'`teacher` does not know {sorted(unknown)}; it takes {sorted(known)}.')
     if 'config' not in cfg:
         raise MMKDError('`teacher` needs a `config`.')
-    teacher = Teacher(**cfg)
-    print_log(f'Teacher: {teacher.describe()}.', 'current')
-    return teacher
+    return Teacher(**cfg)

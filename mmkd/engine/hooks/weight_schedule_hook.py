@@ -1,0 +1,98 @@
+"""How much distillation counts in the course of training."""
+import math
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import MMDistributedDataParallel, is_model_wrapper
+
+from ...errors import MMKDError
+from ...registry import HOOKS
+
+
+@HOOKS.register_module()
+class WeightScheduleHook(Hook):
+    """Warms up, decays and ends methods.
+
+    The factor rises linearly from 0 to 1 during the first ``warmup`` iterations, falls to 0 from
+    ``decay_from`` until ``stop`` (or the end of training), and is 1 in between. From ``stop`` on, a method is
+    not computed any more, what only it trained is left alone, and when all methods have stopped the teacher
+    no longer runs: a step costs what it costs without distillation.
+
+    Args:
+        methods: Name or names of methods, as in the config; all by default.
+        warmup: In iterations.
+        decay_from: In epochs, or in iterations with ``by_epoch=False``.
+        stop: In the same unit.
+        decay: ``'linear'`` or ``'cosine'``.
+        by_epoch: The unit of ``decay_from`` and ``stop``.
+    """
+
+    priority = 'HIGH'
+
+    def __init__(self,
+                 methods: str | Sequence[str] | None = None,
+                 warmup: int = 0,
+                 decay_from: float | None = None,
+                 stop: float | None = None,
+                 decay: str = 'linear',
+                 by_epoch: bool = True) -> None:
+        if decay not in ('linear', 'cosine'):
+            raise MMKDError(f"WeightScheduleHook knows decay='linear' and decay='cosine', not {decay!r}.")
+        if decay_from is not None and stop is not None and decay_from >= stop:
+            raise MMKDError(f'WeightScheduleHook cannot decay from {decay_from} until {stop}.')
+        self.methods = [methods] if isinstance(methods, str) else methods
+        self.warmup = warmup
+        self.decay_from = decay_from
+        self.stop = stop
+        self.decay = decay
+        self.by_epoch = by_epoch
+
+    def before_train(self, runner) -> None:
+        known = list(_unwrapped(runner).mmkd.methods)
+        self.methods = self.methods or known
+        if unknown := set(self.methods) - set(known):
+            raise MMKDError(f'WeightScheduleHook: there is no method {sorted(unknown)}; the config has '
+                            f'{known}.')
+        self._end = runner.max_epochs if self.by_epoch else runner.max_iters
+
+    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+        now = runner.iter / len(runner.train_dataloader) if self.by_epoch else runner.iter
+        model = _unwrapped(runner)
+        for name in self.methods:
+            model.mmkd.methods[name].scale = self.factor(runner.iter, now)
+        running = [name for name in self.methods if model.mmkd.methods[name].active]
+        if self.stop is not None and now >= self.stop and running:
+            for name in running:
+                model.mmkd.methods[name].active = False
+                model.mmkd.methods[name].requires_grad_(False)
+                self._forget_scalars(runner.message_hub, name)
+            print_log(f'Distillation has ended for {", ".join(running)}.', 'current')
+            if isinstance(runner.model, MMDistributedDataParallel):
+                # Its reducer would wait for the gradients of what has just been frozen.
+                runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+
+    @staticmethod
+    def _forget_scalars(message_hub, method: str) -> None:
+        """Drop a method's losses, or the log would repeat the last ones for ever."""
+        scalars = message_hub.log_scalars
+        for key in [key for key in scalars if key.startswith(f'train/{method}.')]:
+            scalars.pop(key)
+
+    def factor(self, iteration: int, now: float) -> float:
+        """Return the factor of the losses.
+
+        Args:
+            iteration: The number of iterations done.
+            now: The same in the unit of ``decay_from`` and ``stop``.
+        """
+        factor = min(1.0, (iteration + 1) / (self.warmup + 1))
+        if self.decay_from is not None and now > self.decay_from:
+            end = self.stop if self.stop is not None else self._end
+            share = min(1.0, (now - self.decay_from) / (end - self.decay_from))
+            factor *= 1 - share if self.decay == 'linear' else (1 + math.cos(math.pi * share)) / 2
+        return factor
+
+
+def _unwrapped(runner):
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -1,0 +1,54 @@
+"""What may stand between teacher and student."""
+from abc import ABCMeta, abstractmethod
+
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from ..spots import LogitLayout
+from ..step import Step
+
+
+class Proxy(BaseModule, metaclass=ABCMeta):
+    """A trainable network, or part of one, whose logits teach the student.
+
+    What a proxy needs to see is known after :meth:`connect`.
+    """
+
+    student_spots: tuple[str, ...] = ()
+    """Spots to record in the student."""
+
+    teacher_spots: tuple[str, ...] = ()
+    """Spots to record in the teacher."""
+
+    needs_teacher: bool = False
+    """Whether it is made of a teacher's parts."""
+
+    @abstractmethod
+    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+                task: bool) -> None:
+        """Build what depends on the networks.
+
+        Args:
+            student: The student network.
+            teacher (Teacher | None): The teacher that it stands before.
+            student_cfg: The student's config.
+            layout: How the student's logits are laid out.
+            task: Whether :meth:`forward` will be asked for the task loss.
+
+        Raises:
+            MMKDError: If it cannot stand between these two.
+        """
+
+    @abstractmethod
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        """Look at a training step.
+
+        Args:
+            step: What is to be seen of it.
+            index: Which of the teachers it stands before.
+            task: Whether to compute its own task loss.
+
+        Returns:
+            tuple: Its head outputs, laid out like the student's and on the student's boxes; and its task
+            loss, a scalar, or ``None``.
+        """

@@ -1,0 +1,96 @@
+"""The knowledge bridge of SOKD: a trainable copy of the teacher's last part."""
+import copy
+
+from torch import Tensor, nn
+
+from ...errors import MMKDError
+from ...registry import MODELS
+from ..spots import LogitLayout, is_two_stage, logit_layout
+from ..step import Step
+from .base import Proxy
+from .heads import build_heads, classification_loss, load_head_weights, run_heads
+
+
+@MODELS.register_module()
+class KnowledgeBridge(Proxy):
+    """SOKD's proxy (Liu et al., BMVC 2021): a copy of the teacher's last part, on its frozen features.
+
+    For detectors that is the classification head; ``tools/model_converters/export_teacher.py`` writes the
+    teacher with the bridge in its place.
+
+    Args:
+        start: ``'random'`` weights (the released code), or the ``'teacher'``'s.
+        last_stage: Whether to copy the last stage of the backbone and the neck, too.
+    """
+
+    needs_teacher = True
+
+    def __init__(self, start: str = 'random', last_stage: bool = False) -> None:
+        super().__init__()
+        if start not in ('random', 'teacher'):
+            raise MMKDError(f"KnowledgeBridge knows start='random' and start='teacher', not {start!r}.")
+        self.start = start
+        self.last_stage = last_stage
+
+    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+                task: bool) -> None:
+        self.layout, self.teacher = layout, teacher
+        own = logit_layout(teacher.model, 'teacher')
+        self.heads = build_heads(teacher.model, teacher.cfg.model, own, teacher.scope)
+        if self.start == 'teacher':
+            load_head_weights(self.heads, teacher.model)
+        self.teacher_spots = ('cls_inputs', )
+        if task and not layout.dense:
+            self.student_spots = ('cls_targets', )
+        if self.last_stage:
+            self._copy_last_stage()
+
+    def _copy_last_stage(self) -> None:
+        model = self.teacher.model
+        names = getattr(model.backbone, 'res_layers', None)
+        if not names or not getattr(model, 'with_neck', False):
+            raise MMKDError('last_stage=True needs a teacher with a ResNet-like backbone and a neck, not '
+                            f'{type(model.backbone).__name__}.')
+        stages = len(names)
+        if model.backbone.out_indices[-1] != stages - 1:
+            raise MMKDError("last_stage=True needs a teacher whose neck reads the backbone's last stage.")
+        self.stage = copy.deepcopy(getattr(model.backbone, names[-1]))
+        self.neck = copy.deepcopy(model.neck)
+        for part in (self.stage, self.neck):
+            part.requires_grad_(True)
+            if self.start == 'random':
+                _forget(part)
+        self.stage_input = f'backbone.{names[-1]}:input'
+        self.teacher_spots = (self.stage_input, 'backbone')
+        if is_two_stage(model):
+            self.student_spots = (*self.student_spots, 'rois')
+
+    def init_weights(self) -> None:
+        if self.start == 'random':
+            super().init_weights()
+
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        seen = step.teachers_seen[index]
+        inputs = self._inputs(seen, step) if self.last_stage else seen['cls_inputs']
+        outputs = self.teacher.in_students_outputs(run_heads(self.heads, inputs))
+        return outputs, classification_loss(self.layout, step, outputs) if task else None
+
+    def _inputs(self, seen: dict, step: Step) -> list[tuple]:
+        ((*stages, _), ), (given, ) = seen['backbone'], seen[self.stage_input]
+        features = self.neck((*stages, self.stage(given)))
+        if self.layout.dense:
+            return [(features, )]
+        extractors = self.teacher.model.roi_head.bbox_roi_extractor
+        if not isinstance(extractors, nn.ModuleList):
+            extractors = [extractors] * len(step.student_seen['rois'])
+        return [(extractor(features[:extractor.num_inputs], rois), )
+                for extractor, rois in zip(extractors, step.student_seen['rois'], strict=False)]
+
+
+def _forget(part: nn.Module) -> None:
+    """Give all layers of a part new random weights."""
+    for module in part.modules():
+        if hasattr(module, 'reset_parameters'):
+            module.reset_parameters()
+        if hasattr(module, '_is_init'):
+            module._is_init = False

@@ -1,0 +1,209 @@
+"""What the logits of a detector belong to, and when those of two detectors can be compared."""
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from mmdet.models.dense_heads import YOLOXHead
+from mmdet.structures.bbox import get_box_tensor
+from torch import Tensor, nn
+
+from ...errors import MMKDError
+from .resolve import classification_heads, is_two_stage
+
+WHERE = ('all', 'foreground', 'teacher')
+"""Where logits count, see :meth:`LogitLayout.weights`."""
+
+
+@dataclass(frozen=True)
+class LogitLayout:
+    """How a detector lays out its class logits.
+
+    Args:
+        activation: ``'softmax'`` (K classes and, last, the background) or ``'sigmoid'`` (K classes).
+        num_classes: K.
+        strides: Dense detectors: the stride of every level; empty for two-stage ones.
+        anchors: Dense detectors: the number of anchors at a place, per level.
+        stage_weights: Two-stage detectors: the weight of each stage in the detector's own loss.
+        reads: Which of the head's outputs make up the logits: the first, or class and objectness (YOLOX).
+    """
+    activation: str = 'softmax'
+    num_classes: int = 0
+    strides: tuple[int, ...] = ()
+    anchors: tuple[int, ...] = ()
+    stage_weights: tuple[float, ...] = (1.0, )
+    reads: tuple[int, ...] = (0, )
+
+    @property
+    def dense(self) -> bool:
+        return bool(self.strides)
+
+    @property
+    def channels(self) -> int:
+        """Logits of a box or anchor."""
+        return self.num_classes + (self.activation == 'softmax')
+
+    def logits(self, outputs: Sequence) -> list[Tensor]:
+        """Return flat logits.
+
+        Args:
+            outputs: What was recorded at ``cls_outputs``: an entry per call of a head.
+
+        Returns:
+            list: Two-stage: ``(R, K+1)`` per stage. Dense: one tensor ``(M, K)``, with the M anchors in
+            the order (level, image, row, column, anchor). For YOLOX, the logits of class probability
+            times objectness, which is what it detects by.
+        """
+        if not self.dense:
+            return [output[0] for output in outputs]
+        (output, ) = outputs
+        levels = [_flat(level, self.channels) for level in output[0]]
+        if len(self.reads) > 1:
+            levels = [_joint(level, _flat(other, 1)) for level, other in zip(
+                levels, output[self.reads[1]], strict=True)]
+        return [torch.cat(levels)]
+
+    def select_classes(self, outputs: Sequence, indices: Tensor) -> list:
+        """Pick and reorder classes in a head's outputs.
+
+        Args:
+            outputs: As for :meth:`logits`, with this layout's classes.
+            indices: Which channels to take, in order.
+        """
+        if not self.dense:
+            return [(output[0][:, indices], *output[1:]) for output in outputs]
+        (output, ) = outputs
+        levels = [
+            level.unflatten(1, (-1, self.channels))[:, :, indices].flatten(1, 2) for level in output[0]]
+        return [(levels, *output[1:])]
+
+    def weights(self, where: str, outputs: Sequence, teaching: Sequence[Tensor], step) -> list[Tensor]:
+        """Return how much every box or anchor counts.
+
+        Args:
+            where: ``'all'``: each counts 1. ``'foreground'``: 1 inside a ground-truth box (dense: the
+                centre of the place; two-stage: boxes that were assigned to an object), 0 elsewhere.
+                ``'teacher'``: the teacher's probability that an object of any class is there (dense: of
+                its likeliest class). Places in the padding of an image count 0.
+            outputs: The student's head outputs.
+            teaching: Flat logits of who teaches.
+            step (Step): The training step.
+
+        Returns:
+            list: Shape ``(R,)`` or ``(M,)`` for each entry of ``teaching``; without gradient.
+        """
+        with torch.no_grad():
+            if not self.dense:
+                return [self._box_weights(where, index, logits, step)
+                        for index, logits in enumerate(teaching)]
+            weights = self._place_weights(outputs[0][0], step, where == 'foreground')
+            if where == 'teacher':
+                weights = weights * self._objectness(teaching[0])
+            return [weights]
+
+    def _box_weights(self, where: str, stage: int, logits: Tensor, step) -> Tensor:
+        if where == 'all':
+            return logits.new_ones(len(logits))
+        if where == 'teacher':
+            return self._objectness(logits)
+        (_, labels, *_), _ = step.student_seen['cls_targets'][stage]
+        return (labels < self.num_classes).to(logits)
+
+    def _objectness(self, logits: Tensor) -> Tensor:
+        if self.activation == 'softmax':
+            return 1 - logits.softmax(dim=-1)[:, -1]
+        return logits.amax(dim=-1).sigmoid()
+
+    def _place_weights(self, levels: Sequence[Tensor], step, foreground: bool) -> Tensor:
+        """1 for places inside the image, or inside one of its ground-truth boxes."""
+        height, width = step.inputs.shape[-2:]
+        weights = []
+        for level, anchors in zip(levels, self.anchors, strict=True):
+            rows, columns = level.shape[-2:]
+            y = (torch.arange(rows, device=level.device) + 0.5) * (height / rows)
+            x = (torch.arange(columns, device=level.device) + 0.5) * (width / columns)
+            maps = torch.stack([_inside(sample, y, x, foreground) for sample in step.data_samples])
+            weights.append(maps.flatten().to(level.dtype).repeat_interleave(anchors))
+        return torch.cat(weights)
+
+
+def logit_layout(model: nn.Module, role: str) -> LogitLayout:
+    """Return how a detector lays out its class logits.
+
+    Args:
+        model: The detector.
+        role: How messages call it.
+
+    Raises:
+        MMKDError: If its logits cannot be distilled, telling why.
+    """
+    name = f'The {role} {type(model).__name__}'
+    heads = classification_heads(model)
+    if not heads:
+        raise MMKDError(
+            f'{name} has no class logits that belong to boxes of its own (two-stage) or to fixed places '
+            '(dense), so they cannot be distilled: query-based detectors and detectors of points or '
+            'corners are not supported, except for their features.')
+    if is_two_stage(model):
+        for head in heads:
+            if type(head.loss_cls).__name__ != 'CrossEntropyLoss' or getattr(
+                    head.loss_cls, 'use_sigmoid', False):
+                raise MMKDError(f"{name}'s RoI head must classify with a softmax (CrossEntropyLoss without "
+                                'use_sigmoid) for its logits to be distilled.')
+        stages = getattr(model.roi_head, 'stage_loss_weights', [1.0])
+        return LogitLayout('softmax', heads[0].num_classes, stage_weights=tuple(stages))
+    (head, ) = heads
+    priors = head.prior_generator
+    return LogitLayout(
+        'sigmoid' if getattr(head, 'use_sigmoid_cls', False) else 'softmax',
+        head.num_classes,
+        strides=tuple(max(stride) if isinstance(stride, (tuple, list)) else stride
+                      for stride in priors.strides),
+        anchors=tuple(priors.num_base_priors),
+        reads=(0, 2) if isinstance(head, YOLOXHead) else (0, ))
+
+
+def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
+    """Check that two detectors' logits speak of the same boxes or places; classes are left aside.
+
+    Raises:
+        MMKDError: If they do not, telling why.
+    """
+    start = 'The logits of student and teacher cannot be compared: '
+    end = ' Distil features instead, for instance with PKD.'
+    if student.dense != teacher.dense:
+        kinds = ['dense' if layout.dense else 'two-stage' for layout in (student, teacher)]
+        raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} one, so '
+                        f'that they judge other boxes.{end}')
+    if student.activation != teacher.activation:
+        raise MMKDError(f'{start}the student classifies with a {student.activation} and the teacher with '
+                        f'a {teacher.activation}.{end}')
+    if student.strides != teacher.strides:
+        raise MMKDError(f'{start}the levels have strides {list(student.strides)} in the student and '
+                        f'{list(teacher.strides)} in the teacher.{end}')
+    if student.anchors != teacher.anchors:
+        raise MMKDError(f'{start}there are {list(student.anchors)} anchors per place in the student and '
+                        f'{list(teacher.anchors)} in the teacher.{end}')
+    stages = len(student.stage_weights), len(teacher.stage_weights)
+    if stages[1] not in (1, stages[0]):
+        raise MMKDError(f'{start}the student has {stages[0]} stages and the teacher {stages[1]}; every '
+                        f'stage of a cascade judges boxes that the one before has refined.{end}')
+
+
+def _flat(level: Tensor, channels: int) -> Tensor:
+    return level.permute(0, 2, 3, 1).reshape(-1, channels)
+
+
+def _joint(classes: Tensor, objectness: Tensor) -> Tensor:
+    """Logits of the product of two probabilities given as logits: -log(e^-a + e^-b + e^-(a+b))."""
+    classes, objectness = classes.float(), objectness.float().expand_as(classes)
+    return -torch.logsumexp(torch.stack([-classes, -objectness, -classes - objectness]), dim=0)
+
+
+def _inside(sample, y: Tensor, x: Tensor, foreground: bool) -> Tensor:
+    if not foreground:
+        height, width = sample.img_shape[:2]
+        return (y < height)[:, None] & (x < width)
+    boxes = get_box_tensor(sample.gt_instances.bboxes)[:, None, None]
+    x, y = x[None, None, :], y[None, :, None]
+    return ((x >= boxes[..., 0]) & (x < boxes[..., 2]) & (y >= boxes[..., 1]) &
+            (y < boxes[..., 3])).any(dim=0)
