@@ -1,11 +1,3 @@
-_base_ = './student.py'
-custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
+_base_ = '../_base_/pairs/digits_quickstart.py'
 
-model = dict(
-    _delete_=True,
-    type='mmkd.DetectorDistiller',
-    student={{_base_.model}},
-    teacher=dict(
-        config='configs/quickstart/teacher.py',
-        checkpoint='work_dirs/quickstart/teacher/epoch_8.pth'),
-    methods=dict(shake=dict(type='mmkd.SHAKE', temperature=1.0, weight=1.0)))
+model = dict(methods=dict(shake=dict(type='mmkd.SHAKE', temperature=1.0, weight=1.0)))

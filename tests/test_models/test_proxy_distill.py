@@ -117,6 +117,13 @@ def test_shake_as_released():
     assert outputs['loss_proxy_task'] == 7
 
 
+def test_boxes_are_weighted_by_probabilities_and_not_by_standardized_logits():
+    outputs, _, _ = run(SHAKE(temperature=4.0, placement='teacher', where='teacher'))
+    s, p = ([standardized(row) for row in rows] for rows in (S, P))
+    assert outputs['loss_student'].item() == pytest.approx(
+        mean_kl(p, s, 4.0, weights=WEIGHTS['softmax_teacher']))
+
+
 def test_sokd_is_the_papers_equations():
     outputs, _, _ = run(SOKD(temperature=4.0))
     assert outputs['loss_proxy_task'] == 7

@@ -38,7 +38,7 @@ class ProxyDistill(Method):
     DML† / DML              ``PeerNetwork``                       1    0            0/λ  λ    1
     SHAKE (paper)           ``ShadowHead('student')``             0    1            λ    λ    1
     SHAKE (released)        ``ShadowHead('teacher')``             1    1 (as MSE)   λ    λ    1
-    SOKD                    ``KnowledgeBridge``                   1    1            1    1    1
+    SOKD                    ``KnowledgeBridge``                   1    λ            λ    λ    1
     ======================  ===================================  ===  ===========  ===  ===  ===
 
     With several teachers there is a proxy for each; the proxies' losses add up, and the student's is the
@@ -144,8 +144,7 @@ class ProxyDistill(Method):
             proxies = [self._logits(outputs) for outputs, _ in ran]
         else:
             ran, proxies = [], taught
-        teaching = taught or [[stage.detach() for stage in p] for p in proxies]
-        counts = self.layout.weights(self.where, own, _mean(teaching), step)
+        counts = self._counts(step, own, ran)
         if taught:
             terms['student_teacher_agreement'] = self._agreement(s, taught[0], counts)
         if taught and self.proxies:
@@ -163,6 +162,12 @@ class ProxyDistill(Method):
             terms['loss_proxy_student'] = self.student_to_proxy * sum(
                 self._mean_over_samples(self._kl, _detached(s), p, counts) for p in proxies)
         return terms
+
+    def _counts(self, step: Step, own: list, ran: list) -> list[Tensor]:
+        """How much every box or place counts; probabilities are of logits as they come."""
+        teaching = [seen['cls_outputs'] for seen in step.teachers_seen if 'cls_outputs' in seen]
+        logits = [self.layout.logits(outputs) for outputs in teaching or [outputs for outputs, _ in ran]]
+        return self.layout.weights(self.where, own, _mean(logits), step)
 
     def _logits(self, outputs: Sequence) -> list[Tensor]:
         logits = self.layout.logits(outputs)
@@ -216,7 +221,7 @@ def _detached(stages: list[Tensor]) -> list[Tensor]:
 
 
 def _mean(of_teachers: list[list[Tensor]]) -> list[Tensor]:
-    return [torch.stack(stages).mean(dim=0) for stages in zip(*of_teachers, strict=True)]
+    return [torch.stack(stages).detach().mean(dim=0) for stages in zip(*of_teachers, strict=True)]
 
 
 def _mean_over_ranks(total: Tensor) -> Tensor:

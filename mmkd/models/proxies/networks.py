@@ -73,18 +73,18 @@ class Network(BaseModule):
         """See :meth:`Proxy.forward`."""
         shapes = [sample.img_shape for sample in step.data_samples]
         inputs = self.convert(step.inputs, shapes)
-        if not task:
-            features = self.detector.extract_feat(inputs)
-            return self._outputs(features, step), None
-        places = {spot: resolve_spot(self.detector, spot, 'proxy') for spot in ('features', 'cls_outputs')}
-        # Its sampling must not shift the student's random numbers.
-        with separate_random_state(), Recorder(self.detector, places) as recorder:
-            losses = self.detector.loss(inputs, step.data_samples)
-        total, _ = self.detector.parse_losses(losses)
-        if not is_two_stage(self.detector):
-            return recorder['cls_outputs'], total
-        (features, *_) = recorder['features']
-        return self._outputs(features, step), total
+        with separate_random_state():  # its sampling and dropout must not shift the student's numbers
+            if not task:
+                return self._outputs(self.detector.extract_feat(inputs), step), None
+            places = {
+                spot: resolve_spot(self.detector, spot, 'proxy') for spot in ('features', 'cls_outputs')}
+            with Recorder(self.detector, places) as recorder:
+                losses = self.detector.loss(inputs, step.data_samples)
+            total, _ = self.detector.parse_losses(losses)
+            if not is_two_stage(self.detector):
+                return recorder['cls_outputs'], total
+            (features, *_) = recorder['features']
+            return self._outputs(features, step), total
 
     def _outputs(self, features, step: Step) -> list:
         given = classify(self.detector, features, step.student_seen.get('rois'))

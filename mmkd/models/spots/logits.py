@@ -177,6 +177,10 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     if student.activation != teacher.activation:
         raise MMKDError(f'{start}the student classifies with a {student.activation} and the teacher with '
                         f'a {teacher.activation}.{end}')
+    if student.reads != teacher.reads:
+        scores = ['class times objectness' if len(layout.reads) > 1 else 'class alone'
+                  for layout in (student, teacher)]
+        raise MMKDError(f"{start}the student's scores are of {scores[0]}, the teacher's of {scores[1]}.{end}")
     if student.strides != teacher.strides:
         raise MMKDError(f'{start}the levels have strides {list(student.strides)} in the student and '
                         f'{list(teacher.strides)} in the teacher.{end}')

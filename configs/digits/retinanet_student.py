@@ -1,0 +1,11 @@
+_base_ = './retinanet_teacher.py'
+
+# The teacher with half the channels in the backbone, for 375 iterations.
+model = dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128]))
+
+max_epochs = 5
+train_cfg = dict(max_epochs=max_epochs, val_interval=1)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='MultiStepLR', by_epoch=True, begin=0, end=max_epochs, milestones=[4], gamma=0.1),
+]
