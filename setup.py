@@ -63,6 +63,7 @@ setup(
         'dev': [
             'matplotlib',
             'pytest',
+            'pytest-xdist',
             'ruff',
             'scikit-learn',
         ],

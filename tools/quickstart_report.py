@@ -67,7 +67,7 @@ def summarise(results, seeds, settings):
         per_seed[method] = [metrics['bbox_mAP'] for metrics in results[method]]
         summary[method] = dict(
             bbox_mAP=statistics.mean(per_seed[method]),
-            bbox_mAP_std=_std(per_seed[method]),
+            bbox_mAP_std=spread(per_seed[method]),
             bbox_mAP_50=statistics.mean(metrics['bbox_mAP_50'] for metrics in results[method]),
             per_seed=per_seed[method])
     summary['paired_differences'] = {
@@ -87,7 +87,7 @@ def paired_difference(ones, others):
         ``ci95`` are None for a single seed, which says nothing about the spread.
     """
     differences = [one - other for one, other in zip(ones, others, strict=True)]
-    mean, std = statistics.mean(differences), _std(differences)
+    mean, std = statistics.mean(differences), spread(differences)
     ci95 = None
     if std is not None:
         from scipy.stats import t
@@ -97,7 +97,8 @@ def paired_difference(ones, others):
     return dict(mean=mean, std=std, ci95=ci95, per_seed=differences)
 
 
-def _std(values):
+def spread(values):
+    """Return the standard deviation (n - 1), or None of a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 

@@ -40,15 +40,21 @@ export MMKD_PYTHON="$python"
 
 # Threads that spin while they wait starve the other processes that tests start.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-# Small test tensors gain nothing from more than four threads.
+# Test files run side by side (a foreign environment may lack pytest-xdist), each with one thread: small
+# tensors gain nothing from more.
 cores="$(count_cores)"
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores < 4 ? cores : 4))}"
+workers="$((cores < 4 ? cores : 4))"
+parallel=()
+if "$python" -c 'import xdist' 2>/dev/null; then
+    parallel=(-n "$workers" --dist loadfile)
+fi
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 cd "$ROOT"
 echo "== ruff"
 "$python" -m ruff check .
-echo "== pytest ($stack stack, $OMP_NUM_THREADS threads)"
+echo "== pytest ($stack stack)"
 status=0
-"$python" -m pytest "${pytest_args[@]}" || status=$?
+"$python" -m pytest "${parallel[@]}" "${pytest_args[@]}" || status=$?
 echo "== $((SECONDS / 60)) min $((SECONDS % 60)) s in all"
 exit "$status"

@@ -1,6 +1,8 @@
 """Evaluate a student's checkpoint; a distilling config's teacher is not needed.
 
     python tools/test.py configs/shake_faster_rcnn_r50.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
+
+With --teacher and --teacher-checkpoint, it also tells how far the student is from that teacher.
 """
 import argparse
 import os.path as osp
@@ -8,7 +10,7 @@ import os.path as osp
 from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
-from mmkd.apis import student_config
+from mmkd.apis import compose_distillation, student_config
 from mmkd.apis.config import check_annotation_files, set_model_wrapper
 from mmkd.apis.launching import (
     add_common_arguments,
@@ -29,6 +31,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help="the student's checkpoint")
     parser.add_argument('--out', help='also write the predictions to this pickle file')
     parser.add_argument('--show-dir', help='also draw predictions into this folder of the work directory')
+    parser.add_argument('--teacher', metavar='CONFIG',
+                        help='also tell how far the class outputs are from those of this teacher')
+    parser.add_argument('--teacher-checkpoint', metavar='FILE', help="the teacher's weights, with --teacher")
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -42,7 +47,13 @@ def main() -> None:
         raise MMKDError(f'{args.config!r} has no model or no test_dataloader.')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise MMKDError(f'--out writes a pickle file, whose name ends in .pkl, not {args.out!r}.')
+    if bool(args.teacher) != bool(args.teacher_checkpoint):
+        raise MMKDError('--teacher CONFIG and --teacher-checkpoint FILE go together.')
     cfg = student_config(cfg)
+    if args.teacher:
+        # KD has no parameters of its own, so that the student's weights are still all there is.
+        compose_distillation(cfg, 'kd', args.teacher, args.teacher_checkpoint)
+        cfg.default_hooks.teacher_gap = ConfigDict(type='mmkd.TeacherGapHook')
     check_annotation_files(cfg.test_dataloader, 'test_dataloader')
     check_annotation_files(cfg.get('test_evaluator'), 'test_evaluator')
     cfg.launcher = args.launcher
