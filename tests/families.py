@@ -59,6 +59,8 @@ def _shrink_csp(model: ConfigDict, size: int) -> None:
     model.backbone.update(deepen_factor=0.167, widen_factor=factor, init_cfg=None)
     model.neck.update(in_channels=[4 * size, 8 * size, 16 * size], out_channels=CHANNELS, num_csp_blocks=1)
     model.data_preprocessor.batch_augments = None
+    if model.type == 'RTMDet':
+        model.use_syncbn = False  # in several processes it would ask for a GPU
 
 
 def _shrink_two_stage(model: ConfigDict, classes: int) -> None:

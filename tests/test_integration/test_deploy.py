@@ -85,7 +85,7 @@ def test_no_teacher_weights_and_only_data_are_saved(run, teacher_checkpoint):
     for text in (checkpoint['meta']['cfg'], checkpoint['message_hub']['runtime_info']['cfg']):
         assert 'mmkd' not in text and "type='FasterRCNN'" in text
     extra = [name for name in checkpoint['state_dict'] if name.startswith('mmkd.')]
-    assert extra and all(name.startswith('mmkd.methods.shake.proxy.') for name in extra)
+    assert extra and all(name.startswith('mmkd.methods.shake.proxies.0.') for name in extra)
     teacher = load_checkpoint(teacher_checkpoint)['state_dict']['backbone.conv1.weight']
     assert not any(value.shape == teacher.shape and torch.equal(value, teacher)
                    for value in checkpoint['state_dict'].values())

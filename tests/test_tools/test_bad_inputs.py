@@ -195,11 +195,15 @@ def test_teacher_without_config(refused, files, tmp_path):
     refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], '`config`')
 
 
-def test_several_teachers(refused, files, tmp_path):
+@pytest.mark.parametrize('teachers, words', [
+    (['config'], ('list of such dicts', )),
+    ([dict(config='none.py', checkpoint='random')], ('teacher config', 'none.py', 'does not exist')),
+])
+def test_wrong_entry_among_several_teachers(refused, files, tmp_path, teachers, words):
     cfg = Config.fromfile(files.distilling)
-    cfg.model.teacher = [cfg.model.teacher, cfg.model.teacher]
+    cfg.model.teacher = [cfg.model.teacher, *teachers]
     cfg.dump(tmp_path / 'distilling.py')
-    refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], 'several teachers')
+    refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], *words)
 
 
 # Teachers that do not suit the student
@@ -222,22 +226,21 @@ def test_teacher_is_a_classifier(train, tmp_path):
           checkpoint='random')
 
 
-def test_teacher_without_roi_head(train):
-    train('teacher RetinaNet', "'cls_logits'", config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-          checkpoint='random')
+def test_dense_teacher_of_a_two_stage_student(train):
+    train('student is a two-stage detector', 'teacher a dense one', 'PKD',
+          config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', checkpoint='random')
 
 
-@pytest.mark.parametrize('name, kind', [
-    ('retinanet/retinanet_r18_fpn_1x_coco.py', 'RetinaNet'),
-    ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', 'CascadeRCNN'),
+@pytest.mark.parametrize('name, words', [
+    ('retinanet/retinanet_r18_fpn_1x_coco.py', ('student is a dense detector', 'teacher a two-stage one')),
+    ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', ('10 classes', '80', 'class_mapping')),
 ])
-def test_student_without_one_roi_head(refused, files, tmp_path, name, kind):
+def test_student_that_judges_other_boxes_or_classes(refused, files, tmp_path, name, words):
     cfg = Config.fromfile(files.distilling)
     cfg.model.student = Config.fromfile(find_spec('mmdet').submodule_search_locations[0]
                                         + f'/.mim/configs/{name}').model
     cfg.dump(tmp_path / 'distilling.py')
-    refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'],
-            'student', kind, "'cls_logits'")
+    refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], *words)
 
 
 @pytest.fixture
@@ -372,9 +375,13 @@ def test_misspelt_loss_of_a_method(refused, files, tmp_path):
             dict(pkd=dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLos'))), 'PKDLos')
 
 
-def test_misspelt_proxy_of_a_method(refused, files, tmp_path):
-    methods(refused, files, tmp_path,
-            dict(shake=dict(type='mmkd.ProxyDistill', proxy=dict(type='mmkd.ShadwoHead'))), 'ShadwoHead')
+@pytest.mark.parametrize('proxy, words', [
+    (dict(type='mmkd.ShadwoHead'), ("'mmkd.ShadwoHead'", "nearest names are 'ShadowHead'")),
+    (dict(type='mmkd.ShadowHead', towr='head'), ("'mmkd.ShadowHead'", "'towr'")),
+    (dict(type='mmkd.PKDLoss'), ("'mmkd.PKDLoss'", 'not a proxy')),
+])
+def test_wrong_proxy_of_a_method(refused, files, tmp_path, proxy, words):
+    methods(refused, files, tmp_path, dict(shake=dict(type='mmkd.ProxyDistill', proxy=proxy)), *words)
 
 
 def test_spot_without_feature_maps(refused, files, tmp_path):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
+from ..proxies import build_proxy
 from ..proxies.heads import find_classifiers
 from ..spots import WHERE, LogitLayout, logit_layout
 from ..step import Step
@@ -103,7 +104,7 @@ class ProxyDistill(Method):
         if self.where is None:
             self.where = 'teacher' if self.layout.dense else 'all'
         for _ in range(max(len(teachers), 1) if self.proxy_cfg else 0):
-            self.proxies.append(MODELS.build(self.proxy_cfg))
+            self.proxies.append(build_proxy(self.proxy_cfg))
         sees_teacher = not self.proxies or self.teacher_to_proxy > 0
         if not teachers and (sees_teacher or any(proxy.needs_teacher for proxy in self.proxies)):
             raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')

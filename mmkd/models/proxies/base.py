@@ -4,6 +4,8 @@ from abc import ABCMeta, abstractmethod
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import MMKDError, nearest_names, one_line
+from ...registry import MODELS
 from ..spots import LogitLayout
 from ..step import Step
 
@@ -52,3 +54,22 @@ class Proxy(BaseModule, metaclass=ABCMeta):
             tuple: Its head outputs, laid out like the student's and on the student's boxes; and its task
             loss, a scalar, or ``None``.
         """
+
+
+def build_proxy(cfg: dict) -> Proxy:
+    """Build a proxy from its config.
+
+    Raises:
+        MMKDError: If there is no such proxy, or it has a wrong setting.
+    """
+    kind = cfg.get('type')
+    if isinstance(kind, str) and MODELS.get(kind) is None:
+        known = [one.__name__ for one in Proxy.__subclasses__()]
+        raise MMKDError(f'There is no proxy {kind!r}{nearest_names(kind.split(".")[-1], known)}.')
+    try:
+        proxy = MODELS.build(cfg)
+    except (KeyError, TypeError) as error:
+        raise MMKDError(f'The proxy {kind!r} has a wrong setting ({one_line(error)}).') from None
+    if not isinstance(proxy, Proxy):
+        raise MMKDError(f'{kind!r} is a {type(proxy).__name__}, not a proxy.')
+    return proxy
