@@ -61,7 +61,7 @@ def test_other_settings_are_not_mixed(tmp_path, monkeypatch):
     for stage in cm.plan(args):
         st.write_json(stage.work_dir / 'settings.json', stage.settings)
         st.check_settings(stage)
-    monkeypatch.setitem(cm.SETTINGS, 'weight', 2.0)
+    monkeypatch.setitem(cm.SETTINGS['faster_rcnn'], 'weight', 2.0)
     for stage in cm.plan(args):
         if stage.method in ('teacher', 'student'):
             st.check_settings(stage)

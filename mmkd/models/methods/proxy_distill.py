@@ -55,7 +55,8 @@ class ProxyDistill(Method):
         student_task: e.
         where: Which boxes or places count: ``'all'``, ``'foreground'`` or ``'teacher'``, see
             :meth:`~mmkd.models.spots.LogitLayout.weights`. By default ``'all'`` for two-stage detectors and
-            ``'teacher'`` for dense ones, of whose places nearly all are empty.
+            ``'foreground'`` for dense ones, of whose places nearly all are empty (measured:
+            docs/benchmarks/where.md).
         standardize: Whether all logits are standardised over classes first (softmax heads; probabilities
             of sigmoid heads have a meaning of their own and stay).
         imitate_teacher_by: ``'kl'``, or ``'mse'``: the mean squared difference of logits in place of
@@ -102,7 +103,7 @@ class ProxyDistill(Method):
         self.layout = logit_layout(student, 'student')
         find_classifiers(student, 'student')
         if self.where is None:
-            self.where = 'teacher' if self.layout.dense else 'all'
+            self.where = 'foreground' if self.layout.dense else 'all'
         for _ in range(max(len(teachers), 1) if self.proxy_cfg else 0):
             self.proxies.append(build_proxy(self.proxy_cfg))
         sees_teacher = not self.proxies or self.teacher_to_proxy > 0
