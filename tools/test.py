@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, student_config
-from mmkd.apis.config import check_annotation_files, set_model_wrapper
+from mmkd.apis.config import check_annotation_files, set_model_wrapper, trains_classifier
 from mmkd.apis.launching import (
     add_common_arguments,
     claim_work_dir,
@@ -50,6 +50,7 @@ def main() -> None:
     if bool(args.teacher) != bool(args.teacher_checkpoint):
         raise MMKDError('--teacher CONFIG and --teacher-checkpoint FILE go together.')
     cfg = student_config(cfg)
+    classifies = trains_classifier(cfg)
     if args.teacher:
         # KD has no parameters of its own, so that the student's weights are still all there is.
         compose_distillation(cfg, 'kd', args.teacher, args.teacher_checkpoint)
@@ -64,10 +65,13 @@ def main() -> None:
     if args.out:
         evaluators = cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
-        cfg.test_evaluator = [*evaluators, ConfigDict(type='DumpDetResults', out_file_path=args.out)]
+        kind = 'DumpResults' if classifies else 'DumpDetResults'
+        cfg.test_evaluator = [*evaluators, ConfigDict(type=kind, out_file_path=args.out)]
     if args.show_dir:
         cfg.default_hooks.visualization = ConfigDict(
-            type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
+            type='VisualizationHook', enable=True, interval=1,
+            out_dir=osp.join(cfg.work_dir, args.show_dir)) if classifies else ConfigDict(
+                type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
     checkpoint = load_checkpoint(args.checkpoint)
     init_cpu_processes(args.launcher)
     set_model_wrapper(cfg, args.launcher != 'none')

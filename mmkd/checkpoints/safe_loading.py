@@ -118,7 +118,8 @@ def load_checkpoint(path: str, map_location='cpu', role: str = 'checkpoint') -> 
         role: How messages call the file, for instance ``'teacher checkpoint'``.
 
     Returns:
-        dict: The checkpoint as it was saved; plain weights are returned as ``{'state_dict': weights}``.
+        dict: The checkpoint as it was saved; plain weights, or those under ``model``, are
+        returned as ``state_dict``.
 
     Raises:
         MMKDError: If the file is missing, cannot be downloaded, is truncated or no checkpoint, or
@@ -147,13 +148,18 @@ def load_checkpoint(path: str, map_location='cpu', role: str = 'checkpoint') -> 
             f'({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}).') from None
     if not isinstance(checkpoint, dict):
         raise MMKDError(f'The {role} {path!r} holds a {type(checkpoint).__name__}, not weights.')
-    if 'state_dict' not in checkpoint and all(
-            isinstance(value, torch.Tensor) for value in checkpoint.values()):
+    if 'state_dict' not in checkpoint and _are_weights(checkpoint):
         checkpoint = dict(state_dict=checkpoint)
+    if 'state_dict' not in checkpoint and checkpoint.get('model') and _are_weights(checkpoint['model']):
+        checkpoint = dict(checkpoint, state_dict=checkpoint['model'])  # as DeiT and RepDistiller call it
     if 'state_dict' not in checkpoint:
         raise MMKDError(f'The {role} {path!r} has no "state_dict" '
                         f'(its entries are {sorted(map(str, checkpoint))[:8]}).')
     return checkpoint
+
+
+def _are_weights(value) -> bool:
+    return isinstance(value, dict) and all(isinstance(one, torch.Tensor) for one in value.values())
 
 
 def student_state_dict(checkpoint: dict) -> dict:

@@ -78,7 +78,8 @@ def test_command_is_the_same_in_any_checkout(tmp_path):
 
 
 def runs(*aps, seconds=1.0, kl=0.5, agreement=0.8):
-    return [dict(metrics=dict(bbox_mAP=ap, bbox_mAP_50=ap + 0.2), seconds_per_iteration=seconds,
+    # The fastest seed counts.
+    return [dict(metrics=dict(bbox_mAP=ap, bbox_mAP_50=ap + 0.2), seconds_per_iteration=seconds + number,
                  gap=dict(kl=kl + 0.1 * number, agreement=agreement)) for number, ap in enumerate(aps)]
 
 

@@ -63,7 +63,7 @@ def test_bridge_becomes_a_teacher(monkeypatch, tmp_path, family):
 
 def test_tuned_teacher(monkeypatch, tmp_path):
     model, stock = run(monkeypatch, tmp_path, 'retinanet', dict(type='mmkd.KDTuned'))
-    tuned = model.mmkd.methods['m'].proxies[0].network.detector.state_dict()
+    tuned = model.mmkd.methods['m'].proxies[0].network.model.state_dict()
     for name, value in stock.state_dict().items():
         assert torch.equal(value, tuned[name])
 

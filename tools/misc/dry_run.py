@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.launching import read_config, run_tool
 from mmkd.errors import MMKDError
-from mmkd.models.spots import classification_heads
+from mmkd.models.spots import classification_heads, is_classifier, logit_layout
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,6 +39,19 @@ def describe(value) -> str:
     if isinstance(value, (tuple, list)):
         return ', '.join(describe(item) for item in value)
     return type(value).__name__
+
+
+def random_batch(model, number: int, size: int) -> dict:
+    """Return what a data loader would give: images of noise, with random objects or labels."""
+    if not is_classifier(model):
+        heads = classification_heads(model)
+        return demo_mm_inputs(number, [[3, size, size]] * number,
+                              num_classes=heads[0].num_classes if heads else 1)
+    from mmpretrain.structures import DataSample
+    classes = logit_layout(model, 'student').num_classes
+    labels = torch.randint(classes, (number, )).tolist()
+    samples = [DataSample(metainfo=dict(num_classes=classes)).set_gt_label(label) for label in labels]
+    return dict(inputs=torch.randint(256, (number, 3, size, size), dtype=torch.uint8), data_samples=samples)
 
 
 def main() -> None:
@@ -68,10 +81,7 @@ def main() -> None:
         print(f'teacher: {teacher.describe()}')
     print(f'methods: {", ".join(model.mmkd.methods)}, {extra / 1e6:.2f} M parameters of their own')
 
-    shape = [3, args.size, args.size]
-    heads = classification_heads(model)
-    classes = heads[0].num_classes if heads else 1
-    data = demo_mm_inputs(args.batch, [shape] * args.batch, num_classes=classes)
+    data = random_batch(model, args.batch, args.size)
     for step in range(args.steps):
         start = time.perf_counter()
         losses = model.train_step(data, optimizer)

@@ -3,8 +3,8 @@
     python tools/model_converters/export_teacher.py work_dirs/sokd_retinanet_r50/epoch_24.pth \
         --config configs/sokd/sokd_retinanet_r101_r50_fpn_2x_coco.py improved_teacher.pth
 
-The result is an ordinary MMDetection checkpoint, with its config inside: the teacher's weights, and the
-trained part in place of its own.
+The result is an ordinary MMDetection or MMPretrain checkpoint, with its config inside: the teacher's
+weights, and the trained part in place of its own.
 """
 import argparse
 import copy
@@ -20,7 +20,7 @@ from mmkd.apis.launching import read_config, run_tool
 from mmkd.checkpoints import load_checkpoint, write_whole
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import KnowledgeBridge, TunedTeacher
-from mmkd.models.spots import classification_heads, is_two_stage
+from mmkd.models.spots import classification_heads, is_classifier, is_two_stage
 
 
 def main() -> None:
@@ -80,11 +80,15 @@ def improved_teacher(model) -> tuple[Config, dict]:
     config = Config(copy.deepcopy(teacher.cfg.to_dict()))
     state = {name: value.clone() for name, value in teacher.model.state_dict().items()}
     if hasattr(proxy, 'network'):
-        return config, proxy.network.detector.state_dict()
+        return config, proxy.network.model.state_dict()
+    if hasattr(proxy, 'tail'):
+        return config, {**state, **proxy.tail.state_dict()}
     if hasattr(proxy, 'adapter') or getattr(proxy, 'last_stage', False):
         raise MMKDError('What was trained here is no part that the stock teacher has, or its boxes depend on '
                         'it; only classification heads and whole networks can be written.')
     heads = [head.state_dict() for head in proxy.heads]
+    if is_classifier(teacher.model):
+        return config, {**state, **{f'head.{name}': value for name, value in heads[0].items()}}
     if is_two_stage(teacher.model):
         _split_towers(config, state, teacher.model, heads)
     else:

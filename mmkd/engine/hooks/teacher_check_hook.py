@@ -8,6 +8,9 @@ from mmengine.model import is_model_wrapper
 from ...models.random_state import preserved_random_state
 from ...registry import HOOKS
 
+MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
+"""By metric, what any teacher should reach."""
+
 
 @HOOKS.register_module()
 class TeacherCheckHook(Hook):
@@ -15,14 +18,15 @@ class TeacherCheckHook(Hook):
 
     Args:
         evaluate: Whether to evaluate the teacher; skipped for a declared-random teacher and on resuming.
-        metric: Which metric ``minimum`` speaks of.
-        minimum: A teacher below this metric is warned of, loudly.
+        metric: Which metric ``minimum`` speaks of; by default ``coco/bbox_mAP`` or ``accuracy/top1``.
+        minimum: A teacher below this metric is warned of, loudly; by default below an AP of 0.05 or 20 %
+            top-1 accuracy.
     """
 
     def __init__(self,
                  evaluate: bool = True,
-                 metric: str = 'coco/bbox_mAP',
-                 minimum: float = 0.05) -> None:
+                 metric: str | None = None,
+                 minimum: float | None = None) -> None:
         self.evaluate = evaluate
         self.metric = metric
         self.minimum = minimum
@@ -46,15 +50,16 @@ class TeacherCheckHook(Hook):
         for batch in dataloader:
             outputs = teacher.model.val_step(batch)
             for sample in outputs:
-                sample.pred_instances = teacher.in_students_classes(sample.pred_instances)
+                teacher.relabel(sample)
             evaluator.process(data_samples=outputs, data_batch=batch)
         metrics = evaluator.evaluate(len(dataloader.dataset))
         if get_rank() != 0:
             return
         print_log('Teacher: ' + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()
                                           if isinstance(value, (int, float))), 'current')
-        value = metrics.get(self.metric)
-        if value is not None and value < self.minimum:
-            print_log(
-                f'THE TEACHER IS POOR: {self.metric} is {value:.4f}, below {self.minimum}. Check its '
-                'checkpoint, its class list and its normalisation.', 'current', 40)
+        for name in MINIMUM if self.metric is None else [self.metric]:
+            minimum = MINIMUM.get(name, 0.0) if self.minimum is None else self.minimum
+            if metrics.get(name, minimum) < minimum:
+                print_log(
+                    f'THE TEACHER IS POOR: {name} is {metrics[name]:.4f}, below {minimum}. Check its '
+                    'checkpoint, its class list and its normalisation.', 'current', 40)

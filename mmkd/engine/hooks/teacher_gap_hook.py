@@ -16,9 +16,9 @@ from ...registry import HOOKS
 class TeacherGapHook(Hook):
     """Logs KL(T‖S) and the top-1 agreement of the first teacher and the student in validation and testing.
 
-    Both networks judge the student's boxes (two-stage; those of the last stage of a cascade), or the same
-    places (dense; weighted by the teacher's probability of an object). The divergence is in nats at
-    temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
+    Both networks judge the same images (classifiers), the student's boxes (two-stage; those of the last stage
+    of a cascade), or the same places (dense; weighted by the teacher's probability of an object). The
+    divergence is in nats at temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
     """
 
     # Before RuntimeInfoHook hands the metrics on to the log.
@@ -32,7 +32,7 @@ class TeacherGapHook(Hook):
         self._layout = logit_layout(model, 'student')
         model.mmkd.teacher.connect_logits(self._layout)
         model.mmkd.teacher.find_spots(['cls_outputs'])
-        spots = ['cls_outputs'] if self._layout.dense else ['cls_outputs', 'rois']
+        spots = ['cls_outputs', 'rois'] if self._layout.of_boxes else ['cls_outputs']
         self._places = {spot: resolve_spot(model, spot, 'student') for spot in spots}
 
     def before_val_epoch(self, runner) -> None:

@@ -1,3 +1,4 @@
+from .classifier_distiller import ClassifierDistiller
 from .detector_distiller import DetectorDistiller
 
-__all__ = ['DetectorDistiller']
+__all__ = ['ClassifierDistiller', 'DetectorDistiller']

@@ -1,8 +1,10 @@
 from .base import Method
+from .deit import DeiT
 from .feature_distill import FeatureDistill
 from .presets import DML, KD, PKD, PRESETS, SHAKE, SOKD, KDTuned
 from .proxy_distill import ProxyDistill
 
 __all__ = [
-    'DML', 'FeatureDistill', 'KD', 'KDTuned', 'Method', 'PKD', 'PRESETS', 'ProxyDistill', 'SHAKE', 'SOKD'
+    'DML', 'DeiT', 'FeatureDistill', 'KD', 'KDTuned', 'Method', 'PKD', 'PRESETS', 'ProxyDistill', 'SHAKE',
+    'SOKD'
 ]

@@ -1,5 +1,6 @@
 """The papers' names: thin settings of the method classes."""
 from ...registry import MODELS
+from .deit import DeiT
 from .feature_distill import FeatureDistill
 from .proxy_distill import ProxyDistill
 
@@ -137,5 +138,5 @@ def PKD(weight: float = 6.0, spot: str = 'neck') -> FeatureDistill:
     return FeatureDistill(loss=dict(type='mmkd.PKDLoss', weight=weight), spot=spot)
 
 
-PRESETS = {preset.__name__: preset for preset in (DML, KD, KDTuned, PKD, SHAKE, SOKD)}
+PRESETS = {preset.__name__: preset for preset in (DML, DeiT, KD, KDTuned, PKD, SHAKE, SOKD)}
 """Presets by name; ``tools/train.py --distill`` takes these."""

@@ -1,4 +1,5 @@
 """Distillation of logits through a proxy: the one equation behind KD, DML, SHAKE and SOKD."""
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
 from ..proxies import build_proxy
-from ..proxies.heads import find_classifiers
+from ..proxies.heads import classification_loss, find_classifiers
 from ..spots import WHERE, LogitLayout, logit_layout
 from ..step import Step
 from .base import Method
@@ -59,6 +60,8 @@ class ProxyDistill(Method):
             docs/benchmarks/where.md).
         standardize: Whether all logits are standardised over classes first (softmax heads; probabilities
             of sigmoid heads have a meaning of their own and stay).
+        standardize_task: Classifiers: whether the task losses of student and proxy take standardised logits,
+            too, as in SHAKE's released code. The student's is then ``loss_task``, in place of its own.
         imitate_teacher_by: ``'kl'``, or ``'mse'``: the mean squared difference of logits in place of
             KL(sg T‖P).
         teacher_weights: Of several teachers, how the student weighs them: ``'equal'`` (AVER) or
@@ -75,6 +78,7 @@ class ProxyDistill(Method):
                  student_task: float = 1.0,
                  where: str | None = None,
                  standardize: bool = False,
+                 standardize_task: bool = False,
                  imitate_teacher_by: str = 'kl',
                  teacher_weights: str = 'equal') -> None:
         super().__init__()
@@ -90,7 +94,8 @@ class ProxyDistill(Method):
         self.teacher_to_proxy = teacher_to_proxy
         self.student_to_proxy = student_to_proxy
         self.proxy_to_student = proxy_to_student
-        self.student_task = student_task
+        self.student_task = 0.0 if standardize_task else student_task
+        self.standardized_task = student_task if standardize_task else 0.0
         self.where = where
         self.standardize = standardize
         self.imitate_teacher_by = imitate_teacher_by
@@ -101,7 +106,11 @@ class ProxyDistill(Method):
 
     def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         self.layout = logit_layout(student, 'student')
-        find_classifiers(student, 'student')
+        if self.layout.of_images and self.where not in (None, 'all'):
+            raise MMKDError(f'where={self.where!r} is for detectors; a classifier judges whole images.')
+        if self.standardized_task:
+            self._standardize_task()
+        _check_classifier(student, self.layout, 'student')
         if self.where is None:
             self.where = 'foreground' if self.layout.dense else 'all'
         for _ in range(max(len(teachers), 1) if self.proxy_cfg else 0):
@@ -111,9 +120,9 @@ class ProxyDistill(Method):
             raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
         for teacher in teachers:
             teacher.connect_logits(self.layout)
-            find_classifiers(teacher.model, 'teacher')
+            _check_classifier(teacher.model, self.layout, 'teacher')
         student_spots, teacher_spots = ['cls_outputs'], ['cls_outputs'] if sees_teacher else []
-        if self.where == 'foreground' and not self.layout.dense:
+        if self.where == 'foreground' and self.layout.of_boxes:
             student_spots.append('cls_targets')
         for index, proxy in enumerate(self.proxies):
             proxy.connect(student, teachers[index] if teachers else None, student_cfg, self.layout,
@@ -122,6 +131,11 @@ class ProxyDistill(Method):
             teacher_spots += proxy.teacher_spots
         self.student_spots = tuple(dict.fromkeys(student_spots))
         self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
+
+    def _standardize_task(self) -> None:
+        if not self.layout.of_images or self.layout.activation != 'softmax':
+            raise MMKDError('standardize_task is for classifiers that choose one class.')
+        self.layout = dataclasses.replace(self.layout, standardized_task=True)
 
     @property
     def name(self) -> str:
@@ -152,6 +166,8 @@ class ProxyDistill(Method):
         if taught and self.proxies:
             terms['proxy_teacher_agreement'] = self._agreement(proxies[0], taught[0], counts)
 
+        if self.standardized_task:
+            terms['loss_task'] = self.standardized_task * classification_loss(self.layout, step, own)
         terms['loss_student'] = self.proxy_to_student * self._student_loss(s, proxies, counts)
         if self.proxies and self.proxy_task > 0:
             terms['loss_proxy_task'] = self.proxy_task * sum(loss for _, loss in ran)
@@ -216,6 +232,12 @@ class ProxyDistill(Method):
         same = sum((count * (a.argmax(dim=-1) == b.argmax(dim=-1))).sum()
                    for a, b, count in zip(one, other, counts, strict=False))
         return same / sum(count.sum() for count in counts).clamp(min=1e-6)
+
+
+def _check_classifier(model: nn.Module, layout: LogitLayout, role: str) -> None:
+    """Check that a detector's scores are logits; those of classifiers are, whatever they come from."""
+    if not layout.of_images:
+        find_classifiers(model, role)
 
 
 def _detached(stages: list[Tensor]) -> list[Tensor]:

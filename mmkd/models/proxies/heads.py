@@ -1,35 +1,44 @@
-"""Copies of a detector's classification head that do nothing but classify."""
+"""Copies of a network's classification head that do nothing but classify."""
 import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 from mmdet.models.utils import unpack_gt_instances
-from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.model import ModuleList
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ...errors import MMKDError, one_line
-from ..spots import LogitLayout, classification_heads, is_two_stage, probe, resolve_spot
+from ..losses import standardize_logits
+from ..spots import (
+    LogitLayout,
+    classification_heads,
+    is_classifier,
+    is_two_stage,
+    library_scope,
+    probe,
+    resolve_spot,
+)
 from ..step import Step
 
 
 def build_heads(model: nn.Module,
                 cfg: Mapping,
                 layout: LogitLayout,
-                scope: str = 'mmdet',
+                scope: str | None = None,
                 changes: Mapping | None = None) -> ModuleList:
-    """Build a detector's classification heads anew, without their box branches.
+    """Build a network's classification heads anew, a detector's without their box branches.
 
     Args:
-        model: The detector.
+        model: The network.
         cfg: Its config.
         layout: Of its logits.
-        scope: The scope of its config.
+        scope: The scope of its config, if it is not its library's.
         changes: Settings of the head that shall differ, such as ``dict(stacked_convs=6)``.
 
     Returns:
-        ModuleList: A head per stage, with random weights.
+        ModuleList: A head, or one per stage of a cascade, with random weights.
 
     Raises:
         MMKDError: If a head cannot be built so, or gives no logits without its box branches.
@@ -38,8 +47,8 @@ def build_heads(model: nn.Module,
     heads = []
     for head_cfg, args in zip(_head_cfgs(model, cfg), inputs, strict=True):
         try:
-            with DefaultScope.overwrite_default_scope(scope):
-                head = MMDET_MODELS.build({**copy.deepcopy(head_cfg), **(changes or {})})
+            with DefaultScope.overwrite_default_scope(scope or library_scope(model)):
+                head = MMENGINE_MODELS.build({**copy.deepcopy(head_cfg), **(changes or {})})
             _keep_what_gives_logits(head, args, layout)
         except (AssertionError, AttributeError, RuntimeError, TypeError, ValueError) as error:
             raise MMKDError(f'A copy of the {head_cfg["type"]} cannot be built as a classifier only '
@@ -60,26 +69,33 @@ def run_heads(heads: Sequence[nn.Module], inputs: Sequence[tuple]) -> list:
     if len(heads) == 1:
         heads = [heads[0]] * len(inputs)
     outputs = [head(*args) for head, args in zip(heads, inputs, strict=False)]
+    if len(heads) == len(inputs):
+        return outputs
     # Where a cascade ended early, the parameters of later stages still belong to the graph.
     idle = sum(parameter.sum() * 0 for head in heads[len(inputs):] for parameter in head.parameters()
                if parameter.requires_grad)
-    return [(output[0] + idle, *output[1:]) if isinstance(output[0], Tensor) else output
-            for output in outputs]
+    return [(output[0] + idle, *output[1:]) for output in outputs]
 
 
 def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> Tensor:
     """Return the student's own classification loss, at other logits than the student's.
 
-    The labels are the student's: those of its sampled boxes (two-stage), or those that its head assigns to
-    these logits (dense). Where its loss takes the quality of boxes into account, they are the student's
-    boxes, too.
+    The labels are the student's: those of the images, mixed ones included (classifiers), those of its sampled
+    boxes (two-stage), or those that its head assigns to these logits (dense). Where its loss takes the
+    quality of boxes into account, they are the student's boxes, too.
 
     Args:
         layout: Of the student's logits.
         step: The training step.
         outputs: Head outputs in place of the student's.
     """
-    if not layout.dense:
+    if layout.of_images:
+        (logits, ) = layout.logits(outputs)
+        if layout.standardized_task:
+            logits = standardize_logits(logits)
+        owner = step.student.head if hasattr(step.student, 'backbone') else step.student
+        return owner._get_loss(logits, step.data_samples)['loss']
+    if layout.of_boxes:
         total = sum(output[0].sum() for output in outputs) * 0
         calls = step.student_seen['cls_targets']
         heads = classification_heads(step.student)
@@ -97,7 +113,7 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
 
 
 def find_classifiers(model: nn.Module, role: str) -> list[str]:
-    """Return the names of the layers that give a detector's class logits, in the order of their calls.
+    """Return the names of the layers that give a network's class logits, in the order of their calls.
 
     Raises:
         MMKDError: If the logits come out of no layer: then they are something else, such as scores that
@@ -136,6 +152,10 @@ def freeze_what_logits_do_not_reach(module: nn.Module, logits: Tensor) -> None:
 
 
 def _head_cfgs(model: nn.Module, cfg: Mapping) -> list[Mapping]:
+    if is_classifier(model):
+        if 'head' not in cfg:
+            raise MMKDError(f'A {type(model).__name__} has no head of its own that could be copied.')
+        return [cfg['head']]
     if not is_two_stage(model):
         return [cfg['bbox_head']]
     heads = cfg['roi_head']['bbox_head']

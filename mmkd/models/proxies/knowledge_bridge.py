@@ -1,11 +1,22 @@
 """The knowledge bridge of SOKD: a trainable copy of the teacher's last part."""
 import copy
 
+from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..spots import LogitLayout, is_two_stage, logit_layout
+from ..spots import (
+    LogitLayout,
+    classify_map,
+    is_two_stage,
+    keep_last_stage,
+    last_stage,
+    logit_layout,
+    probe,
+    resolve_spot,
+    run_last_stage,
+)
 from ..step import Step
 from .base import Proxy
 from .heads import build_heads, classification_loss, load_head_weights, run_heads
@@ -15,12 +26,12 @@ from .heads import build_heads, classification_loss, load_head_weights, run_head
 class KnowledgeBridge(Proxy):
     """SOKD's proxy (Liu et al., BMVC 2021): a copy of the teacher's last part, on its frozen features.
 
-    For detectors that is the classification head; ``tools/model_converters/export_teacher.py`` writes the
-    teacher with the bridge in its place.
+    For classifiers that is all from the last stage on, as published; for detectors the classification head.
+    ``tools/model_converters/export_teacher.py`` writes the teacher with the bridge in its place.
 
     Args:
         start: ``'random'`` weights (the released code), or the ``'teacher'``'s.
-        last_stage: Whether to copy the last stage of the backbone and the neck, too.
+        last_stage: Detectors: whether to copy the last stage of the backbone and the neck, too.
     """
 
     needs_teacher = True
@@ -35,15 +46,35 @@ class KnowledgeBridge(Proxy):
     def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         self.layout, self.teacher = layout, teacher
+        if layout.of_images:
+            self._copy_last_stage_of_a_classifier()
+            return
         own = logit_layout(teacher.model, 'teacher')
         self.heads = build_heads(teacher.model, teacher.cfg.model, own, teacher.scope)
         if self.start == 'teacher':
             load_head_weights(self.heads, teacher.model)
         self.teacher_spots = ('cls_inputs', )
-        if task and not layout.dense:
+        if task and layout.of_boxes:
             self.student_spots = ('cls_targets', )
         if self.last_stage:
             self._copy_last_stage()
+
+    def _copy_last_stage_of_a_classifier(self) -> None:
+        model = self.teacher.model
+        if not hasattr(model, 'backbone'):
+            raise MMKDError(f'A knowledge bridge needs a teacher with a backbone, neck and head, and a '
+                            f'{type(model).__name__} has none.')
+        spot = f'backbone.{last_stage(model.backbone)}:input'
+        (given, ) = probe(model, dict(seen=resolve_spot(model, spot, 'teacher')))['seen']
+        self.teacher_spots = (spot, )
+        self.tail = BaseModule()
+        self.tail.backbone = copy.deepcopy(model.backbone)
+        keep_last_stage(self.tail.backbone, given)
+        self.tail.neck, self.tail.head = copy.deepcopy(model.neck), copy.deepcopy(model.head)
+        self.tail.with_neck = model.with_neck
+        self.tail.requires_grad_(True).train()
+        if self.start == 'random':
+            _forget(self.tail)
 
     def _copy_last_stage(self) -> None:
         model = self.teacher.model
@@ -71,6 +102,11 @@ class KnowledgeBridge(Proxy):
 
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         seen = step.teachers_seen[index]
+        if self.layout.of_images:
+            (given, ) = seen[self.teacher_spots[0]]
+            logits = classify_map(self.tail, run_last_stage(self.tail.backbone, given))
+            outputs = self.teacher.in_students_outputs([logits])
+            return outputs, classification_loss(self.layout, step, outputs) if task else None
         inputs = self._inputs(seen, step) if self.last_stage else seen['cls_inputs']
         outputs = self.teacher.in_students_outputs(run_heads(self.heads, inputs))
         return outputs, classification_loss(self.layout, step, outputs) if task else None

@@ -3,8 +3,8 @@ import copy
 from collections.abc import Mapping
 
 import torch
-from mmdet.registry import MODELS as MMDET_MODELS
 from mmengine.model import BaseModule
+from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
@@ -16,13 +16,14 @@ from ..spots import (
     Recorder,
     check_comparable,
     classify,
-    is_two_stage,
+    library_scope,
     logit_layout,
     probe,
+    record,
     resolve_spot,
 )
 from ..step import Step
-from ..teachers import BatchConverter, load_strictly, read_teacher_config
+from ..teachers import BatchConverter, image_shapes, load_strictly, read_teacher_config
 from .base import Proxy
 from .heads import (
     build_heads,
@@ -35,35 +36,34 @@ from .pyramid_fusion import build_adapter
 
 
 class Network(BaseModule):
-    """A whole detector that is trained beside the student and judges the student's boxes.
+    """A whole network that is trained beside the student and judges the student's images or boxes.
 
     Args:
         cfg: Its model config.
         student: The student network.
         layout: How the student's logits are laid out.
         task: Whether it has its own task loss; without one, all that only that loss would train is frozen.
-        scope: The scope of its config.
+        scope: The scope of its config, if it is not the student's library's.
         weights: What to start from, instead of random weights.
     """
 
     def __init__(self, cfg: Mapping, student: nn.Module, layout: LogitLayout, task: bool,
-                 scope: str = 'mmdet', weights: Mapping[str, Tensor] | None = None) -> None:
+                 scope: str | None = None, weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        with DefaultScope.overwrite_default_scope(scope):
-            self.detector = MMDET_MODELS.build(copy.deepcopy(cfg))
+        with DefaultScope.overwrite_default_scope(scope or library_scope(student)):
+            self.model = MMENGINE_MODELS.build(copy.deepcopy(cfg))
         self.initialised = weights is not None
         if weights is not None:
-            load_strictly(self.detector, weights, "teacher's weights")
-        own = logit_layout(self.detector, 'proxy')
-        check_comparable(layout, own)
-        self.convert = BatchConverter(student.data_preprocessor, self.detector.data_preprocessor)
+            load_strictly(self.model, weights, "teacher's weights")
+        self.layout = logit_layout(self.model, 'proxy')
+        check_comparable(layout, self.layout)
+        self.convert = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
         self.convert.keep_size = True
-        self.student_spots = () if own.dense else ('rois', )
+        self.student_spots = ('rois', ) if self.layout.of_boxes else ()
         if not task:
-            place = resolve_spot(self.detector, 'cls_outputs', 'proxy')
-            outputs = probe(self.detector, dict(seen=place), grad=True)['seen']
-            logits = torch.cat([one.flatten() for one in own.logits(outputs)])
-            freeze_what_logits_do_not_reach(self.detector, logits)
+            seen = probe(self.model, self._places('cls_outputs'), grad=True)['cls_outputs']
+            logits = torch.cat([one.flatten() for one in self.layout.logits(seen)])
+            freeze_what_logits_do_not_reach(self.model, logits)
 
     def init_weights(self) -> None:
         if not self.initialised:
@@ -71,35 +71,33 @@ class Network(BaseModule):
 
     def forward(self, step: Step, task: bool) -> tuple[list, Tensor | None]:
         """See :meth:`Proxy.forward`."""
-        shapes = [sample.img_shape for sample in step.data_samples]
-        inputs = self.convert(step.inputs, shapes)
+        inputs = self.convert(step.inputs, image_shapes(self.model, step.inputs, step.data_samples))
+        rois = step.student_seen.get('rois')
         with separate_random_state():  # its sampling and dropout must not shift the student's numbers
             if not task:
-                return self._outputs(self.detector.extract_feat(inputs), step), None
-            places = {
-                spot: resolve_spot(self.detector, spot, 'proxy') for spot in ('features', 'cls_outputs')}
-            with Recorder(self.detector, places) as recorder:
-                losses = self.detector.loss(inputs, step.data_samples)
-            total, _ = self.detector.parse_losses(losses)
-            if not is_two_stage(self.detector):
+                return record(self.model, self._places('cls_outputs'), inputs, rois)['cls_outputs'], None
+            spots = ('features', ) if self.layout.of_boxes else ('cls_outputs', )
+            with Recorder(self.model, self._places(*spots)) as recorder:
+                losses = self.model.loss(inputs, step.data_samples)
+            total, _ = self.model.parse_losses(losses)
+            if not self.layout.of_boxes:
                 return recorder['cls_outputs'], total
             (features, *_) = recorder['features']
-            return self._outputs(features, step), total
+            return [(logits, ) for logits in classify(self.model, features, rois)], total
 
-    def _outputs(self, features, step: Step) -> list:
-        given = classify(self.detector, features, step.student_seen.get('rois'))
-        return [(logits, ) for logits in given] if is_two_stage(self.detector) else given
+    def _places(self, *spots: str) -> dict:
+        return {spot: resolve_spot(self.model, spot, 'proxy') for spot in spots}
 
 
 @MODELS.register_module()
 class PeerNetwork(Proxy):
     """A network that learns beside the student and from it (DML: Zhang et al., CVPR 2018).
 
-    Its own task loss is on its own proposals; its logits are compared on the student's boxes. In the paper
-    the two are updated in turns; here both move in one step.
+    A detector's own task loss is on its own proposals; its logits are compared on the student's boxes. In
+    the paper the two are updated in turns; here both move in one step.
 
     Args:
-        config: Config of a detector (as for a teacher); the student's by default.
+        config: Config of a network (as for a teacher); the student's by default.
     """
 
     def __init__(self, config: str | dict | None = None) -> None:
@@ -108,12 +106,12 @@ class PeerNetwork(Proxy):
 
     def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
-        cfg, scope = student_cfg, 'mmdet'
+        cfg, scope = student_cfg, None
         if self.config is not None:
             whole = read_teacher_config(self.config)
-            cfg, scope = whole.model, whole.get('default_scope', 'mmdet')
+            cfg, scope = whole.model, whole.default_scope
         self.network = Network(cfg, student, layout, task, scope)
-        other = logit_layout(self.network.detector, 'peer').num_classes
+        other = self.network.layout.num_classes
         if other != layout.num_classes:
             raise MMKDError(f'The peer knows {other} classes and the student {layout.num_classes}.')
         self.student_spots = self.network.student_spots
@@ -155,7 +153,7 @@ class TunedTeacher(Proxy):
             self.student_spots = self.network.student_spots
             return
         self.teacher_spots = ('cls_inputs', )
-        if task and not layout.dense:
+        if task and layout.of_boxes:
             self.student_spots = ('cls_targets', )
         if self.trainable == 'head':
             own = logit_layout(teacher.model, 'teacher')

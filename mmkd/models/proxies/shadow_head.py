@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..spots import LogitLayout, resolve_spot
+from ..spots import LogitLayout, resolution_stages, resolve_spot
 from ..step import Step
 from .base import Proxy
 from .heads import build_heads, classification_loss, find_classifiers, run_heads
 from .networks import Network
-from .pyramid_fusion import build_fusion
+from .pyramid_fusion import StageFusion, build_fusion
 
 
 @MODELS.register_module()
@@ -56,16 +56,24 @@ class ShadowHead(Proxy):
             self.network = Network(student_cfg, student, layout, task)
             self.student_spots = self.network.student_spots
         elif self.placement == 'teacher':
-            self.teacher_spots = ('cls_inputs', )
             self.teacher = teacher
-            self.fusion = build_fusion(teacher.model)
+            self._build_fusion(layout)
         elif self.tower == 'head':
             self.student_spots = ('cls_inputs', )
             self.heads = build_heads(student, student_cfg, layout, changes=self.changes)
         else:
             self._build_last_layers(student, student_cfg, layout)
-        if task and self.placement != 'alone' and not layout.dense:
+        if task and self.placement != 'alone' and layout.of_boxes:
             self.student_spots = (*self.student_spots, 'cls_targets')
+
+    def _build_fusion(self, layout: LogitLayout) -> None:
+        if layout.of_images:
+            stages = resolution_stages(self.teacher.model, 'teacher', 3)
+            self.teacher_spots = tuple(name for name, _ in stages)
+            self.fusion = StageFusion([channels for _, channels in stages])
+        else:
+            self.teacher_spots = ('cls_inputs', )
+            self.fusion = build_fusion(self.teacher.model)
 
     def _build_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
         if len(layout.reads) > 1:
@@ -87,15 +95,21 @@ class ShadowHead(Proxy):
         if self.placement == 'alone':
             return self.network(step, task)
         if self.placement == 'teacher':
-            inputs = [(self.fusion(args[0]), ) for args in step.teachers_seen[index]['cls_inputs']]
-            outputs = self.teacher.run_frozen_head(inputs)
+            outputs = self._run_fusion(step.teachers_seen[index])
         elif self.tower == 'head':
             outputs = run_heads(self.heads, step.student_seen['cls_inputs'])
         else:
             outputs = self._run_last_layers(step.student_seen)
         return outputs, classification_loss(self.layout, step, outputs) if task else None
 
+    def _run_fusion(self, seen: Mapping[str, list]) -> list:
+        if self.layout.of_images:
+            return self.teacher.classify_map(self.fusion([seen[spot][0] for spot in self.teacher_spots]))
+        return self.teacher.run_frozen_head([(self.fusion(args[0]), ) for args in seen['cls_inputs']])
+
     def _run_last_layers(self, seen: Mapping[str, list]) -> list:
         given = [layer(vectors) for name, layer in zip(self.names, self.layers, strict=True)
                  for vectors in seen[f'{name}:input']]
+        if self.layout.of_images:
+            return given
         return [(given, )] if self.layout.dense else [(logits, ) for logits in given]

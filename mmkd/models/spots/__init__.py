@@ -1,9 +1,18 @@
 from .logits import WHERE, LogitLayout, check_comparable, logit_layout
-from .probing import classify, probe
+from .probing import classify, classify_map, probe, record
 from .recorder import Place, Recorder
-from .resolve import NAMED_SPOTS, classification_heads, is_two_stage, resolve_spot
+from .resolve import (
+    NAMED_SPOTS,
+    classification_heads,
+    is_classifier,
+    is_two_stage,
+    library_scope,
+    resolve_spot,
+)
+from .stages import keep_last_stage, last_stage, resolution_stages, run_last_stage
 
 __all__ = [
     'LogitLayout', 'NAMED_SPOTS', 'Place', 'Recorder', 'WHERE', 'check_comparable', 'classification_heads',
-    'classify', 'is_two_stage', 'logit_layout', 'probe', 'resolve_spot'
+    'classify', 'classify_map', 'is_classifier', 'is_two_stage', 'keep_last_stage', 'last_stage',
+    'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot', 'run_last_stage'
 ]

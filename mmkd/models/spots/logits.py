@@ -1,4 +1,4 @@
-"""What the logits of a detector belong to, and when those of two detectors can be compared."""
+"""What the logits of a network belong to, and when those of two networks can be compared."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,8 +7,14 @@ from mmdet.models.dense_heads import YOLOXHead
 from mmdet.structures.bbox import get_box_tensor
 from torch import Tensor, nn
 
+try:
+    from mmpretrain.models.heads import MultiLabelClsHead
+except ImportError:  # needed for classifiers only
+    MultiLabelClsHead = ()
+
 from ...errors import MMKDError
-from .resolve import classification_heads, is_two_stage
+from .probing import probe
+from .resolve import classification_heads, is_classifier, is_two_stage, resolve_spot
 
 WHERE = ('all', 'foreground', 'teacher')
 """Where logits count, see :meth:`LogitLayout.weights`."""
@@ -16,15 +22,18 @@ WHERE = ('all', 'foreground', 'teacher')
 
 @dataclass(frozen=True)
 class LogitLayout:
-    """How a detector lays out its class logits.
+    """How a network lays out its class logits.
 
     Args:
-        activation: ``'softmax'`` (K classes and, last, the background) or ``'sigmoid'`` (K classes).
+        activation: ``'softmax'`` (of boxes: K classes and, last, the background) or ``'sigmoid'``
+            (K classes).
         num_classes: K.
-        strides: Dense detectors: the stride of every level; empty for two-stage ones.
+        strides: Dense detectors: the stride of every level; empty for others.
         anchors: Dense detectors: the number of anchors at a place, per level.
         stage_weights: Two-stage detectors: the weight of each stage in the detector's own loss.
         reads: Which of the head's outputs make up the logits: the first, or class and objectness (YOLOX).
+        of_images: Whether this is a classifier, with a row of logits for every image.
+        standardized_task: Classifiers: whether labels are compared with standardised logits.
     """
     activation: str = 'softmax'
     num_classes: int = 0
@@ -32,15 +41,28 @@ class LogitLayout:
     anchors: tuple[int, ...] = ()
     stage_weights: tuple[float, ...] = (1.0, )
     reads: tuple[int, ...] = (0, )
+    of_images: bool = False
+    standardized_task: bool = False
 
     @property
     def dense(self) -> bool:
+        """Whether logits are of fixed places."""
         return bool(self.strides)
 
     @property
+    def of_boxes(self) -> bool:
+        """Whether logits are of boxes that another part of the network proposes."""
+        return not self.dense and not self.of_images
+
+    @property
+    def background(self) -> list[int]:
+        """Which logits speak of no class."""
+        return [self.num_classes] if self.activation == 'softmax' and not self.of_images else []
+
+    @property
     def channels(self) -> int:
-        """Logits of a box or anchor."""
-        return self.num_classes + (self.activation == 'softmax')
+        """Logits of an image, box or anchor."""
+        return self.num_classes + len(self.background)
 
     def logits(self, outputs: Sequence) -> list[Tensor]:
         """Return flat logits.
@@ -49,10 +71,12 @@ class LogitLayout:
             outputs: What was recorded at ``cls_outputs``: an entry per call of a head.
 
         Returns:
-            list: Two-stage: ``(R, K+1)`` per stage. Dense: one tensor ``(M, K)``, with the M anchors in
-            the order (level, image, row, column, anchor). For YOLOX, the logits of class probability
-            times objectness, which is what it detects by.
+            list: Classifiers: one tensor ``(N, K)``. Two-stage: ``(R, K+1)`` per stage. Dense: one tensor
+            ``(M, K)``, with the M anchors in the order (level, image, row, column, anchor). For YOLOX, the
+            logits of class probability times objectness, which is what it detects by.
         """
+        if self.of_images:
+            return [_image_logits(output) for output in outputs]
         if not self.dense:
             return [output[0] for output in outputs]
         (output, ) = outputs
@@ -69,6 +93,8 @@ class LogitLayout:
             outputs: As for :meth:`logits`, with this layout's classes.
             indices: Which channels to take, in order.
         """
+        if self.of_images:
+            return [_image_logits(output)[:, indices] for output in outputs]
         if not self.dense:
             return [(output[0][:, indices], *output[1:]) for output in outputs]
         (output, ) = outputs
@@ -80,16 +106,16 @@ class LogitLayout:
         """Return how much every box or anchor counts.
 
         Args:
-            where: ``'all'``: each counts 1. ``'foreground'``: 1 inside a ground-truth box (dense: the
-                centre of the place; two-stage: boxes that were assigned to an object), 0 elsewhere.
-                ``'teacher'``: the teacher's probability that an object of any class is there (dense: of
-                its likeliest class). Places in the padding of an image count 0.
+            where: ``'all'``: each counts 1; the only choice for images. ``'foreground'``: 1 inside a
+                ground-truth box (dense: the centre of the place; two-stage: boxes that were assigned to an
+                object), 0 elsewhere. ``'teacher'``: the teacher's probability that an object of any class
+                is there (dense: of its likeliest class). Places in the padding of an image count 0.
             outputs: The student's head outputs.
             teaching: Flat logits of who teaches.
             step (Step): The training step.
 
         Returns:
-            list: Shape ``(R,)`` or ``(M,)`` for each entry of ``teaching``; without gradient.
+            list: Shape ``(N,)``, ``(R,)`` or ``(M,)`` for each entry of ``teaching``; without gradient.
         """
         with torch.no_grad():
             if not self.dense:
@@ -127,16 +153,18 @@ class LogitLayout:
 
 
 def logit_layout(model: nn.Module, role: str) -> LogitLayout:
-    """Return how a detector lays out its class logits.
+    """Return how a network lays out its class logits.
 
     Args:
-        model: The detector.
+        model: The network.
         role: How messages call it.
 
     Raises:
         MMKDError: If its logits cannot be distilled, telling why.
     """
     name = f'The {role} {type(model).__name__}'
+    if is_classifier(model):
+        return _layout_of_images(model, name, role)
     heads = classification_heads(model)
     if not heads:
         raise MMKDError(
@@ -162,14 +190,26 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
         reads=(0, 2) if isinstance(head, YOLOXHead) else (0, ))
 
 
+def _layout_of_images(model: nn.Module, name: str, role: str) -> LogitLayout:
+    seen = probe(model, dict(seen=resolve_spot(model, 'cls_logits', role)))['seen']
+    logits = [_image_logits(output) for output in seen]
+    if len(logits) != 1 or not isinstance(logits[0], Tensor) or logits[0].dim() != 2:
+        raise MMKDError(f'{name} does not give one row of class logits (N, K) for its images, so they cannot '
+                        'be distilled, except for its features.')
+    multi_label = isinstance(getattr(model, 'head', None), MultiLabelClsHead)
+    return LogitLayout('sigmoid' if multi_label else 'softmax', logits[0].shape[1], of_images=True)
+
+
 def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
-    """Check that two detectors' logits speak of the same boxes or places; classes are left aside.
+    """Check that two networks' logits speak of the same images, boxes or places; classes are left aside.
 
     Raises:
         MMKDError: If they do not, telling why.
     """
     start = 'The logits of student and teacher cannot be compared: '
     end = ' Distil features instead, for instance with PKD.'
+    if student.of_images != teacher.of_images:
+        raise MMKDError(f'{start}one is a classifier and the other a detector.')
     if student.dense != teacher.dense:
         kinds = ['dense' if layout.dense else 'two-stage' for layout in (student, teacher)]
         raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} one, so '
@@ -191,6 +231,10 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     if stages[1] not in (1, stages[0]):
         raise MMKDError(f'{start}the student has {stages[0]} stages and the teacher {stages[1]}; every '
                         f'stage of a cascade judges boxes that the one before has refined.{end}')
+
+
+def _image_logits(output) -> Tensor:
+    return getattr(output, 'logits', output)  # networks of Hugging Face give more than these
 
 
 def _flat(level: Tensor, channels: int) -> Tensor:

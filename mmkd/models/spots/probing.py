@@ -1,27 +1,53 @@
-"""Running parts of a detector: its classification head, and the whole of it on a blank image."""
+"""Running networks in part: as far as some places, a classification head alone, on a blank image."""
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import MMKDError
 from .recorder import Place, Recorder
-from .resolve import classification_heads, is_two_stage
+from .resolve import classification_heads, is_classifier, is_two_stage
 
-_PROBE_SIZE = 256  # large enough for a few places on the coarsest of the usual levels
+_DETECTOR_SIZE = 256  # large enough for a few places on the coarsest of the usual levels
+_CLASSIFIER_SIZE = 224
+
+
+def record(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
+           rois: Sequence[Tensor] | None = None) -> dict[str, list]:
+    """Run a network on a batch, no further than needed, and return what is seen at some places.
+
+    Args:
+        model: The network.
+        places: What to record, by name.
+        inputs: A preprocessed batch ``(N, 3, H, W)``.
+        rois: Two-stage detectors: boxes to judge, see :func:`classify`.
+    """
+    parts = {module.split('.')[0] for place in places.values() for module in place.modules}
+    with Recorder(model, places) as recorder:
+        if is_classifier(model) and not hasattr(model, 'backbone'):
+            model(inputs)  # from another library; its parts go by other names
+        else:
+            features = model.extract_feat(inputs)
+            if parts & {'head', 'bbox_head', 'roi_head'}:
+                classify(model, features, rois)
+    return {name: recorder[name] for name in places}
 
 
 def classify(model: nn.Module, features: Sequence[Tensor], rois: Sequence[Tensor] | None = None) -> list:
-    """Run a detector's classification head on a pyramid.
+    """Run a network's classification head.
 
     Args:
-        model: The detector.
-        features: Its pyramid, maps ``(N, C, H_l, W_l)``.
+        model: The network.
+        features: What its backbone and neck gave.
         rois: Two-stage detectors: the boxes ``(R, 5)`` of every stage; a detector with one stage judges
             all of them with it.
 
     Returns:
-        list: The logits ``(R, K+1)`` for every entry of ``rois``; the head's outputs for dense detectors.
+        list: The logits ``(R, K+1)`` for every entry of ``rois``; the head's outputs for dense detectors
+        and classifiers.
     """
+    if is_classifier(model):
+        return [model.head(features)]
     if not is_two_stage(model):
         return [model.bbox_head(features)]
     head = model.roi_head
@@ -30,27 +56,55 @@ def classify(model: nn.Module, features: Sequence[Tensor], rois: Sequence[Tensor
     return [head._bbox_forward(stage, features, boxes)['cls_score'] for stage, boxes in enumerate(rois)]
 
 
+def classify_map(model: nn.Module, features: Tensor) -> Tensor:
+    """Run what follows a classifier's backbone on the backbone's last map ``(N, C, H, W)``.
+
+    Returns:
+        Tensor: The logits ``(N, K)``.
+
+    Raises:
+        MMKDError: If the classifier has no such part.
+    """
+    if hasattr(model, 'backbone'):
+        return model.head(model.neck((features, )) if model.with_neck else (features, ))
+    if hasattr(getattr(model, 'model', None), 'forward_head'):  # timm
+        return model.model.forward_head(features)
+    raise MMKDError(f'A {type(model).__name__} has no head that can be run by itself.')
+
+
 def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False) -> dict[str, list]:
-    """Run a small blank image through a detector, in eval mode, and return what is seen at some places.
+    """Run a blank image through a network, in eval mode, and return what is seen at some places.
 
     Batch statistics and train modes stay as they are.
 
     Args:
-        model: The detector.
+        model: The network.
         places: What to record, by name.
         grad: Whether what is seen shall be differentiable.
     """
-    device = next(model.parameters()).device
+    size = probe_size(model)
+    inputs = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.set_grad_enabled(grad), Recorder(model, places) as recorder:
-            features = model.extract_feat(torch.zeros(1, 3, _PROBE_SIZE, _PROBE_SIZE, device=device))
-            if any(module.split('.')[0] in ('roi_head', 'bbox_head')
-                   for place in places.values() for module in place.modules):
-                box = torch.tensor([[0.0, 0.0, 0.0, _PROBE_SIZE / 2, _PROBE_SIZE / 2]], device=device)
-                classify(model, features, [box] * len(classification_heads(model)))
+        with torch.set_grad_enabled(grad):
+            rois = None
+            if is_two_stage(model):
+                rois = [inputs.new_tensor([[0.0, 0.0, 0.0, size[1] / 2, size[0] / 2]])]
+                rois *= len(classification_heads(model))
+            return record(model, places, inputs, rois)
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {name: recorder[name] for name in places}
+
+
+def probe_size(model: nn.Module) -> tuple[int, int]:
+    """Return a height and width that a network can look at."""
+    if not is_classifier(model):
+        return _DETECTOR_SIZE, _DETECTOR_SIZE
+    own = getattr(getattr(model, 'backbone', None), 'img_size', None)  # vision transformers, CIFAR networks
+    of_timm = getattr(getattr(model, 'model', None), 'default_cfg', None)
+    if own is None and of_timm:
+        own = of_timm['input_size'][-2:]
+    own = own or _CLASSIFIER_SIZE
+    return (own, own) if isinstance(own, int) else tuple(own)

@@ -1,17 +1,24 @@
 """From the names that users write (spots) to places in a network."""
 from torch import nn
 
+try:
+    from mmpretrain.models.classifiers import BaseClassifier
+except ImportError:  # needed for classifiers only
+    BaseClassifier = ()
+
 from ...errors import MMKDError, nearest_names
 from .recorder import Place
 
 NAMED_SPOTS = ('features', 'cls_logits', 'cls_inputs', 'cls_outputs', 'cls_targets', 'rois')
-"""Spots that detectors have besides their modules.
+"""Spots that networks have besides their modules.
 
 ===============  =========================================================================================
-``features``     the pyramid, a tuple of maps ``(N, C, H_l, W_l)``
-``cls_logits``   two-stage: class logits ``(R, K+1)`` of R boxes; dense: a map per level
-                 ``(N, A*K, H_l, W_l)`` for A anchors
-``cls_inputs``   what the classification head is called with: RoI features ``(R, C, h, w)`` or the pyramid
+``features``     what backbone and neck give: detectors: the pyramid, a tuple of maps ``(N, C, H_l, W_l)``;
+                 classifiers: a tuple, mostly of one pooled feature ``(N, C)``
+``cls_logits``   classifiers: logits ``(N, K)``; two-stage: class logits ``(R, K+1)`` of R boxes; dense: a
+                 map per level ``(N, A*K, H_l, W_l)`` for A anchors
+``cls_inputs``   what the classification head is called with: ``features``, or RoI features
+                 ``(R, C, h, w)``
 ``cls_outputs``  all that it gives
 ``cls_targets``  two-stage, in training: what its classification loss is called with
 ``rois``         two-stage: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
@@ -21,13 +28,29 @@ A cascade records an entry per stage.
 """
 
 
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a network is one of MMPretrain's classifiers."""
+    return isinstance(model, BaseClassifier)
+
+
+def library_scope(model: nn.Module) -> str:
+    """Return the registry scope of the library that a network's kind belongs to."""
+    return 'mmpretrain' if is_classifier(model) else 'mmdet'
+
+
 def is_two_stage(model: nn.Module) -> bool:
     """Whether a detector classifies boxes that another part of it proposes."""
     return getattr(getattr(model, 'roi_head', None), 'bbox_head', None) is not None
 
 
 def classification_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the heads that classify: one, or one per stage of a cascade; none for other models."""
+    """Return the heads that classify: one, or one per stage of a cascade; none for other models.
+
+    Of a classifier from another library (timm), that is the whole network inside it.
+    """
+    if is_classifier(model):
+        head = getattr(model, 'head', None) or getattr(model, 'model', None)
+        return [head] if isinstance(head, nn.Module) else []
     if is_two_stage(model):
         head = model.roi_head.bbox_head
         return list(head) if isinstance(head, nn.ModuleList) else [head]
@@ -43,6 +66,9 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
     heads = classification_heads(model)
     if not heads:
         return spots
+    if is_classifier(model):
+        head = 'head' if getattr(model, 'head', None) else 'model'
+        return dict(spots, cls_logits=Place(head), cls_inputs=Place(head, 'input'), cls_outputs=Place(head))
     if not is_two_stage(model):
         head = 'bbox_head'
     elif isinstance(model.roi_head.bbox_head, nn.ModuleList):

@@ -16,7 +16,7 @@ RANDOM = 'random'
 
 
 def read_teacher_config(config: str | dict) -> Config:
-    """Return a teacher's whole config with the plain model under ``model``.
+    """Return a teacher's whole config with the plain model under ``model``, and with a ``default_scope``.
 
     Args:
         config: ``'mmdet::faster_rcnn/…py'`` for a config inside an installed package, a path, or an
@@ -38,8 +38,13 @@ def read_teacher_config(config: str | dict) -> Config:
         raise MMKDError(f'teacher.config must be a path or a dict, not {type(config).__name__}.')
     if 'model' not in cfg:
         raise MMKDError(f'The teacher config {config!r} has no `model`.')
-    if str(cfg.model.get('type', '')).endswith('DetectorDistiller'):
+    if str(cfg.model.get('type', '')).endswith(('DetectorDistiller', 'ClassifierDistiller')):
         cfg.model = cfg.model.student  # a student of an earlier distillation teaches now
+    if cfg.get('data_preprocessor') is not None:
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as MMEngine's Runner does
+    if 'default_scope' not in cfg:
+        current = DefaultScope.get_current_instance()
+        cfg.default_scope = current.scope_name if current else 'mmdet'
     return cfg
 
 
@@ -59,8 +64,7 @@ def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module,
     if not checkpoint:
         raise MMKDError("The teacher has no checkpoint: give teacher.checkpoint a path or URL, or say "
                         "checkpoint='random' if an untrained teacher is really meant.")
-    scope = cfg.get('default_scope', 'mmdet')
-    with DefaultScope.overwrite_default_scope(scope):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         try:
             model = MMENGINE_MODELS.build(_without_pretraining(cfg.model))
         except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import MMKDError
+from ..spots import is_classifier
 
 
 class BatchConverter:
@@ -30,9 +31,9 @@ class BatchConverter:
         for role, preprocessor in (('student', student), ('teacher', teacher)):
             if not hasattr(preprocessor, '_enable_normalize'):
                 raise MMKDError(
-                    f"The {role}'s data preprocessor {type(preprocessor).__name__} is not an "
-                    'ImgDataPreprocessor, so images cannot be converted between the two networks.')
-        self.swap_channels = student._channel_conversion != teacher._channel_conversion
+                    f"The {role}'s data preprocessor {type(preprocessor).__name__} is no ImgDataPreprocessor "
+                    'or ClsDataPreprocessor, so images cannot be converted between the two networks.')
+        self.swap_channels = _swaps_channels(student) != _swaps_channels(teacher)
         (mean_s, std_s), (mean_t, std_t) = _statistics(student), _statistics(teacher)
         if self.swap_channels:
             mean_s, std_s = mean_s.flip(0), std_s.flip(0)
@@ -75,6 +76,26 @@ class BatchConverter:
             image[:, height:] = self.pad_value
             image[:, :, width:] = self.pad_value
         return inputs
+
+
+def image_shapes(model: nn.Module, inputs: Tensor, data_samples: Sequence) -> list[tuple[int, int]]:
+    """Return the height and width of every image of a batch inside its padding.
+
+    Classifiers look at whole canvases: after Mixup and CutMix there is no telling what padding is.
+
+    Args:
+        model: The network that looks at them.
+        inputs: The batch ``(N, 3, H, W)``.
+        data_samples: Its samples.
+    """
+    if is_classifier(model):
+        return [tuple(inputs.shape[-2:])] * len(inputs)
+    return [sample.img_shape for sample in data_samples]
+
+
+def _swaps_channels(preprocessor: nn.Module) -> bool:
+    """Whether images, which are loaded as BGR, become RGB; MMPretrain calls it otherwise than MMEngine."""
+    return bool(getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False))
 
 
 def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:

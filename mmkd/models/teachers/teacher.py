@@ -5,26 +5,26 @@ from collections.abc import Mapping, Sequence
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmengine.logging import print_log
-from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ..spots import (
     LogitLayout,
     Place,
-    Recorder,
     check_comparable,
     classification_heads,
-    classify,
+    classify_map,
+    is_classifier,
     logit_layout,
+    record,
     resolve_spot,
 )
 from .building import RANDOM, build_teacher_model, read_teacher_config
-from .normalization import BatchConverter
+from .normalization import BatchConverter, image_shapes
 
 
 class Teacher:
-    """A frozen detector that is asked for features and logits, and for nothing else.
+    """A frozen network that is asked for features and logits, and for nothing else.
 
     It is no ``nn.Module``, so that a student that holds it has none of it among its parameters, buffers,
     checkpoints and gradient traffic. Copies of the student share it.
@@ -36,7 +36,7 @@ class Teacher:
             of the teacher's class.
 
     Raises:
-        MMKDError: If it cannot be built, or is no detector.
+        MMKDError: If it cannot be built, or is neither a detector nor a classifier.
     """
 
     def __init__(self,
@@ -47,12 +47,13 @@ class Teacher:
         self.checkpoint = checkpoint
         self.class_mapping = class_mapping
         self.model, meta = build_teacher_model(self.cfg, checkpoint)
-        if not isinstance(self.model, BaseDetector):
-            raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector; '
-                            'a detector can only be taught by one.')
+        if not isinstance(self.model, BaseDetector) and not is_classifier(self.model):
+            raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector and no '
+                            'MMPretrain classifier.')
         self.classes = _class_names(meta)
         self.class_indices = None
         self._converter = None
+        self._layout = None
         self._places: dict[str, Place] = {}
 
     def __deepcopy__(self, memo) -> 'Teacher':
@@ -61,7 +62,7 @@ class Teacher:
     @property
     def scope(self) -> str:
         """Get the registry scope of its config."""
-        return self.cfg.get('default_scope', 'mmdet')
+        return self.cfg.default_scope
 
     @property
     def is_random(self) -> bool:
@@ -71,11 +72,18 @@ class Teacher:
         """Prepare for a student.
 
         Args:
-            student: The student detector; its data preprocessor tells what batches look like.
+            student: The student network; its data preprocessor tells what batches look like.
 
         Raises:
-            MMKDError: If the student's batches cannot be converted into this teacher's.
+            MMKDError: If the teacher is for another task, or the student's batches cannot be converted into
+                this teacher's.
         """
+        if is_classifier(student) and not is_classifier(self.model):
+            raise MMKDError(f'The teacher {type(self.model).__name__} is no MMPretrain classifier; '
+                            'a classifier can only be taught by one.')
+        if is_classifier(self.model) and not is_classifier(student):
+            raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector; '
+                            'a detector can only be taught by one.')
         self._converter = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
 
     def find_spots(self, spots: Sequence[str]) -> None:
@@ -88,7 +96,8 @@ class Teacher:
 
     def judges_rois(self, spots: Sequence[str]) -> bool:
         """Whether the student's boxes are needed for some spots."""
-        return self._reaches(spots, 'roi_head')
+        return any(module.split('.')[0] == 'roi_head'
+                   for spot in spots for module in self._places[spot].modules)
 
     def connect_logits(self, student: LogitLayout) -> None:
         """Prepare to give class logits that a student's can be compared with.
@@ -99,7 +108,7 @@ class Teacher:
         Raises:
             MMKDError: If they cannot be compared, or the classes differ and there is no mapping.
         """
-        own = logit_layout(self.model, 'teacher')
+        own = self._layout = logit_layout(self.model, 'teacher')
         check_comparable(student, own)
         # Places of a dense head match only when both see the same canvas.
         self._converter.keep_size |= own.dense
@@ -115,17 +124,14 @@ class Teacher:
                 isinstance(index, int) and 0 <= index < own.num_classes for index in mapping):
             raise MMKDError(f'teacher.class_mapping must hold {student.num_classes} indices below '
                             f'{own.num_classes}, not {mapping}.')
-        background = [own.num_classes] if own.activation == 'softmax' else []
-        self.class_indices = torch.tensor([*mapping, *background])
+        self.class_indices = torch.tensor([*mapping, *own.background])
 
     def in_students_outputs(self, outputs: list) -> list:
         """Return outputs of a head with this teacher's classes, in the student's classes."""
         if self.class_indices is None:
             return outputs
-        first = outputs[0][0]
-        device = (first if isinstance(first, Tensor) else first[0]).device
-        self.class_indices = self.class_indices.to(device)
-        return logit_layout(self.model, 'teacher').select_classes(outputs, self.class_indices)
+        self.class_indices = self.class_indices.to(next(self.model.parameters()).device)
+        return self._layout.select_classes(outputs, self.class_indices)
 
     def check_class_names(self, student_classes: Sequence[str] | None) -> None:
         """Check the student's class names against those stored in the teacher's checkpoint.
@@ -144,14 +150,22 @@ class Teacher:
                 f'{mine[first:first + 3]}, the student learns {other[first:first + 3]}; '
                 'give teacher.class_mapping, or train with the same list.')
 
-    def in_students_classes(self, instances: InstanceData) -> InstanceData:
-        """Return detections of this teacher, labelled as the student's classes; others are left out."""
+    def relabel(self, sample) -> None:
+        """Change a prediction of this teacher, in place, into one of the student's classes.
+
+        Detections of other classes are left out; an image's scores of them, too.
+        """
         if self.class_mapping is None:
-            return instances
+            return
+        if is_classifier(self.model):
+            scores = sample.pred_score[list(self.class_mapping)]
+            sample.set_pred_score(scores).set_pred_label(scores.argmax(dim=0, keepdim=True))
+            return
+        instances = sample.pred_instances
         match = instances.labels[:, None] == instances.labels.new_tensor(list(self.class_mapping))
         instances = instances[match.any(dim=1)]
         instances.labels = match[match.any(dim=1)].int().argmax(dim=1)
-        return instances
+        sample.pred_instances = instances
 
     @torch.no_grad()
     def __call__(self,
@@ -163,7 +177,7 @@ class Teacher:
 
         Args:
             inputs: The student's preprocessed batch ``(N, 3, H, W)``.
-            data_samples: Its samples; only ``img_shape`` is read.
+            data_samples: Its samples; only ``img_shape`` is read, and of detectors only.
             rois: The student's boxes ``(R, 5)`` of every stage, when :meth:`judges_rois`.
             spots: What is asked for; all that it was connected for by default.
 
@@ -173,17 +187,15 @@ class Teacher:
         spots = self._places if spots is None else spots
         if not spots:
             return {}
-        inputs = self.convert(inputs, data_samples)
-        with Recorder(self.model, {spot: self._places[spot] for spot in spots}) as recorder:
-            features = self.model.extract_feat(inputs)
-            if self._reaches(spots, 'roi_head') or self._reaches(spots, 'bbox_head'):
-                classify(self.model, features, rois)
-        seen = {spot: recorder[spot] for spot in spots}
+        places = {spot: self._places[spot] for spot in spots}
+        seen = record(self.model, places, self.convert(inputs, data_samples), rois)
         if 'cls_outputs' in seen:
             seen['cls_outputs'] = self.in_students_outputs(seen['cls_outputs'])
         if 'cls_logits' in seen:
+            of_images = is_classifier(self.model)
+            outputs = [one if of_images else (one, ) for one in seen['cls_logits']]
             seen['cls_logits'] = [
-                output[0] for output in self.in_students_outputs([(one, ) for one in seen['cls_logits']])]
+                one if of_images else one[0] for one in self.in_students_outputs(outputs)]
         return seen
 
     def run_frozen_head(self, inputs: Sequence[tuple]) -> list:
@@ -201,12 +213,13 @@ class Teacher:
         return self.in_students_outputs(
             [head(*args) for head, args in zip(heads, inputs, strict=False)])
 
+    def classify_map(self, features: Tensor) -> list:
+        """Classify a map ``(N, C, H, W)`` in place of the backbone's last one; gradients reach the map."""
+        return self.in_students_outputs([classify_map(self.model, features)])
+
     def convert(self, inputs: Tensor, data_samples: Sequence) -> Tensor:
         """Return the student's batch as this teacher expects it."""
-        return self._converter(inputs, [sample.img_shape for sample in data_samples])
-
-    def _reaches(self, spots: Sequence[str], part: str) -> bool:
-        return any(module.split('.')[0] == part for spot in spots for module in self._places[spot].modules)
+        return self._converter(inputs, image_shapes(self.model, inputs, data_samples))
 
     def apply(self, function) -> None:
         """Move or cast the teacher like a module; used when the student is moved."""

@@ -1,0 +1,10 @@
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmkd.CRDVGG', depth=16),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=100,
+        in_channels=512,
+        loss=dict(type='CrossEntropyLoss'),
+        topk=(1, 5)))

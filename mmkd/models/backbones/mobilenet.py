@@ -1,0 +1,124 @@
+"""MobileNets V1 (https://arxiv.org/abs/1704.04861) and V2 (https://arxiv.org/abs/1801.04381)."""
+from collections.abc import Sequence
+
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from .staged import KAIMING, StagedBackbone
+
+
+@MODELS.register_module()
+class MobileNetV1(StagedBackbone):
+    """MobileNet of Howard et al., table 1: depthwise separable convolutions, 4.23 million parameters.
+
+    The stages ``layer1`` to ``layer4`` have 128, 256, 512 and 1024 channels and give maps of H/4, H/8, H/16
+    and H/32, as those of a ResNet.
+
+    Args:
+        out_indices: Which stages to return, of 0 to 3.
+        init_cfg: Initialisation of the weights.
+    """
+
+    stage_names = ('layer1', 'layer2', 'layer3', 'layer4')
+    img_size = 224
+    # Per stage: output channels and strides of its convolutions.
+    settings = (
+        ((64, 128, 128), (1, 2, 1)),
+        ((256, 256), (2, 1)),
+        ((512, ) * 6, (2, 1, 1, 1, 1, 1)),
+        ((1024, 1024), (2, 1)),
+    )
+
+    def __init__(self,
+                 out_indices: Sequence[int] = (3, ),
+                 init_cfg: dict | list | None = KAIMING) -> None:
+        super().__init__(out_indices, init_cfg)
+        common = dict(padding=1, norm_cfg=dict(type='BN'))
+        self.conv1 = ConvModule(3, 32, 3, stride=2, **common)
+        before = 32
+        for name, (channels, strides) in zip(self.stage_names, self.settings, strict=True):
+            self.add_module(name, nn.Sequential(*(
+                DepthwiseSeparableConvModule(incoming, outgoing, 3, stride=stride, **common)
+                for incoming, outgoing, stride in zip((before, *channels), channels, strides, strict=False))))
+            before = channels[-1]
+
+    def stem(self, images: Tensor) -> Tensor:
+        return self.conv1(images)
+
+
+class InvertedResidual(nn.Module):
+    """A 1×1 convolution to more channels, a depthwise 3×3 one, and a linear 1×1 one to fewer again.
+
+    Batch norm follows each, and ReLU the first two; the input is added where its shape permits.
+
+    Args:
+        in_channels: C.
+        out_channels: D.
+        stride: Of the depthwise convolution.
+        expansion: How many times C the channels in between are.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        hidden = in_channels * expansion
+        self.adds = stride == 1 and in_channels == out_channels
+        self.conv = nn.Sequential(
+            *_convolution(in_channels, hidden, 1),
+            *_convolution(hidden, hidden, 3, stride=stride, groups=hidden),
+            *_convolution(hidden, out_channels, 1)[:2])
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Transform ``(N, C, H, W)`` into ``(N, D, H/stride, W/stride)``."""
+        return features + self.conv(features) if self.adds else self.conv(features)
+
+
+@MODELS.register_module()
+class CRDMobileNetV2(StagedBackbone):
+    """MobileNetV2 of half width for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
+
+    Unlike Sandler et al.'s, it has ReLU in place of ReLU6, an expansion in its first block, too, channels
+    that are not rounded to multiples of 8, and a stride less.
+    The four stages give maps of H/2, H/4, H/8 and H/16, as outputs of ``blocks.1``, ``blocks.2``,
+    ``blocks.4`` and ``blocks.6``; a 1×1 convolution to 1280 channels closes the network.
+
+    Args:
+        out_indices: Which features to return: 0 to 3 are the stages, 4 is the closing part.
+        init_cfg: Initialisation of the weights.
+    """
+
+    stage_names = ('blocks.1', 'blocks.2', 'blocks.4', 'blocks.6')
+    has_closing = True
+    # Per block: expansion, channels, layers, stride.
+    settings = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2),
+                (6, 160, 1, 1))
+
+    def __init__(self,
+                 out_indices: Sequence[int] = (4, ),
+                 init_cfg: dict | list | None = KAIMING) -> None:
+        super().__init__(out_indices, init_cfg)
+        self.conv1 = nn.Sequential(*_convolution(3, 16, 3, stride=2))
+        self.blocks = nn.Sequential()
+        before = 16
+        for expansion, channels, layers, stride in self.settings:
+            self.blocks.append(nn.Sequential(*(
+                InvertedResidual(channels if index else before, channels, 1 if index else stride, expansion)
+                for index in range(layers))))
+            before = channels
+        self.conv2 = nn.Sequential(*_convolution(before, 1280, 1))
+
+    def stem(self, images: Tensor) -> Tensor:
+        return self.conv1(images)
+
+    def stages(self) -> list[tuple[str, nn.Module]]:
+        ends = [int(name.rpartition('.')[2]) + 1 for name in self.stage_names]
+        return [(name, self.blocks[start:end])
+                for name, start, end in zip(self.stage_names, [0, *ends], ends, strict=False)]
+
+    def closing(self, features: Tensor) -> Tensor:
+        return self.conv2(features)
+
+
+def _convolution(in_channels: int, out_channels: int, kernel: int, **kwargs) -> list[nn.Module]:
+    return [nn.Conv2d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False, **kwargs),
+            nn.BatchNorm2d(out_channels), nn.ReLU()]

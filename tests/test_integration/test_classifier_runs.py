@@ -1,0 +1,157 @@
+"""Classifiers through the command line: training in one line, resuming, testing, deploying."""
+import json
+import sys
+from glob import glob
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+pytest.importorskip('mmpretrain')
+
+from mmkd.checkpoints import load_checkpoint, student_state_dict  # noqa: E402
+from mmkd.errors import MMKDError  # noqa: E402
+from tests.classifiers import classifier, teacher_of  # noqa: E402
+from tests.tiny import forget_runs, load_tool  # noqa: E402
+
+CLASSES = ('blue', 'green', 'red')
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory) -> str:
+    """A folder of noisy images, brighter in the channel that names their class."""
+    root = tmp_path_factory.mktemp('colours')
+    generator = np.random.default_rng(0)
+    for split, number in (('train', 8), ('val', 4)):
+        for channel, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for index in range(number):
+                image = generator.integers(0, 160, (40, 40, 3))
+                image[..., channel] += 80
+                cv2.imwrite(str(root / split / name / f'{index}.png'), image.astype(np.uint8))
+    return str(root)
+
+
+def config(images: str, model, epochs: int) -> Config:
+    """Return an ordinary MMPretrain config, with its data preprocessor at the top."""
+    pipeline = [dict(type='LoadImageFromFile'), dict(type='RandomFlip', prob=0.5), dict(type='PackInputs')]
+    model = Config(model.to_dict())
+    preprocessor = model.pop('data_preprocessor')
+
+    def loader(split, shuffle):
+        return dict(
+            batch_size=4, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=shuffle),
+            dataset=dict(type='CustomDataset', data_root=images, data_prefix=split, pipeline=pipeline))
+
+    evaluator = dict(type='Accuracy', topk=(1, ))
+    return Config(dict(
+        default_scope='mmpretrain', model=model.to_dict(), data_preprocessor=preprocessor,
+        train_dataloader=loader('train', True), val_dataloader=loader('val', False),
+        test_dataloader=loader('val', False), val_evaluator=evaluator, test_evaluator=evaluator,
+        train_cfg=dict(by_epoch=True, max_epochs=epochs, val_interval=epochs),
+        val_cfg=dict(), test_cfg=dict(),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9)),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=1)), randomness=dict(seed=0)))
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, images):
+    """Run tools/train.py on a student of three classes and return its work directory."""
+    def run(*options: str, name: str = 'run', epochs: int = 2):
+        for role, model in (('student', classifier(classes=3)), ('teacher', teacher_of(classes=3))):
+            config(images, model, epochs).dump(tmp_path / f'{role}.py')
+        monkeypatch.setattr(sys, 'argv', [
+            'train.py', str(tmp_path / 'student.py'), '--work-dir', str(tmp_path / name), *options])
+        forget_runs()
+        load_tool('train.py').main()
+        return tmp_path / name
+    return run
+
+
+def taught(tmp_path, method: str = 'shake', checkpoint: str = 'random') -> list[str]:
+    return ['--distill', method, '--teacher', str(tmp_path / 'teacher.py'),
+            '--teacher-checkpoint', checkpoint]
+
+
+def logged(work_dir) -> list[dict]:
+    entries = []
+    for path in sorted(glob(f'{work_dir}/*/vis_data/scalars.json')):
+        with open(path) as lines:
+            entries += [entry for entry in map(json.loads, lines) if 'loss' in entry]
+    return entries
+
+
+def losses(entries: list[dict]) -> list[dict]:
+    return [{name: value for name, value in entry.items() if 'loss' in name} for entry in entries]
+
+
+@pytest.mark.parametrize('method', ['shake', 'sokd', 'kdtuned', 'dml'])
+def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, images, method):
+    from mmpretrain.apis import ImageClassificationInferencer
+    run = train(*(taught(tmp_path, method) if method != 'dml' else ['--distill', 'dml']))
+    assert len(logged(run)) == 12 and all(entry[f'{method}.loss_student'] > 0 for entry in logged(run))
+    saved = load_checkpoint(f'{run}/epoch_2.pth')
+    assert 'mmkd' not in saved['meta']['cfg']
+    assert saved['meta']['dataset_meta']['classes'] == CLASSES
+    stock = tmp_path / 'stock.py'
+    stock.write_text(saved['meta']['cfg'])
+    answers = ImageClassificationInferencer(str(stock), str(run / 'epoch_2.pth'), device='cpu')(
+        glob(f'{images}/val/*/0.png'))
+    assert {answer['pred_class'] for answer in answers} <= set(CLASSES)
+    exported = load_tool('model_converters/export_student.py').export(
+        str(run / 'epoch_2.pth'), str(tmp_path / 'student.pth'))
+    assert set(exported['state_dict']) == set(student_state_dict(saved))
+
+
+def test_resuming_is_exact(train, tmp_path):
+    whole = train(*taught(tmp_path, 'sokd'), name='whole', epochs=3)
+    part = train(*taught(tmp_path, 'sokd'), name='part', epochs=3)
+    for path in glob(f'{part}/epoch_[23].pth'):
+        (tmp_path / path).unlink()
+    (part / 'last_checkpoint').write_text(str(part / 'epoch_1.pth'))
+    first = len(logged(part))
+    train(*taught(tmp_path, 'sokd'), '--resume', name='part', epochs=3)
+    assert losses(logged(part)[first:]) == losses(logged(whole)[6:])
+    mine, other = (load_checkpoint(f'{run}/epoch_3.pth')['state_dict'] for run in (part, whole))
+    assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def test_the_teacher_is_evaluated_first_and_classes_are_compared(train, tmp_path):
+    checkpoint = str(train(name='alone') / 'epoch_2.pth')  # which teaches now
+    content = load_checkpoint(checkpoint)
+    run = train('--distill', 'kd', '--teacher', str(tmp_path / 'student.py'), '--teacher-checkpoint',
+                checkpoint)
+    (log, ) = glob(f'{run}/*/*.log')
+    with open(log) as file:
+        assert 'Teacher: accuracy/top1' in file.read()
+    content['meta']['dataset_meta']['classes'] = ('green', 'blue', 'red')
+    torch.save(content, tmp_path / 'permuted.pth')
+    with pytest.raises(MMKDError, match='class_mapping'):
+        train('--distill', 'kd', '--teacher', str(tmp_path / 'student.py'), '--teacher-checkpoint',
+              str(tmp_path / 'permuted.pth'), name='again')
+
+
+def test_the_gap_is_measured_in_testing(train, tmp_path, monkeypatch):
+    run = train(*taught(tmp_path, 'kd'))
+    monkeypatch.setattr(sys, 'argv', [
+        'test.py', str(tmp_path / 'student.py'), str(run / 'epoch_2.pth'), '--work-dir',
+        str(tmp_path / 'tested'), '--teacher', str(tmp_path / 'teacher.py'), '--teacher-checkpoint', 'random',
+        '--out', str(tmp_path / 'predictions.pkl')])
+    forget_runs()
+    load_tool('test.py').main()
+    (path, ) = glob(f'{tmp_path}/tested/*/*.json')
+    with open(path) as file:
+        metrics = json.load(file)
+    assert metrics['gap/kl'] >= 0 and 0 <= metrics['gap/agreement'] <= 1 and 'accuracy/top1' in metrics
+    assert (tmp_path / 'predictions.pkl').exists()
+
+
+def test_dry_run(train, tmp_path, monkeypatch, capsys):
+    run = train(*taught(tmp_path, 'sokd'))
+    monkeypatch.setattr(sys, 'argv', [
+        'dry_run.py', str(run / 'student.py'), '--size', '64', '--device', 'cpu'])
+    load_tool('misc/dry_run.py').main()
+    printed = capsys.readouterr().out
+    assert 'sokd.loss_proxy_task' in printed and 'DistilledImageClassifier' in printed
