@@ -1,7 +1,8 @@
-"""Train a detector, with or without distillation.
+"""Train a detector or a classifier, with or without distillation.
 
     python tools/train.py configs/shake_faster_rcnn_r50.py
     python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
+    python tools/train.py configs/crd/resnet32x4_resnet8x4.py --distill shake
 """
 import argparse
 import os
@@ -26,16 +27,17 @@ from mmkd.errors import MMKDError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a config of mmkd, or any MMDetection config')
+    parser.add_argument('config', help='a config of mmkd, or any config of MMDetection or MMPretrain')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from the latest checkpoint in the work directory, or from this one')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the total batch size')
     parser.add_argument('--distill', metavar='METHOD',
-                        help='distil the stock config by this method: shake, sokd, kd, kdtuned, dml, pkd '
-                        '(settings: --cfg-options model.methods.METHOD.SETTING=…)')
-    parser.add_argument('--teacher', metavar='CONFIG', help="the teacher's config, with --distill")
+                        help='distil the stock config by this method: shake, sokd, kd, kdtuned, dml, deit, '
+                        'pkd (settings: --cfg-options model.methods.METHOD.SETTING=…)')
+    parser.add_argument('--teacher', metavar='CONFIG',
+                        help="the teacher's config, with --distill; by default the one that the config names")
     parser.add_argument('--teacher-checkpoint', metavar='FILE',
                         help="the teacher's weights, with --distill ('random' for an untrained teacher)")
     add_common_arguments(parser)
@@ -48,7 +50,7 @@ def compose(args: argparse.Namespace):
     if 'model' not in cfg or 'train_dataloader' not in cfg:
         raise MMKDError(f'{args.config!r} is no training config: it has no model or no train_dataloader.')
     if args.distill:
-        if not args.teacher and args.distill.lower() != 'dml':
+        if not args.teacher and not cfg.get('teacher') and args.distill.lower() != 'dml':
             raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
         compose_distillation(cfg, args.distill, args.teacher, args.teacher_checkpoint)
     elif args.teacher or args.teacher_checkpoint:

@@ -3,7 +3,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..errors import MMKDError, nearest_names
 from ..models.methods import PRESETS
-from .config import is_distillation
+from .config import is_distillation, trains_classifier
 
 
 def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = None,
@@ -11,9 +11,10 @@ def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = 
     """Wrap the model of a stock training config in a distiller.
 
     Args:
-        cfg: A stock MMDetection config; changed in place.
+        cfg: A stock config of MMDetection or MMPretrain; changed in place. It may name a teacher itself, by
+            ``config`` and ``checkpoint`` under ``teacher``; the peer of ``'dml'`` is built like that one.
         method: A preset's name in any case, such as ``'shake'``.
-        teacher: The teacher's config; only ``'dml'`` works without one.
+        teacher: The teacher's config, if not the one that ``cfg`` names; only ``'dml'`` works without one.
         teacher_checkpoint: Its weights, or ``'random'``.
 
     Returns:
@@ -28,10 +29,18 @@ def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = 
     if method.lower() not in presets:
         raise MMKDError(f'There is no method {method!r}{nearest_names(method, presets)}; '
                         f'known are {", ".join(sorted(presets))}.')
-    cfg.model = ConfigDict(
-        type='mmkd.DetectorDistiller',
-        student=cfg.model,
-        methods={method.lower(): dict(type=f'mmkd.{presets[method.lower()]}')})
+    named = cfg.pop('teacher', None)
+    settings = ConfigDict(type=f'mmkd.{presets[method.lower()]}')
     if teacher is not None:
-        cfg.model.teacher = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
+        named = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
+    elif named and method.lower() == 'dml':
+        settings.config, named = named.config, None
+    elif named and teacher_checkpoint is not None:
+        named.checkpoint = teacher_checkpoint
+    cfg.model = ConfigDict(
+        type='mmkd.ClassifierDistiller' if trains_classifier(cfg) else 'mmkd.DetectorDistiller',
+        student=cfg.model,
+        methods={method.lower(): settings})
+    if named:
+        cfg.model.teacher = named
     return cfg

@@ -13,7 +13,16 @@ def is_distillation(cfg: Config) -> bool:
     """Whether a config's model is one of mmkd's distillers."""
     kind = cfg.model.get('type', '')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1] in ('DetectorDistiller', )
+    return name.split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller')
+
+
+def trains_classifier(cfg: Config) -> bool:
+    """Whether a config is one of MMPretrain's."""
+    kind = cfg.model.get('type', '')
+    if _name(kind).split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller'):
+        return _name(kind).endswith('ClassifierDistiller')
+    scope = cfg.get('default_scope', 'mmdet')
+    return scope == 'mmpretrain' or isinstance(kind, str) and kind.startswith('mmpretrain.')
 
 
 def prepare_config(cfg: Config, distributed: bool = False) -> Config:
@@ -63,15 +72,16 @@ def safe_source(path: str) -> str:
 
 
 def student_config(cfg: Config) -> Config:
-    """Return the stock student's config inside a training config: no trace of mmkd is left.
+    """Return the stock student's config inside a training config: no trace of distillation is left.
 
     Args:
         cfg: A whole config, distilling or not; not changed.
     """
     cfg = copy.deepcopy(cfg)
+    cfg.pop('teacher', None)  # a pair names one
     if is_distillation(cfg):
         cfg.model = cfg.model.student
-    if 'custom_imports' in cfg:
+    if 'custom_imports' in cfg and "'mmkd." not in repr(cfg.model):  # a backbone of mmkd needs it still
         names = [name for name in _as_list(cfg.custom_imports.get('imports'))
                  if name.split('.')[0] != 'mmkd']
         if names:

@@ -1,4 +1,4 @@
-"""Every shipped config of a detector builds, takes a real step, and what it saves loads into the stock model."""
+"""Every shipped config of a detector builds and steps, and what it saves loads into the stock model."""
 import ast
 
 import pytest

@@ -301,6 +301,33 @@ def test_the_bridge_becomes_a_teacher():
     assert set(tail.state_dict()) <= set(state)
 
 
+# Networks of timm
+
+
+def of_timm(name: str = 'resnet18') -> dict:
+    return dict(type='mmpretrain.TimmClassifier', model_name=name, num_classes=CLASSES,
+                data_preprocessor=dict(type='ClsDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3))
+
+
+@pytest.mark.parametrize('method', ['kd', 'kdtuned', 'shake', 'shake_teacher'])
+def test_a_teacher_of_timm(method):
+    pytest.importorskip('timm')
+    model = build(distil(classifier(), of_timm('regnety_002'), **{method: METHODS[method]}))
+    total, log = model.parse_losses(model(**batch(model), mode='loss'))
+    total.backward()
+    assert log[f'{method}.loss_student'] > 0
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_student_of_timm_can_be_resumed():
+    pytest.importorskip('timm')
+    model = build(distil(of_timm(), teacher_of(), sokd=METHODS['sokd']))
+    other = build(distil(of_timm(), teacher_of(), sokd=METHODS['sokd']), seed=1)
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(
+        model.parameters(), other.parameters(), strict=True))
+
+
 # DeiT
 
 

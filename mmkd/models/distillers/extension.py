@@ -22,6 +22,7 @@ class Distilled:
         """Add the teacher and the methods; see :func:`build_distilled`."""
         with preserved_random_state():
             self.mmkd = Distillation(self, student_cfg, teacher, methods)
+        self._register_load_state_dict_pre_hook(_keep_our_names)
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
         """Return the network's own losses and those of the methods.
@@ -77,3 +78,9 @@ def build_distilled(student: dict,
     model = extended(**student_cfg)
     model.attach(pristine, teacher, methods)
     return model
+
+
+def _keep_our_names(state_dict: dict, prefix: str, *_) -> None:
+    """Undo, for what distillation added, the renaming by which MMPretrain loads networks of timm."""
+    for name in [name for name in state_dict if name.startswith(f'{prefix}model.mmkd.')]:
+        state_dict[prefix + name.removeprefix(f'{prefix}model.')] = state_dict.pop(name)

@@ -1,0 +1,10 @@
+# CIFAR-100 as in SOKD: batches of 128, and padding by reflection.
+_base_ = './cifar100_crd.py'
+
+train_dataloader = dict(
+    batch_size=128,
+    dataset=dict(pipeline=[
+        dict(type='RandomCrop', crop_size=32, padding=4, padding_mode='reflect'),
+        dict(type='RandomFlip', prob=0.5, direction='horizontal'),
+        dict(type='PackInputs'),
+    ]))
