@@ -111,8 +111,12 @@ def student_config(cfg: Config) -> Config:
     return cfg
 
 
+_READ_FROM_FOLDERS = ('CustomDataset', 'ImageNet')
+"""Datasets of MMPretrain that need no annotation file, and that it does not download."""
+
+
 def check_annotation_files(loader: dict | list | None, role: str) -> None:
-    """Check that the annotation files of a data loader, or of evaluators, exist.
+    """Check that the annotation files of a data loader, or of evaluators, exist, or else the image folders.
 
     Args:
         loader: Config of a data loader, of an evaluator, or a list of evaluators.
@@ -135,6 +139,11 @@ def check_annotation_files(loader: dict | list | None, role: str) -> None:
                 if '://' not in path and not os.path.exists(path):
                     raise MMKDError(f'The annotation file {path!r} of {role} does not exist; '
                                     f'set {where} to where the data are.')
+            elif _name(node.get('type')).split('.')[-1] in _READ_FROM_FOLDERS:
+                path = node.get('data_root') or ''
+                if path and '://' not in path and not os.path.isdir(path):
+                    raise MMKDError(f'The image folder {path!r} of {role} does not exist; '
+                                    f'set {role}.dataset.data_root to where the data are.')
             todo.extend(node.get(key) for key in ('dataset', 'datasets'))
 
 

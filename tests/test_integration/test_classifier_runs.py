@@ -148,6 +148,13 @@ def test_the_gap_is_measured_in_testing(train, tmp_path, monkeypatch):
     assert (tmp_path / 'predictions.pkl').exists()
 
 
+def test_images_that_are_missing(train, tmp_path, images):
+    for split in ('train', 'val'):
+        with pytest.raises(MMKDError, match=f"image folder 'nowhere' of {split}_dataloader does not exist"):
+            train('--cfg-options', f'{split}_dataloader.dataset.data_root=nowhere', name='missing')
+    assert not (tmp_path / 'missing').exists()
+
+
 def test_dry_run(train, tmp_path, monkeypatch, capsys):
     run = train(*taught(tmp_path, 'sokd'))
     monkeypatch.setattr(sys, 'argv', [
