@@ -200,7 +200,7 @@ def test_the_table_of_weights(row):
 
 
 def test_presets_are_named_as_the_papers_name_them():
-    assert set(PRESETS) == {'DML', 'KD', 'KDTuned', 'PKD', 'SHAKE', 'SOKD'}
+    assert set(PRESETS) == {'DML', 'DeiT', 'KD', 'KDTuned', 'PKD', 'SHAKE', 'SOKD'}
 
 
 def test_no_boxes_give_zero_with_a_gradient():

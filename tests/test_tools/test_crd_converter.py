@@ -80,8 +80,9 @@ def with_more(weights):
     (without_classifier, ['2 differ from those of resnet8']),
     (with_two_classifiers, ["such as 'fc.weight'"]),
     (with_more, ["1 differ from those of resnet8, such as 'layer4.0.bn1.num_batches_tracked'"]),
-    (lambda weights: {}, ['are not those of any network in the benchmark']),
-], ids=['misshapen', 'no classifier', 'two classifiers', 'more', 'empty'])
+    (lambda weights: {}, ['has no "state_dict"']),
+    (lambda weights: dict(a=torch.zeros(1)), ['are not those of any network in the benchmark']),
+], ids=['misshapen', 'no classifier', 'two classifiers', 'more', 'empty', 'another'])
 def test_tensors_of_no_network(refused, tmp_path, change, words):
     torch.save(dict(model=change(reference_weights('resnet8'))), tmp_path / 'reference.pth')
     refused(TOOL, [tmp_path / 'reference.pth', tmp_path / 'converted.pth'], 'reference.pth', *words)
