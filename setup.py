@@ -66,6 +66,8 @@ setup(
             'pytest-xdist',
             'ruff',
             'scikit-learn',
+            'timm',
+            'torchdistill',
         ],
     },
     zip_safe=False,

@@ -2,6 +2,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from .base import at_least_float32
+
 
 def kl_divergence(target: Tensor, prediction: Tensor, temperature: float = 1.0) -> Tensor:
     r"""KL(target ‖ prediction) of softmax logits, one value per sample.
@@ -21,8 +23,8 @@ def kl_divergence(target: Tensor, prediction: Tensor, temperature: float = 1.0) 
     Returns:
         Tensor: Shape ``(N,)``, in nats times τ².
     """
-    log_p = F.log_softmax(_at_least_float32(target) / temperature, dim=-1)
-    log_q = F.log_softmax(_at_least_float32(prediction) / temperature, dim=-1)
+    log_p = F.log_softmax(at_least_float32(target) / temperature, dim=-1)
+    log_q = F.log_softmax(at_least_float32(prediction) / temperature, dim=-1)
     return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
@@ -44,12 +46,8 @@ def bernoulli_kl_divergence(target: Tensor, prediction: Tensor, temperature: flo
     Returns:
         Tensor: Shape ``(N,)``, in nats times τ².
     """
-    t, s = _at_least_float32(target) / temperature, _at_least_float32(prediction) / temperature
+    t, s = at_least_float32(target) / temperature, at_least_float32(prediction) / temperature
     p = t.sigmoid()
     yes = p * (F.logsigmoid(t) - F.logsigmoid(s))
     no = (1 - p) * (F.logsigmoid(-t) - F.logsigmoid(-s))
     return temperature**2 * (yes + no).sum(dim=-1)
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.float() if logits.dtype.itemsize < 4 else logits

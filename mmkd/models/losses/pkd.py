@@ -2,9 +2,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels, resized
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
@@ -22,43 +23,30 @@ def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
         Tensor: A scalar, in float32 at least.
     """
     normed = []
-    for feature in (student, teacher):
-        if feature.dtype.itemsize < 4:
-            feature = feature.float()
+    for feature in (at_least_float32(student), at_least_float32(teacher)):
         std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
         normed.append((feature - mean) / (std + eps))
     return (normed[0] - normed[1]).square().mean() / 2
 
 
 @MODELS.register_module()
-class PKDLoss(nn.Module):
+class PKDLoss(FeatureLoss):
     """PKD's imitation loss, summed over levels (equation 5: the weight α is 6 on FPN levels).
+
+    Maps of another height or width are resampled to the student's.
 
     Args:
         weight: α.
     """
 
+    couples_samples = True
+
     def __init__(self, weight: float = 6.0) -> None:
-        super().__init__()
-        self.weight = weight
+        super().__init__(weight)
 
-    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Compare feature pyramids.
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+        check_same_channels(student, teacher)
 
-        Args:
-            student: Maps ``(N, C, H_l, W_l)``, one per level.
-            teacher: As many maps with the same channels; another height or width is resampled to the
-                student's.
-
-        Returns:
-            Tensor: A scalar.
-        """
-        total = sum(
-            pearson_distance(s, _resized(t, s.shape[-2:])) for s, t in zip(student, teacher, strict=True))
-        return self.weight * total
-
-
-def _resized(feature: Tensor, size: torch.Size) -> Tensor:
-    if feature.shape[-2:] == size:
-        return feature
-    return nn.functional.interpolate(feature, size=size, mode='bilinear', align_corners=False)
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return pearson_distance(student, resized(teacher, student.shape[-2:]))

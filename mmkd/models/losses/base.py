@@ -1,0 +1,129 @@
+"""What losses of features have in common."""
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from ...errors import MMKDError
+
+
+class FeatureLoss(nn.Module):
+    """Compares what two networks give at the same places, level by level.
+
+    A loss overrides :meth:`compare`, or :meth:`values` where its levels depend on one another. Computed in
+    float32 at least. Trainable parts are ordinary submodules, made in :meth:`connect`; the student's
+    optimizer trains them.
+
+    Args:
+        weight: Factor of the loss.
+    """
+
+    couples_samples = False
+    """Whether a sample's part of the loss depends on the other samples of the batch."""
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        """Check that features can be compared, and build parts that depend on their shapes.
+
+        Args:
+            student: Shape of a sample's feature at every level, ``(C, H, W)`` or ``(C,)``, as seen on a
+                blank image; height and width may differ in training.
+            teacher: The same of the teacher.
+
+        Raises:
+            MMKDError: If this loss cannot compare them, with the reason in one sentence.
+        """
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the features of one level.
+
+        Args:
+            student: ``(N, C, H, W)`` or ``(N, C)``.
+            teacher: The same of the teacher; without gradient.
+
+        Returns:
+            Tensor: A value per sample ``(N,)``; a scalar where samples are coupled.
+        """
+        raise NotImplementedError
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        """Return what :meth:`compare` gives, for every level.
+
+        Args:
+            student: The features of every level.
+            teacher: As many of the teacher.
+            samples: The batch's data samples, for losses that look at labels, boxes or indices.
+        """
+        return [self.compare(s, t) for s, t in zip(student, teacher, strict=True)]
+
+    def forward(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+                samples: Sequence | None = None) -> Tensor:
+        """Return the weighted sum over levels of the mean over samples, a scalar; see :meth:`values`."""
+        return self.weight * sum(value.mean() for value in self.values(student, teacher, samples))
+
+    has_first_stage = False
+    """Whether there is a first stage of training, in which only :meth:`first_stage` counts."""
+
+    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        """Return the loss of the first stage of training, a scalar; features as for :meth:`values`."""
+        raise NotImplementedError
+
+
+class LogitLoss(nn.Module):
+    """Compares class logits of two networks (softmax)."""
+
+    couples_samples = False
+    """Whether a sample's part of the loss depends on the other samples of the batch."""
+
+    needs_labels = False
+    """Whether it looks at the labels."""
+
+    def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Compare logits.
+
+        Args:
+            student: Logits ``(N, K)``.
+            teacher: Logits ``(N, K)``; without gradient.
+            labels: The true classes ``(N,)``, int64, where :attr:`needs_labels`.
+
+        Returns:
+            Tensor: A value per sample ``(N,)``; a scalar where samples are coupled.
+        """
+        raise NotImplementedError
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return half precision as float32, and others as they are."""
+    return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def check_same_channels(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    """Check that features have the same number of channels at every level.
+
+    Raises:
+        MMKDError: If they do not.
+    """
+    own, other = [shape[0] for shape in student], [shape[0] for shape in teacher]
+    if own != other:
+        raise MMKDError(f'the student has channels {own}, the teacher {other}; give a `connector`, such as '
+                        "dict(type='mmkd.ConvConnector')")
+
+
+def check_maps(*networks: Sequence[tuple[int, ...]]) -> None:
+    """Check that features are maps ``(C, H, W)``.
+
+    Raises:
+        MMKDError: If one is not.
+    """
+    if any(len(shape) != 3 for shapes in networks for shape in shapes):
+        raise MMKDError('feature maps (N, C, H, W) are needed')
+
+
+def resized(feature: Tensor, size: Sequence[int]) -> Tensor:
+    """Return a map ``(N, C, H, W)`` bilinearly resampled to a height and width, if it has others."""
+    if tuple(feature.shape[-2:]) == tuple(size):
+        return feature
+    return nn.functional.interpolate(feature, size=tuple(size), mode='bilinear', align_corners=False)
