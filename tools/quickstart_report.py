@@ -10,6 +10,8 @@ METHODS = ('student', 'kd', 'shake')
 TITLES = dict(teacher='teacher', student='student alone', kd='KD', shake='SHAKE')
 PAIRS = (('kd', 'student'), ('shake', 'student'), ('shake', 'kd'))
 COLOURS = dict(student='0.45', kd='tab:orange', shake='tab:blue')
+# What counts, by the name that MMDetection and MMPretrain give it.
+SCORES = dict(bbox_mAP='AP', top1='top-1')
 # A teacher this little ahead has nothing to teach, and the comparison says nothing.
 MIN_TEACHER_LEAD = 0.10
 
@@ -30,24 +32,30 @@ def read_log(work_dir):
                 record = json.loads(line)
             except ValueError:  # the last line of a run that was killed, or is still being written
                 continue
-            if 'coco/bbox_mAP' in record:
+            if 'coco/bbox_mAP' in record or 'accuracy/top1' in record:
                 val[record['step']] = record
             elif 'loss' in record:
                 train[record['step']] = record
     return train, val
 
 
-def bbox_metrics(record):
-    """Pick the box metrics of a validation record.
+def metrics(record):
+    """Pick the metrics of a validation record.
 
     Args:
-        record (dict): Metrics as MMEngine logs them, keyed ``coco/bbox_…``.
+        record (dict): Metrics as MMEngine logs them, keyed ``coco/bbox_…`` or ``accuracy/…`` (in per cent).
 
     Returns:
-        dict[str, float]: Metrics on the 0 to 1 scale, keyed ``bbox_…``.
+        dict[str, float]: Metrics on the 0 to 1 scale, keyed ``bbox_…`` and ``top…``.
     """
-    prefix = 'coco/'
-    return {key[len(prefix):]: value for key, value in record.items() if key.startswith(prefix)}
+    boxes = {key.removeprefix('coco/'): value for key, value in record.items() if key.startswith('coco/')}
+    return {**boxes, **{key.removeprefix('accuracy/'): value / 100
+                        for key, value in record.items() if key.startswith('accuracy/')}}
+
+
+def score(metrics):
+    """Return the name and value of the metric that counts, as of :func:`metrics`."""
+    return next((name, metrics[name]) for name in SCORES if name in metrics)
 
 
 def summarise(results, seeds, settings):

@@ -4,6 +4,7 @@ Shared by the quickstart and by analysis_tools/compare_methods.py. Nothing but t
 imported up here, so that their --help works before the set-up.
 """
 
+import argparse
 import fcntl
 import functools
 import hashlib
@@ -13,22 +14,47 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 
 import quickstart_report as qr
 
 ROOT = Path(__file__).resolve().parent.parent
-IMAGES = dict(train=600, val=150, seed=0)
-SMOKE_IMAGES = dict(train=24, val=8, seed=0)
+# The sets that are drawn, not downloaded: how they are made, for real runs and for --smoke.
+DIGITS = dict(
+    digits_det=dict(
+        maker='digits_to_coco', real=dict(train=600, val=150, seed=0), smoke=dict(train=24, val=8, seed=0)),
+    digits_cls=dict(
+        maker='digits_to_folders', real=dict(train=3000, val=2000, seed=0),
+        smoke=dict(train=130, val=40, seed=0)))
+# Of a set that is not drawn, --smoke takes as many images as this many batches hold.
+SMOKE_BATCHES = 2
 # Start-up, validation and checkpoints take about this much on top of the iterations.
 OVERHEAD = 1.15
 
 
 class StageError(Exception):
     """A stage cannot go on; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the trainings of one command share.
+
+    Args:
+        lock (file): Open lock file, which every training holds as long as it lives.
+        jobs (int): How many run at a time.
+        stop (threading.Event): Set when all of them shall end.
+    """
+
+    lock: object
+    jobs: int = 1
+    stop: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,7 @@ class Stage:
         test (tuple): Further arguments of ``tools/test.py``.
         metric (str): What must be known of the last epoch; without it in the log, the last checkpoint is
             evaluated by ``tools/test.py``.
+        teacher (Stage | None): The training that must be finished first.
     """
 
     title: str
@@ -68,6 +95,7 @@ class Stage:
     train_options: dict = field(default_factory=dict)
     test: tuple = ()
     metric: str = 'coco/bbox_mAP'
+    teacher: 'Stage | None' = None
 
     @property
     def checkpoint(self):
@@ -89,15 +117,78 @@ class Stage:
         return json.loads(self.result_path.read_text())
 
 
+@dataclass(frozen=True)
+class ConfigFacts:
+    """What has to be known of a training config.
+
+    Args:
+        epochs (int): Its length.
+        batch_size (int): Of one iteration.
+        drop_last (bool): Whether a last batch that is not full is left out.
+        metric (str): The score in its validation records.
+        digits (str | None): Which of the drawn sets it uses, if any.
+        teacher (str | None): The config of the teacher that it names.
+        settings (dict): What it says of methods under ``comparison``.
+        digest (str): Differs when anything in it differs.
+    """
+
+    epochs: int
+    batch_size: int
+    drop_last: bool
+    metric: str
+    digits: str | None
+    teacher: str | None
+    settings: dict
+    digest: str
+
+
+def read_config(path, options=()):
+    """Return the facts of a config.
+
+    Args:
+        path (str or Path): The config.
+        options (Sequence[str]): Config options ``KEY=VALUE`` that all trainings get.
+    """
+    return _read_config(str(path), tuple(options))
+
+
+def load_config(path, options, **settings):
+    """Load a config as the tools do, with config options."""
+    from mmengine.config import Config, DictAction
+    cfg = Config.fromfile(path, **settings)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
+    cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+    return cfg
+
+
+@functools.lru_cache
+def _read_config(path, options):
+    # Without its imports: mmkd need not be loaded to read how long a training is.
+    cfg = load_config(path, options, import_custom_modules=False)
+    loader = cfg.train_dataloader
+    root = Path(loader.dataset.get('data_root') or '').name
+    classifies = cfg.default_scope == 'mmpretrain'
+    return ConfigFacts(
+        epochs=cfg.train_cfg.max_epochs,
+        batch_size=loader.batch_size,
+        drop_last=loader.get('drop_last', False),
+        metric='accuracy/top1' if classifies else 'coco/bbox_mAP',
+        digits=root if root in DIGITS else None,
+        teacher=(cfg.get('teacher') or {}).get('config'),
+        settings=cfg.get('comparison', {}),
+        digest=digest(cfg.to_dict()))
+
+
 def make_stage(config, method, seed, work_dir, args, teacher=None, settings=None, options=None, **others):
-    """Describe one training on the digits.
+    """Describe one training.
 
     Args:
         config (Path): Its config.
         method (str): See :class:`Stage`.
         seed (int): See :class:`Stage`.
         work_dir (Path): See :class:`Stage`.
-        args (argparse.Namespace): With ``data`` and ``smoke``.
+        args (argparse.Namespace): As of :func:`finish_arguments`.
         teacher (Stage | None): The training that its teacher comes from.
         settings (dict | None): What its result depends on besides the config.
         options (dict | None): Config options besides those that all stages have.
@@ -106,42 +197,57 @@ def make_stage(config, method, seed, work_dir, args, teacher=None, settings=None
     Returns:
         Stage: The training.
     """
-    max_epochs, batch_size, content = read_config(config)
-    options = {**data_options(args.data), 'randomness.seed': seed, **(options or {})}
+    facts = read_config(config, args.cfg_options)
+    options = {**dict(option.split('=', 1) for option in args.cfg_options), **data_options(facts, args),
+               'randomness.seed': seed, **(options or {})}
     if args.smoke:
         options.update({'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
-    epochs = 1 if args.smoke else max_epochs
-    images = images_of(args)
-    settings = dict(method=method, seed=seed, epochs=epochs, images=images, config=content,
+    epochs = 1 if args.smoke else facts.epochs
+    images = images_of(facts, args)
+    settings = dict(method=method, seed=seed, epochs=epochs, images=images, config=facts.digest,
                     **(settings or {}))
     if teacher:
         settings['teacher'] = digest(teacher.settings)
-    iterations = epochs * -(-images['train'] // batch_size)
-    return Stage(method=method, seed=seed, config=config, work_dir=work_dir, epochs=epochs,
-                 iterations=iterations, options=options, settings=settings, **others)
+    number = images['train'] if images else number_of_images(config, args)
+    rounded = number // facts.batch_size if facts.drop_last else -(-number // facts.batch_size)
+    return Stage(**{**dict(method=method, seed=seed, config=Path(config), work_dir=work_dir, epochs=epochs,
+                           iterations=epochs * rounded, options=options, settings=settings, teacher=teacher,
+                           metric=facts.metric), **others})
+
+
+def number_of_images(config, args):
+    """Count the training images of a config whose data are not drawn here."""
+    return _count_images(str(config), tuple(args.cfg_options), args.smoke)
 
 
 @functools.lru_cache
-def read_config(path):
-    """Return a config's length in epochs, its batch size and a digest of all of it."""
-    from mmengine.config import Config
-    # Without its imports: mmkd need not be loaded to read how long a training is.
-    cfg = Config.fromfile(path, import_custom_modules=False)
-    return cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size, digest(cfg.to_dict())
+def _count_images(config, options, smoke):
+    from mmengine.registry import DATASETS, init_default_scope
+    cfg = load_config(config, options)
+    if smoke:
+        return SMOKE_BATCHES * cfg.train_dataloader.batch_size
+    init_default_scope(cfg.default_scope)
+    return len(DATASETS.build(cfg.train_dataloader.dataset))
 
 
-def add_common_arguments(parser, seeds):
+def add_common_arguments(parser, seeds, jobs=1):
     """Add the options that the commands share.
 
     Args:
         parser (argparse.ArgumentParser): Parser of a command.
-        seeds (int): How many seeds by default.
+        seeds (int | str): How many seeds by default; a text describes a default that the command fills in.
+        jobs (int | str): How many trainings at a time by default; the same.
     """
-    parser.add_argument('--seeds', type=int, default=seeds, metavar='N',
-                        help='train every method with N seeds, from 0 on (default: %(default)s); more '
-                        'seeds give a spread and an interval')
+    def count(*names, default, text):
+        described = isinstance(default, str)
+        parser.add_argument(*names, type=int, metavar='N', default=None if described else default,
+                            help=f'{text} (default: {default})')
+
+    count('--seeds', default=seeds, text='train every method with N seeds, from 0 on; more seeds give a '
+          'spread and an interval')
+    count('--jobs', default=jobs, text='how many trainings run at a time, and share the cores')
     parser.add_argument('--data', type=Path,
-                        help='the digits detection set, made if missing (data/digits_det)')
+                        help='folder of the digits, made if missing (data/digits_det, data/digits_cls)')
     parser.add_argument('--smoke', action='store_true',
                         help='tiny run that only proves that the pipeline works; its figures mean '
                         'nothing')
@@ -152,29 +258,53 @@ def finish_arguments(parser, args, name):
 
     Args:
         parser (argparse.ArgumentParser): Parser of a command.
-        args (argparse.Namespace): What it read; ``work_dir`` and ``data`` are set.
+        args (argparse.Namespace): What it read; ``work_dir``, ``data`` and ``cfg_options`` are set.
         name (str): The work directory's default name.
     """
-    if args.seeds < 1:
-        parser.error('--seeds must be at least 1')
+    for name in ('seeds', 'jobs'):
+        if getattr(args, name) < 1:
+            parser.error(f'--{name} must be at least 1')
     suffix = '_smoke' if args.smoke else ''
     # Absolute, because the trainings run in the checkout and not where the user stands.
     args.work_dir = (args.work_dir or ROOT / f'work_dirs/{name}{suffix}').resolve()
-    args.data = (args.data or ROOT / f'data/digits_det{suffix}').resolve()
+    args.data = args.data and args.data.resolve()
+    args.cfg_options = getattr(args, 'cfg_options', None) or []
 
 
-def images_of(args):
-    """Return the settings of the digits detection set."""
-    return SMOKE_IMAGES if args.smoke else IMAGES
+def digits_folder(name, args):
+    """Return where one of the drawn sets lies."""
+    return args.data or ROOT / f'data/{name}{"_smoke" if args.smoke else ""}'
 
 
-def data_options(data):
-    """Return the config options that point at a detection set."""
-    options = {f'{split}_dataloader.dataset.data_root': f'{data}/'
-               for split in ('train', 'val', 'test')}
-    for split in ('val', 'test'):
-        options[f'{split}_evaluator.ann_file'] = f'{data}/annotations/instances_val.json'
+def images_of(facts, args):
+    """Return how the drawn set that a config uses is made, or nothing."""
+    return DIGITS[facts.digits]['smoke' if args.smoke else 'real'] if facts.digits else {}
+
+
+def data_options(facts, args):
+    """Return the config options that point at a config's data."""
+    splits = ('train', 'val', 'test')
+    if not facts.digits:
+        number = SMOKE_BATCHES * facts.batch_size
+        return {f'{split}_dataloader.dataset.indices': number for split in splits} if args.smoke else {}
+    data = digits_folder(facts.digits, args)
+    options = {f'{split}_dataloader.dataset.data_root': f'{data}/' for split in splits}
+    if facts.metric == 'coco/bbox_mAP':
+        for split in ('val', 'test'):
+            options[f'{split}_evaluator.ann_file'] = f'{data}/annotations/instances_val.json'
     return options
+
+
+def make_digits(configs, args):
+    """Draw the sets that some configs use, where they are missing."""
+    names = dict.fromkeys(read_config(config, args.cfg_options).digits for config in configs)
+    if args.data and len(names) > 1:
+        raise StageError('--data is one folder, but the configs use several sets.')
+    for name in filter(None, names):
+        make = import_module(f'dataset_converters.{DIGITS[name]["maker"]}').make
+        folder = digits_folder(name, args)
+        made = make(folder, **DIGITS[name]['smoke' if args.smoke else 'real'])
+        print(f'Digits {"made" if made else "found"}: {folder}', flush=True)
 
 
 def digest(content):
@@ -203,43 +333,43 @@ def write_json(path, content):
     os.replace(unfinished, path)
 
 
-def run_stage(stage, show, lock):
+def run_stage(stage, show, session):
     """Train one stage from its last checkpoint to the end, and keep its metrics.
 
     Args:
         stage (Stage): The training.
         show (callable): Called with the training log about once a second.
-        lock (file): Open lock file, which the training holds as long as it lives.
+        session (Session): What it shares with the others.
 
     Raises:
         StageError: If the training fails.
     """
     write_json(stage.work_dir / 'settings.json', stage.settings)
-    run_tool(stage, lock, 'train.py',
+    run_tool(stage, session, 'train.py',
              [stage.config, '--work-dir', stage.work_dir, '--resume', *stage.train],
              {**stage.options, **stage.train_options}, show)
     train, val = qr.read_log(stage.work_dir)
     record = val.get(stage.epochs, {})
     # Killed during its last validation, a run has nothing left to train and never repeats it.
     if stage.metric not in record:
-        record = test(stage, lock)
+        record = test(stage, session)
     # Where nothing at all is detected, MMDetection logs no metrics.
-    result = dict(metrics=qr.bbox_metrics(record) or dict(bbox_mAP=0.0, bbox_mAP_50=0.0),
+    result = dict(metrics=qr.metrics(record) or dict(bbox_mAP=0.0, bbox_mAP_50=0.0),
                   seconds_per_iteration=statistics.median(entry['time'] for entry in train.values()))
     if 'gap/kl' in record:
         result['gap'] = dict(kl=record['gap/kl'], agreement=record['gap/agreement'])
     write_json(stage.result_path, result)
 
 
-def test(stage, lock):
+def test(stage, session):
     """Evaluate the last checkpoint of a stage and return its metrics."""
     work_dir = stage.work_dir / 'test'
-    run_tool(stage, lock, 'test.py',
+    run_tool(stage, session, 'test.py',
              [stage.config, stage.checkpoint, '--work-dir', work_dir, *stage.test], stage.options)
     return json.loads(max(work_dir.glob('*/*.json')).read_text())
 
 
-def run_tool(stage, lock, tool, arguments, options, show=lambda log: None):
+def run_tool(stage, session, tool, arguments, options, show=lambda log: None):
     """Run one of the tools for a stage, its output into ``stdout.log``."""
     command = [sys.executable, ROOT / 'tools' / tool, *arguments, '--cfg-options',
                *(f'{key}={value}' for key, value in options.items())]
@@ -247,14 +377,17 @@ def run_tool(stage, lock, tool, arguments, options, show=lambda log: None):
     paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
     # Where cores are shared, threads that wait by spinning make a step several times slower.
     env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
+    if session.jobs > 1:
+        env['OMP_NUM_THREADS'] = str(max(len(os.sched_getaffinity(0)) // session.jobs, 1))
     log = stage.work_dir / 'stdout.log'
     with log.open('a') as output:
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env,
-            pass_fds=[lock.fileno()], start_new_session=True)
+            pass_fds=[session.lock.fileno()], start_new_session=True)
     try:
         while process.poll() is None:
-            time.sleep(1)
+            if session.stop.wait(1):
+                raise StageError(f'{stage.title}: stopped.')
             show(qr.read_log(stage.work_dir)[0])
     finally:
         if process.poll() is None:
@@ -270,42 +403,54 @@ def run_tool(stage, lock, tool, arguments, options, show=lambda log: None):
 
 
 class Progress:
-    """One line for the running stage: how far, and how long still for it and for the whole run."""
+    """How far the running trainings are, and how long still for them and for the whole run.
 
-    def __init__(self, stages):
+    With one training at a time this is one line that is written anew; with several, a line now and then.
+    """
+
+    def __init__(self, stages, jobs=1):
         self.stages = stages
-        self.shown = None
+        self.jobs = jobs
+        self.left = {}
+        self.shown, self.when = None, 0.0
 
     def start(self, number, text):
         """Announce a stage."""
-        self.number, self.stage = number, self.stages[number]
-        self._print(text)
+        self.left[number] = 0.0
+        self._print(number, text)
 
-    def __call__(self, log):
-        """Show how far the training log has come."""
-        if not log:
+    def update(self, number, log):
+        """Show how far the training log of a stage has come."""
+        if not log or (self.jobs > 1 and time.monotonic() - self.when < 10):
             return
-        done = max(log)
+        stage, done = self.stages[number], max(log)
         seconds = statistics.median(record['time'] for record in log.values())
-        pace = seconds / self.stage.cost
-        left = (self.stage.iterations - done) * seconds * OVERHEAD
-        later = sum(stage.iterations * stage.cost * pace * OVERHEAD
-                    for stage in self.stages[self.number + 1:] if not stage.finished)
-        self._print(f'iteration {done}/{self.stage.iterations}  loss {log[done]["loss"]:.3f}  '
-                    f'left: stage {clock(left)}, all {clock(left + later)}')
+        pace = seconds / stage.cost
+        left = self.left[number] = (stage.iterations - done) * seconds * OVERHEAD
+        waiting = [other for place, other in enumerate(self.stages)
+                   if place not in self.left and not other.finished]
+        later = sum(other.iterations * other.cost * pace * OVERHEAD for other in waiting)
+        everything = max(left, (sum(self.left.values()) + later) / self.jobs)
+        self._print(number, f'iteration {done}/{stage.iterations}  loss {log[done]["loss"]:.3f}  '
+                    f'left: stage {clock(left)}, all {clock(everything)}')
 
-    def _print(self, text):
-        line = f'[{self.number + 1}/{len(self.stages)}] {self.stage.title}: {text}'
-        if line != self.shown:
-            terminal = sys.stdout.isatty()
-            print(f'\r{line:100}' if terminal else line, end='' if terminal else '\n', flush=True)
-            self.shown = line
-
-    def finish(self, text):
+    def finish(self, number, text):
         """End the line of a stage."""
-        self._print(text)
-        if sys.stdout.isatty():
+        self.left[number] = 0.0
+        self._print(number, text)
+        if self._overwrites:
             print(flush=True)
+
+    @property
+    def _overwrites(self):
+        return self.jobs == 1 and sys.stdout.isatty()
+
+    def _print(self, number, text):
+        line = f'[{number + 1}/{len(self.stages)}] {self.stages[number].title}: {text}'
+        if line != self.shown:
+            print(f'\r{line:100}' if self._overwrites else line, end='' if self._overwrites else '\n',
+                  flush=True)
+            self.shown, self.when = line, time.monotonic()
 
 
 def clock(seconds):
@@ -313,32 +458,55 @@ def clock(seconds):
     return f'{int(seconds) // 60}:{int(seconds) % 60:02d}'
 
 
-def run_stages(stages, lock):
-    """Run all trainings that are not finished."""
+def run_stages(stages, session):
+    """Run all trainings that are not finished, a teacher before its students."""
     for stage in stages:
         check_settings(stage)
-    progress = Progress(stages)
-    for number, stage in enumerate(stages):
-        progress.start(number, 'done before' if stage.finished else 'starting')
-        if not stage.finished:
-            run_stage(stage, progress, lock)
-        result = stage.result()
-        progress.finish(f'AP {100 * result["metrics"]["bbox_mAP"]:.1f} on val, '
-                        f'{result["seconds_per_iteration"]:.2f} s per iteration')
+    progress = Progress(stages, session.jobs)
+    if session.jobs == 1:
+        for number in range(len(stages)):
+            _run_one(number, stages, progress, session)
+        return
+    with ThreadPoolExecutor(session.jobs) as pool:
+        # In the order of the list, so that a teacher never waits for its students.
+        futures = {}
+        for number, stage in enumerate(stages):
+            teacher = futures.get(id(stage.teacher))
+            futures[id(stage)] = pool.submit(_run_one, number, stages, progress, session, teacher)
+        try:
+            for future in as_completed(futures.values()):
+                future.result()
+        except BaseException:
+            session.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def run(args, plan, report):
+def _run_one(number, stages, progress, session, teacher=None):
+    if teacher:
+        teacher.result()
+    stage = stages[number]
+    progress.start(number, 'done before' if stage.finished else 'starting')
+    if not stage.finished:
+        run_stage(stage, functools.partial(progress.update, number), session)
+    result = stage.result()
+    name, score = qr.score(result['metrics'])
+    progress.finish(number, f'{qr.SCORES[name]} {100 * score:.1f} on val, '
+                    f'{result["seconds_per_iteration"]:.2f} s per iteration')
+
+
+def run(args, configs, plan, report):
     """Run all that is left to do, alone in the work directory.
 
     Args:
-        args (argparse.Namespace): The command line, with ``work_dir``, ``data`` and ``smoke``.
+        args (argparse.Namespace): The command line, as of :func:`finish_arguments`.
+        configs (Sequence[Path]): The configs whose data are drawn where they are missing.
         plan (callable): Called with ``args``; lists the stages in the order in which they run.
         report (callable): Called with the finished stages and ``args``.
     """
     start = time.monotonic()
     # As an exception, so that the running training is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    from dataset_converters.digits_to_coco import make
     args.work_dir.mkdir(parents=True, exist_ok=True)
     with (args.work_dir / '.lock').open('w') as lock:
         try:
@@ -346,10 +514,9 @@ def run(args, plan, report):
         except BlockingIOError:
             sys.exit(f'Another run is at work in {args.work_dir}.')
         try:
-            made = make(args.data, **images_of(args))
-            print(f'Digits detection set {"made" if made else "found"}: {args.data}', flush=True)
+            make_digits(configs, args)
             stages = plan(args)
-            run_stages(stages, lock)
+            run_stages(stages, Session(lock, args.jobs))
             report(stages, args)
         except (StageError, FileExistsError) as error:
             sys.exit(f'\n{error}')

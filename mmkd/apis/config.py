@@ -29,9 +29,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     """Set what mmkd's promises need and the user's config leaves open.
 
     That is: the student's own rules for its own parameters, whole-file checkpoints that hold the student's
-    config, exact resuming, the teacher check, safe loading, and a CPU form of distributed training. All of
-    it is visible in the config that the Runner saves beside the log. A student trained alone is prepared
-    in the same way, so that it can be compared.
+    config, exact resuming, the teacher check, what methods have to know of the training, safe loading, and a
+    CPU form of distributed training. All of it is visible in the config that the Runner saves beside the log.
+    A student trained alone is prepared in the same way, so that it can be compared.
 
     Args:
         cfg: A whole training config; changed in place.
@@ -49,6 +49,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
     if is_distillation(cfg):
         hooks.setdefault('teacher_check', ConfigDict()).setdefault('type', 'mmkd.TeacherCheckHook')
+        hooks.setdefault('method_info', ConfigDict()).setdefault('type', 'mmkd.MethodInfoHook')
     loader = cfg.train_dataloader
     loader['persistent_workers'] = False
     if loader.get('num_workers', 0) > 0:

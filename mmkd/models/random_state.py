@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from mmengine.logging import MessageHub
 
 
 def get_random_state() -> dict:
@@ -45,10 +46,13 @@ def preserved_random_state():
 def separate_random_state():
     """Draw other random numbers inside the block, and leave the random state after it as it was before.
 
-    What is drawn inside follows from the state outside, so it needs no saving of its own.
+    What is drawn inside follows from the state outside and the number of the iteration, so it needs no saving
+    of its own.
     """
     with preserved_random_state():
-        seed = int(torch.randint(2**31, (1, )))
+        # Between two iterations nothing else may draw, but what is drawn here must differ.
+        iteration = MessageHub.get_current_instance().get_info('iter', 0) or 0
+        seed = (int(torch.randint(2**31, (1, ))) + 1_000_003 * iteration) % 2**31
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -1,7 +1,9 @@
 """The comparison of all methods: what it plans, and what it says about results."""
+import dataclasses
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -9,6 +11,8 @@ from tests.tiny import REPO, load_tool
 
 cm = load_tool('analysis_tools/compare_methods.py')
 st = cm.st
+FASTER_RCNN = 'configs/digits/faster_rcnn_student.py'
+CLASSIFIER = 'configs/quickstart/classifier_student.py'
 
 
 def arguments(tmp_path, *words):
@@ -48,8 +52,8 @@ def test_plan_of_everything(tmp_path):
 
 def test_plan_of_a_part(tmp_path):
     stages = cm.plan(arguments(
-        tmp_path, '--detectors', 'retinanet', '--methods', 'sokd', '--seeds', '1', '--first-seed', '100',
-        '--smoke'))
+        tmp_path, 'configs/digits/retinanet_student.py', '--methods', 'sokd', '--seeds', '1', '--first-seed',
+        '100', '--smoke'))
     assert [(stage.method, stage.seed) for stage in stages] == [
         ('teacher', 0), ('student', 100), ('sokd', 100)]
     assert {stage.iterations for stage in stages} == {3}
@@ -57,11 +61,13 @@ def test_plan_of_a_part(tmp_path):
 
 
 def test_other_settings_are_not_mixed(tmp_path, monkeypatch):
-    args = arguments(tmp_path, '--detectors', 'faster_rcnn', '--seeds', '1')
+    args = arguments(tmp_path, FASTER_RCNN, '--seeds', '1')
     for stage in cm.plan(args):
         st.write_json(stage.work_dir / 'settings.json', stage.settings)
         st.check_settings(stage)
-    monkeypatch.setitem(cm.SETTINGS['faster_rcnn'], 'weight', 2.0)
+    read = st.read_config
+    monkeypatch.setattr(st, 'read_config', lambda *words: dataclasses.replace(
+        read(*words), settings=dict(temperature=1.0, weight=2.0)))
     for stage in cm.plan(args):
         if stage.method in ('teacher', 'student'):
             st.check_settings(stage)
@@ -71,10 +77,38 @@ def test_other_settings_are_not_mixed(tmp_path, monkeypatch):
 
 
 def test_command_is_the_same_in_any_checkout(tmp_path):
-    command = cm.command(arguments(tmp_path, '--methods', 'kd', '--smoke'))
+    command = cm.command(arguments(
+        tmp_path, CLASSIFIER, '--methods', 'kd', '--smoke', '--jobs', '2', '--cfg-options', 'a.b=1',
+        'c=[1,2]'))
     assert command == (
-        'python tools/analysis_tools/compare_methods.py --detectors faster_rcnn retinanet '
-        '--methods student kd --seeds 3 --first-seed 0 --smoke')
+        f'python tools/analysis_tools/compare_methods.py {CLASSIFIER} --methods student kd --seeds 3 '
+        "--first-seed 0 --cfg-options a.b=1 'c=[1,2]' --jobs 2 --smoke")
+
+
+def test_options_go_to_teacher_and_students(tmp_path):
+    stages = cm.plan(arguments(
+        tmp_path, CLASSIFIER, '--methods', 'kd', '--seeds', '1', '--cfg-options', 'train_cfg.max_epochs=7'))
+    assert [stage.method for stage in stages] == ['teacher', 'student', 'kd']
+    for stage in stages:
+        assert stage.options['train_cfg.max_epochs'] == '7'
+        assert (stage.epochs, stage.iterations) == (7, 7 * (3000 // 64))
+        assert stage.checkpoint.name == 'epoch_7.pth'
+    assert stages[0].metric == 'accuracy/top1' and stages[2].teacher is stages[0]
+
+
+@pytest.mark.parametrize(('words', 'said'), [
+    (('configs/none.py', ), 'there is no config configs/none.py'),
+    ((CLASSIFIER, CLASSIFIER), 'same name'),
+    (('--jobs', '0'), '--jobs must be at least 1')])
+def test_bad_arguments_are_told(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit):
+        arguments(tmp_path, *words)
+    assert said in capsys.readouterr().err
+
+
+def test_a_config_without_a_teacher_is_told(tmp_path):
+    with pytest.raises(st.StageError, match='names no teacher'):
+        cm.plan(arguments(tmp_path, 'configs/quickstart/classifier_teacher.py'))
 
 
 def runs(*aps, seconds=1.0, kl=0.5, agreement=0.8):
@@ -98,10 +132,10 @@ def test_summary():
     summary = made_up()
     assert json.loads(json.dumps(summary)) == summary
     assert summary['command'] == '…' and summary['seeds'] == [0, 1, 2]
-    part = summary['detectors']['faster_rcnn']
+    part = summary['pairs']['faster_rcnn']
     kd = part['methods']['kd']
-    assert kd['bbox_mAP'] == pytest.approx(0.55)
-    assert kd['bbox_mAP_50'] == pytest.approx(0.75)
+    assert part['metric'] == 'bbox_mAP'
+    assert kd['mean'] == pytest.approx(0.55)
     assert kd['per_seed'] == [0.45, 0.54, 0.66]
     assert kd['relative_step_time'] == pytest.approx(1.5)
     assert kd['gap']['kl'] == dict(
@@ -144,7 +178,7 @@ def test_one_seed_distinguishes_nothing():
 
 def test_a_teacher_without_a_lead_is_told():
     summary = made_up()
-    summary['detectors']['faster_rcnn']['teacher']['metrics']['bbox_mAP'] = 0.55
+    summary['pairs']['faster_rcnn']['teacher']['metrics']['bbox_mAP'] = 0.55
     assert '+5.0 against the student alone: too little' in cm.markdown(summary)
 
 
@@ -179,19 +213,18 @@ def test_smoke_run_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(st, 'run_tool', run_tool)
     monkeypatch.setattr(st.signal, 'signal', lambda *_: None)
-    args = arguments(tmp_path, '--smoke', '--detectors', 'faster_rcnn', '--methods', 'shake_teacher',
-                     '--seeds', '1')
+    args = arguments(tmp_path, FASTER_RCNN, '--smoke', '--methods', 'shake_teacher', '--seeds', '1')
     interrupted = [('student', 'test.py')]
     with pytest.raises(SystemExit, match='go on'):
-        st.run(args, cm.plan, cm.report)
+        st.run(args, args.pairs, cm.plan, cm.report)
     assert started == [('teacher', 'train.py'), ('student', 'train.py'), ('student', 'test.py')]
     started.clear()
-    st.run(args, cm.plan, cm.report)
+    st.run(args, args.pairs, cm.plan, cm.report)
     assert started == [
         ('student', 'train.py'), ('student', 'test.py'), ('shake_teacher', 'train.py')]
 
     summary = json.loads((args.work_dir / 'comparison.json').read_text())
-    methods = summary['detectors']['faster_rcnn']['methods']
+    methods = summary['pairs']['faster_rcnn']['methods']
     assert list(methods) == ['student', 'shake_teacher']
     for row in methods.values():
         assert row['gap']['kl']['mean'] > 0
@@ -201,7 +234,7 @@ def test_smoke_run_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch, 
     assert '| SHAKE (teacher) |' in (args.work_dir / 'comparison.md').read_text()
 
     started.clear()
-    st.run(args, cm.plan, cm.report)
+    st.run(args, args.pairs, cm.plan, cm.report)
     assert started == []
 
     # Measured while training and afterwards, the gap is the same.
@@ -209,3 +242,53 @@ def test_smoke_run_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch, 
     record = st.test(shake, None)
     assert record['gap/kl'] == pytest.approx(shake.result()['gap']['kl'], rel=1e-4)
     assert record['coco/bbox_mAP'] == shake.result()['metrics']['bbox_mAP']
+
+
+def run_here(run, started=None):
+    """Return run_tool in this process: only starting the tools is left out."""
+    def run_tool(stage, session, tool, words, options, show=None):
+        if started is not None:
+            started.append((stage.method, tool))
+        ended = run(tool, *words, '--cfg-options', *(f'{key}={value}' for key, value in options.items()))
+        assert ended.code == 0, ended.err
+    return run_tool
+
+
+def test_classifiers_are_compared_by_top_1(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(st, 'run_tool', run_here(run))
+    monkeypatch.setattr(st.signal, 'signal', lambda *_: None)
+    args = arguments(tmp_path, CLASSIFIER, '--smoke', '--methods', 'sokd', 'shake_teacher', '--seeds', '1')
+    st.run(args, args.pairs, cm.plan, cm.report)
+    part = json.loads((args.work_dir / 'comparison.json').read_text())['pairs']['classifier']
+    assert part['metric'] == 'top1'
+    assert list(part['methods']) == ['student', 'sokd', 'shake_teacher']
+    for row in part['methods'].values():
+        assert 0 <= row['mean'] <= 1 and row['gap']['kl']['mean'] > 0
+    assert '| top-1 |' in (args.work_dir / 'comparison.md').read_text()
+
+
+def test_several_trainings_at_a_time(tmp_path, monkeypatch):
+    """Students wait for their teacher and then run side by side; one that fails stops the others."""
+    together, order = threading.Barrier(2, timeout=20), []
+
+    def run_tool(stage, session, tool, words, options, show=None):
+        order.append(stage.method)
+        if stage.method != 'teacher':
+            together.wait()  # passes only where two run at a time
+        if stage.seed == 1:
+            raise st.StageError('broken')
+        record = {'loss': 1.0, 'time': 0.1, 'step': 1}
+        last = {'accuracy/top1': 50.0, 'gap/kl': 0.4, 'gap/agreement': 0.7, 'step': stage.epochs}
+        path = stage.work_dir / 'run/vis_data/scalars.json'
+        path.parent.mkdir(parents=True)
+        path.write_text(f'{json.dumps(record)}\n{json.dumps(last)}\n')
+
+    monkeypatch.setattr(st, 'run_tool', run_tool)
+    args = arguments(tmp_path, CLASSIFIER, '--methods', 'kd', '--seeds', '2', '--jobs', '2')
+    stages = cm.plan(args)
+    session = st.Session(None, args.jobs)
+    with pytest.raises(st.StageError, match='broken'):
+        st.run_stages(stages, session)
+    assert order[0] == 'teacher' and sorted(order[1:3]) == ['kd', 'student']
+    assert session.stop.is_set()
+    assert [stage.finished for stage in stages] == [True, True, True, False, False]

@@ -94,7 +94,7 @@ def test_log_of_a_resumed_run(tmp_path):
         tmp_path, '20260101_010000', dict(loss=2.1, step=75), {'coco/bbox_mAP': 0.2, 'step': 2})
     train, val = qr.read_log(tmp_path)
     assert {step: record['loss'] for step, record in train.items()} == {25: 3.0, 50: 2.5, 75: 2.1}
-    assert {epoch: qr.bbox_metrics(record)['bbox_mAP'] for epoch, record in val.items()} == {
+    assert {epoch: qr.metrics(record)['bbox_mAP'] for epoch, record in val.items()} == {
         1: 0.1, 2: 0.2}
 
 

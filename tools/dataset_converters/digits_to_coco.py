@@ -45,16 +45,40 @@ def make(out, train=600, val=150, seed=0):
         ValueError: If an image count is not positive.
         FileExistsError: If ``out`` holds something else, or a set with other settings.
     """
+    return make_whole(out, dict(format=FORMAT, train=train, val=val, seed=seed), _write_split)
+
+
+def make_whole(out, settings, write_split):
+    """Make a set of images of digits, whole or not at all; do nothing where it stands already.
+
+    Args:
+        out (str or Path): Folder to make.
+        settings (dict): All that the set depends on, with ``train``, ``val`` and ``seed``.
+        write_split (callable): Writes one split; called with the folder, the split's name, its digits, the
+            number of images and a random generator.
+
+    Returns:
+        bool: Whether the set was made by this call.
+
+    Raises:
+        ValueError: If an image count is not positive.
+        FileExistsError: If ``out`` holds something else, or a set with other settings.
+    """
+    train, val = settings['train'], settings['val']
     if min(train, val) < 1:
         raise ValueError(f'train and val need at least one image each, got {train} and {val}')
     out = Path(out)
-    settings = dict(format=FORMAT, train=train, val=val, seed=seed)
     if _already_made(out, settings):
         return False
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f'.{out.name}.{os.getpid()}.unfinished')
     try:
-        _write_set(unfinished, settings)
+        for split, digits in split_digits(settings['seed']).items():
+            (unfinished / split).mkdir(parents=True)
+            # Seeded per split: the val images stay the same when more train images are asked for.
+            rng = np.random.default_rng([settings['seed'], len(split)])
+            write_split(unfinished, split, digits, settings[split], rng)
+        (unfinished / 'settings.json').write_text(json.dumps(settings))
         unfinished.rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -73,15 +97,6 @@ def _already_made(out, settings):
         raise FileExistsError(
             f'{out} was made with {found}, not with {settings}; remove it or name another folder')
     return True
-
-
-def _write_set(root, settings):
-    for split, digits in split_digits(settings['seed']).items():
-        (root / split).mkdir(parents=True)
-        # Seeded per split: the val images stay the same when more train images are asked for.
-        rng = np.random.default_rng([settings['seed'], len(split)])
-        _write_split(root, split, digits, settings[split], rng)
-    (root / 'settings.json').write_text(json.dumps(settings))
 
 
 def split_digits(seed):
@@ -107,8 +122,7 @@ def _write_split(root, split, digits, num_images, rng):
     for image_id in range(1, num_images + 1):
         name = f'{image_id:06d}.png'
         image, objects = make_image(digits, rng)
-        if not cv2.imwrite(str(root / split / name), image):
-            raise OSError(f'cannot write {root / split / name}')
+        write_image(root / split / name, image)
         images.append(dict(id=image_id, file_name=name, width=IMAGE_SIZE, height=IMAGE_SIZE))
         for index, label, (x, y, width, height) in objects:
             annotations.append(
@@ -127,6 +141,12 @@ def _write_split(root, split, digits, num_images, rng):
         annotations=annotations,
         categories=[dict(id=number + 1, name=name) for number, name in enumerate(CLASSES)])
     (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
+
+
+def write_image(path, image):
+    """Write an image, or raise an OSError."""
+    if not cv2.imwrite(str(path), image):
+        raise OSError(f'cannot write {path}')
 
 
 def make_image(digits, rng):
@@ -165,17 +185,18 @@ def make_image(digits, rng):
     return image, objects
 
 
-def make_background(rng):
+def make_background(rng, size=IMAGE_SIZE):
     """Draw a linear gradient between two random colours, with noise.
 
     Args:
         rng (np.random.Generator): Source of all randomness.
+        size (int): Height and width in pixels.
 
     Returns:
-        np.ndarray: Image, (160, 160, 3) uint8.
+        np.ndarray: Image, (size, size, 3) uint8.
     """
     angle = rng.uniform(0, 2 * np.pi)
-    ys, xs = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE] / (IMAGE_SIZE - 1) - 0.5
+    ys, xs = np.mgrid[:size, :size] / (size - 1) - 0.5
     along = (np.cos(angle) * xs + np.sin(angle) * ys) / np.sqrt(2) + 0.5
     start, end = rng.uniform(0, BACKGROUND_MAX, (2, 3))
     image = start + along[..., None] * (end - start)
@@ -230,12 +251,20 @@ def shared_area(box, other):
     return max(width, 0) * max(height, 0) / min(box[2] * box[3], other[2] * other[3])
 
 
-def main():
-    """Make the set from the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', default='data/digits_det', help='folder to make')
-    parser.add_argument('--train', type=int, default=600, help='number of training images')
-    parser.add_argument('--val', type=int, default=150, help='number of validation images')
+def run(description, make, out, train, val):
+    """Make a set from the command line.
+
+    Args:
+        description (str): Of the command.
+        make (callable): Called with the folder, the two numbers of images and the seed.
+        out (str): The folder's default.
+        train (int): Default number of training images.
+        val (int): Default number of validation images.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('--out', default=out, help='folder to make (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=train, help='training images (default: %(default)s)')
+    parser.add_argument('--val', type=int, default=val, help='validation images (default: %(default)s)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the split and the drawing')
     args = parser.parse_args()
     try:
@@ -247,4 +276,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(__doc__, make, 'data/digits_det', train=600, val=150)

@@ -4,12 +4,12 @@ import copy
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 
 from ...models.losses import bernoulli_kl_divergence, kl_divergence
 from ...models.spots import Recorder, logit_layout, resolve_spot
 from ...models.step import Step
 from ...registry import HOOKS
+from .wrapping import unwrapped
 
 
 @HOOKS.register_module()
@@ -26,7 +26,7 @@ class TeacherGapHook(Hook):
 
     def before_run(self, runner) -> None:
         self._layout = None
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         if not hasattr(model, 'mmkd') or not model.mmkd.teachers:
             return
         self._layout = logit_layout(model, 'student')
@@ -40,7 +40,7 @@ class TeacherGapHook(Hook):
 
     def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         if self._layout is not None:
-            self._recorder = Recorder(_unwrapped(runner), self._places)
+            self._recorder = Recorder(unwrapped(runner), self._places)
             self._recorder.__enter__()
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class TeacherGapHook(Hook):
         seen = {spot: self._recorder[spot] for spot in self._places}
         if not seen['cls_outputs']:
             return
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         data = model.data_preprocessor(copy.deepcopy(data_batch), False)
         teacher = model.mmkd.teacher
         answers = teacher(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
@@ -76,7 +76,3 @@ class TeacherGapHook(Hook):
     before_test_iter = before_val_iter
     after_test_iter = after_val_iter
     after_test_epoch = after_val_epoch
-
-
-def _unwrapped(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 
 from ...errors import MMKDError
 from ...registry import HOOKS
+from .wrapping import rewrap, unwrapped
 
 
 @HOOKS.register_module()
@@ -49,7 +49,7 @@ class WeightScheduleHook(Hook):
         self.by_epoch = by_epoch
 
     def before_train(self, runner) -> None:
-        known = list(_unwrapped(runner).mmkd.methods)
+        known = list(unwrapped(runner).mmkd.methods)
         self.methods = self.methods or known
         if unknown := set(self.methods) - set(known):
             raise MMKDError(f'WeightScheduleHook: there is no method {sorted(unknown)}; the config has '
@@ -58,7 +58,7 @@ class WeightScheduleHook(Hook):
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
         now = runner.iter / len(runner.train_dataloader) if self.by_epoch else runner.iter
-        model = _unwrapped(runner)
+        model = unwrapped(runner)
         for name in self.methods:
             model.mmkd.methods[name].scale = self.factor(runner.iter, now)
         running = [name for name in self.methods if model.mmkd.methods[name].active]
@@ -68,9 +68,7 @@ class WeightScheduleHook(Hook):
                 model.mmkd.methods[name].requires_grad_(False)
                 self._forget_scalars(runner.message_hub, name)
             print_log(f'Distillation has ended for {", ".join(running)}.', 'current')
-            if isinstance(runner.model, MMDistributedDataParallel):
-                # Its reducer would wait for the gradients of what has just been frozen.
-                runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
+            rewrap(runner)
 
     @staticmethod
     def _forget_scalars(message_hub, method: str) -> None:
@@ -92,7 +90,3 @@ class WeightScheduleHook(Hook):
             share = min(1.0, (now - self.decay_from) / (end - self.decay_from))
             factor *= 1 - share if self.decay == 'linear' else (1 + math.cos(math.pi * share)) / 2
         return factor
-
-
-def _unwrapped(runner):
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model

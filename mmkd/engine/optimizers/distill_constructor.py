@@ -29,7 +29,7 @@ class DistillOptimWrapperConstructor:
         self.extra = cfg.pop('extra', {})
         kind = cfg.get('type', 'OptimWrapper')
         wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-        cfg['type'] = type(f'Distill{wrapper.__name__}', (_ClipSeparately, wrapper), {})
+        cfg['type'] = type(f'Distill{wrapper.__name__}', (_StudentApart, wrapper), {})
         self._student_constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
                 type=cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor'),
@@ -51,10 +51,20 @@ class DistillOptimWrapperConstructor:
         return wrapper
 
 
-class _ClipSeparately:
-    """Mix-in in front of an optimizer wrapper: clips the student's gradients and the others apart."""
+class _StudentApart:
+    """Mix-in in front of an optimizer wrapper: treats the student's gradients and the others apart."""
 
     number_of_student_groups: int | None = None
+
+    student_is_frozen: bool = False
+    """Whether steps leave the student as it is."""
+
+    def step(self, **kwargs) -> None:
+        if self.student_is_frozen:
+            for group in self.optimizer.param_groups[:self.number_of_student_groups]:
+                for parameter in group['params']:
+                    parameter.grad = None
+        super().step(**kwargs)
 
     def _clip_grad(self) -> None:
         groups = self.optimizer.param_groups

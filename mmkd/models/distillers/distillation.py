@@ -61,8 +61,9 @@ class Distillation(BaseModule):
 
     @property
     def active_methods(self) -> dict[str, Method]:
-        """The methods that no schedule has ended."""
-        return {name: method for name, method in self.methods.items() if method.active}
+        """The methods that no schedule has ended; in a first stage of training, those that have one."""
+        active = {name: method for name, method in self.methods.items() if method.active}
+        return {name: method for name, method in active.items() if method.in_first_stage} or active
 
     @property
     def teacher_spots(self) -> list[str]:
@@ -106,10 +107,18 @@ class Distillation(BaseModule):
         step = Step(student, inputs, data_samples, seen, taught)
         losses = {}
         for name, method in self.active_methods.items():
-            own = _scaled(own, method.student_task)
+            own = _scaled(own, 0.0 if method.in_first_stage else method.student_task)
             losses.update({f'{name}.{key}': value
                            for key, value in _scaled(method(step), method.scale).items()})
-        return {**own, **losses}
+        return {**own, **losses, **self._waiting()}
+
+    def _waiting(self) -> dict[str, Tensor]:
+        """Return zeros that depend on all that another method's first stage keeps waiting, for DDP."""
+        active = self.active_methods
+        zeros = [parameter.sum() * 0 for name, method in self.methods.items()
+                 if method.active and name not in active
+                 for parameter in method.parameters() if parameter.requires_grad]
+        return dict(loss_waiting=sum(zeros)) if zeros else {}
 
 
 def _scaled(losses: dict, factor: float) -> dict:
@@ -129,7 +138,7 @@ def _build_method(name: str, cfg: dict) -> Method:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         "dict(type='mmkd.SHAKE').")
     if isinstance(kind, str) and MODELS.get(kind) is None:
-        known = [*PRESETS, 'ProxyDistill', 'FeatureDistill']
+        known = [*PRESETS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
         raise MMKDError(f'There is no method {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
                         f'known are {", ".join(known)}.')
     try:

@@ -1,5 +1,32 @@
+from .ab import ABLoss
+from .at import ATLoss
+from .base import FeatureLoss, LogitLoss, at_least_float32
+from .cc import CCLoss
+from .crd import CRDLoss
+from .cwd import CWDLoss
+from .dist import DISTLoss
+from .dkd import DKDLoss
+from .fgd import FGDLoss
+from .fsp import FSPLoss
+from .ft import FTLoss
+from .hard_label import HardLabelLoss
+from .hint import HintLoss
+from .kdsvd import KDSVDLoss
 from .kl import bernoulli_kl_divergence, kl_divergence
+from .mgd import MGDLoss
+from .nst import NSTLoss
+from .ofd import OFDLoss
 from .pkd import PKDLoss, pearson_distance
+from .pkt import PKTLoss
+from .reviewkd import ReviewKDLoss
+from .rkd import RKDLoss
+from .sp import SPLoss
 from .standardization import standardize_logits
+from .vid import VIDLoss
 
-__all__ = ['PKDLoss', 'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits']
+__all__ = [
+    'ABLoss', 'ATLoss', 'CCLoss', 'CRDLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'FGDLoss', 'FSPLoss', 'FTLoss',
+    'FeatureLoss', 'HardLabelLoss', 'HintLoss', 'KDSVDLoss', 'LogitLoss', 'MGDLoss', 'NSTLoss', 'OFDLoss',
+    'PKDLoss', 'PKTLoss', 'RKDLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss', 'at_least_float32',
+    'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
+]

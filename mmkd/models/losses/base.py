@@ -1,5 +1,5 @@
 """What losses of features have in common."""
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -19,6 +19,12 @@ class FeatureLoss(nn.Module):
 
     couples_samples = False
     """Whether a sample's part of the loss depends on the other samples of the batch."""
+
+    draws = False
+    """Whether it draws random numbers; they are kept apart from those of the rest of the training."""
+
+    wants_labels = False
+    """Whether it wants to know the classes of the whole training set, see :meth:`connect_dataset`."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -67,9 +73,22 @@ class FeatureLoss(nn.Module):
     has_first_stage = False
     """Whether there is a first stage of training, in which only :meth:`first_stage` counts."""
 
+    trains_student_first = True
+    """Whether the first stage trains the student, or nothing but parts of this loss."""
+
     def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the loss of the first stage of training, a scalar; features as for :meth:`values`."""
         raise NotImplementedError
+
+    def end_first_stage(self) -> None:
+        """Freeze what the first stage trained and the second must leave alone."""
+
+    def connect_dataset(self, labels: Sequence[int]) -> None:
+        """Learn the classes of the training set, before training and before a checkpoint is loaded.
+
+        Args:
+            labels: The class of every sample, in the order of ``sample_idx``.
+        """
 
 
 class LogitLoss(nn.Module):
@@ -127,3 +146,12 @@ def resized(feature: Tensor, size: Sequence[int]) -> Tensor:
     if tuple(feature.shape[-2:]) == tuple(size):
         return feature
     return nn.functional.interpolate(feature, size=tuple(size), mode='bilinear', align_corners=False)
+
+
+def pooled_alike(one: Tensor, other: Tensor,
+                 pool: Callable = nn.functional.adaptive_avg_pool2d) -> tuple[Tensor, Tensor]:
+    """Return two maps ``(N, C, H, W)``, in float32 at least, of which the larger is pooled to the smaller."""
+    size = tuple(min(sides) for sides in zip(one.shape[-2:], other.shape[-2:], strict=True))
+    one, other = at_least_float32(one), at_least_float32(other)
+    return (one if one.shape[-2:] == size else pool(one, size),
+            other if other.shape[-2:] == size else pool(other, size))

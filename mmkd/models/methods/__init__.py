@@ -1,10 +1,14 @@
 from .base import Method
+from .crosskd import CrossKD
 from .deit import DeiT
 from .feature_distill import FeatureDistill
-from .presets import DML, KD, PKD, PRESETS, SHAKE, SOKD, KDTuned
+from .ld import LD
+from .logit_distill import LogitDistill
+from .presets import DML, KD, PRESETS, SHAKE, SOKD, KDTuned
 from .proxy_distill import ProxyDistill
+from .zoo import PROTOCOLS, ZOO
 
 __all__ = [
-    'DML', 'DeiT', 'FeatureDistill', 'KD', 'KDTuned', 'Method', 'PKD', 'PRESETS', 'ProxyDistill', 'SHAKE',
-    'SOKD'
+    'CrossKD', 'DML', 'DeiT', 'FeatureDistill', 'KD', 'KDTuned', 'LD', 'LogitDistill', 'Method', 'PRESETS',
+    'PROTOCOLS', 'ProxyDistill', 'SHAKE', 'SOKD', 'ZOO'
 ]

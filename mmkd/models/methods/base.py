@@ -30,6 +30,18 @@ class Method(BaseModule, metaclass=ABCMeta):
     active: bool = True
     """Whether the method is used at all; a schedule ends it."""
 
+    wants_labels: bool = False
+    """Whether the classes of the whole training set are wanted, see :meth:`connect_dataset`."""
+
+    first_stage_epochs: int = 0
+    """Epochs at the start of training in which nothing but this method counts."""
+
+    trains_student_first: bool = True
+    """Whether the student is trained in them."""
+
+    in_first_stage: bool = False
+    """Whether training is in these epochs; a hook sets it."""
+
     def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         """Build parts that depend on the networks, and check that they fit.
 
@@ -41,6 +53,16 @@ class Method(BaseModule, metaclass=ABCMeta):
         Raises:
             MMKDError: If this method cannot work with these networks.
         """
+
+    def connect_dataset(self, labels: Sequence[int]) -> None:
+        """Learn the classes of the training set, where the method wants to know them.
+
+        Args:
+            labels: The class of every sample, in the order of ``sample_idx``.
+        """
+
+    def end_first_stage(self) -> None:
+        """Freeze what the first stage trained and the rest of the training must leave alone."""
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:

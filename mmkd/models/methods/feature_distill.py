@@ -1,62 +1,174 @@
 """Distillation of intermediate features."""
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
+import torch
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..spots import probe, resolve_spot
+from ..losses import FeatureLoss, at_least_float32
+from ..random_state import separate_random_state
+from ..spots import is_classifier, probe, resolve_spot
 from ..step import Step
 from .base import Method
 
 
 @MODELS.register_module()
 class FeatureDistill(Method):
-    """The student's features at a spot imitate the teacher's.
+    """The student's features at some spots imitate the teacher's.
+
+    With several teachers, each has a loss (and connectors) of its own, and their mean is taken.
 
     Args:
-        loss: Config of a loss that takes two tuples of tensors, one entry per level.
-        spot: Where to distil, for instance ``'neck'`` (all its levels) or ``'backbone.layer3'``.
-        teacher_spot: Where in the teacher; the same name by default.
+        loss: Config of a :class:`~mmkd.models.losses.FeatureLoss`.
+        spot: Where to distil: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, several of
+            them in a list, or a dict of choices for ``classifier`` and ``detector``.
+        teacher_spot: Where in the teacher; the same names by default.
+        connector: Config of what gives every level of the student the teacher's shape, such as
+            ``dict(type='mmkd.ConvConnector')``; it is trained with the student and not part of it.
+        first_stage_epochs: Of losses with a first stage of training: how many epochs of the whole training it
+            takes. Nothing but this method counts in it.
     """
 
-    def __init__(self, loss: dict, spot: str = 'neck', teacher_spot: str | None = None) -> None:
+    def __init__(self,
+                 loss: dict,
+                 spot: str | Sequence[str] | Mapping[str, str | None] = 'neck',
+                 teacher_spot: str | Sequence[str] | None = None,
+                 connector: dict | None = None,
+                 first_stage_epochs: int = 0) -> None:
         super().__init__()
-        self.student_spots = (spot, )
-        self.teacher_spots = (teacher_spot or spot, )
-        self.loss = MODELS.build(loss)
+        self.loss_cfg = loss
+        self.spot = spot
+        self.teacher_spot = teacher_spot
+        self.connector_cfg = connector
+        self.losses, self.connectors = ModuleList(), ModuleList()
+        one = self._build_loss()  # so that wrong settings are told here, with this method's name
+        self.first_stage_epochs = first_stage_epochs if one.has_first_stage else 0
+        self.trains_student_first = one.trains_student_first
+        self.wants_labels = one.wants_labels
+        if first_stage_epochs and not one.has_first_stage:
+            raise MMKDError(f'{type(one).__name__} has no first stage; leave first_stage_epochs at 0.')
+
+    @property
+    def name(self) -> str:
+        """Get what messages call this method."""
+        return self.loss_cfg['type'].split('.')[-1].removesuffix('Loss')
 
     def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         if not teachers:
-            raise MMKDError('FeatureDistill learns from a teacher: give `teacher` a config and a checkpoint.')
-        own = _channels(student, self.student_spots[0], 'student')
+            raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
+        self._choose_spots(student)
         for teacher in teachers:
-            other = _channels(teacher.model, self.teacher_spots[0], 'teacher')
-            if own != other:
+            loss = self._build_loss()
+            own = _shapes(student, self.student_spots, 'student')
+            other = _shapes(teacher.model, self.teacher_spots, 'teacher')
+            try:
+                if len(own) != len(other):
+                    raise MMKDError(
+                        f'there are {len(own)} levels in the student and {len(other)} in the teacher')
+                if self.connector_cfg is not None:
+                    self.connectors.append(self._build_connectors(own, other))
+                    own = [_shape_of(connector, shape) for connector, shape in
+                           zip(self.connectors[-1], own, strict=True)]
+                loss.connect(own, other)
+            except MMKDError as error:
                 raise MMKDError(
-                    f'The features at {self.student_spots[0]!r} cannot be compared: the student has channels '
-                    f'{own} there, the teacher {other} at {self.teacher_spots[0]!r}.')
+                    f'{self.name} cannot compare what the student gives at {_listed(self.student_spots)} '
+                    f'with what the teacher gives at {_listed(self.teacher_spots)}: {error}.') from None
+            self.losses.append(loss)
+
+    def connect_dataset(self, labels: Sequence[int]) -> None:
+        for loss in self.losses:
+            loss.connect_dataset(labels)
+
+    def end_first_stage(self) -> None:
+        for loss in self.losses:
+            loss.end_first_stage()
+        if all(loss.weight == 0 for loss in self.losses):
+            self.active = False
+            self.requires_grad_(False)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """See :meth:`Method.forward`; returns ``loss_feature``, the mean over teachers."""
-        own = _levels(step.student_seen[self.student_spots[0]])
-        losses = [self.loss(own, _levels(seen[self.teacher_spots[0]])) for seen in step.teachers_seen]
-        return dict(loss_feature=sum(losses) / len(losses))
+        own = self._levels(step.student_seen, self.student_spots)
+        values = []
+        for index, (loss, seen) in enumerate(zip(self.losses, step.teachers_seen, strict=True)):
+            mine, other = own, self._levels(seen, self.teacher_spots)
+            # Outside of autocast: relations and covariances overflow in half precision.
+            with torch.autocast(step.inputs.device.type, enabled=False):
+                if self.connectors:
+                    mine = [connector(level) for connector, level in
+                            zip(self.connectors[index], mine, strict=True)]
+                with separate_random_state() if loss.draws else contextlib.nullcontext():
+                    values.append(loss.first_stage(mine, other) if self.in_first_stage else
+                                  loss(mine, other, step.data_samples))
+        # What is not reached in this stage of training must not be missed by DDP.
+        unreached = [parameter.sum() * 0 for parameter in self.parameters()
+                     if self.first_stage_epochs and parameter.requires_grad]
+        return dict(loss_feature=sum(values) / len(values) + sum(unreached))
+
+    def _choose_spots(self, student: nn.Module) -> None:
+        spot, teacher_spot = self.spot, self.teacher_spot
+        if isinstance(spot, Mapping):
+            task = 'classifier' if is_classifier(student) else 'detector'
+            spot = spot.get(task)
+            if spot is None:
+                raise MMKDError(f'{self.name} has no usual place in a {task}; give it a `spot`.')
+        self.student_spots = _as_tuple(spot)
+        self.teacher_spots = _as_tuple(teacher_spot or spot)
+
+    def _build_loss(self) -> FeatureLoss:
+        loss = MODELS.build(self.loss_cfg)
+        if not isinstance(loss, FeatureLoss):
+            raise MMKDError(f'{type(loss).__name__} compares no features.')
+        return loss
+
+    def _build_connectors(self, own: Sequence[tuple], other: Sequence[tuple]) -> ModuleList:
+        connectors = ModuleList()
+        for mine, theirs in zip(own, other, strict=True):
+            connector = MODELS.build(self.connector_cfg)
+            connector.connect(mine, theirs)
+            connectors.append(connector)
+        return connectors
+
+    @staticmethod
+    def _levels(seen: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
+        return [at_least_float32(level) for spot in spots for level in _flattened(seen[spot])]
 
 
-def _levels(seen: list) -> tuple[Tensor, ...]:
-    """Flatten what the calls of a module gave into one tuple of levels."""
-    return tuple(level for call in seen for level in (call if isinstance(call, (tuple, list)) else [call]))
+def _flattened(seen: list) -> list[Tensor]:
+    """Return what the calls of a module gave as one list of levels."""
+    return [level for call in seen for level in (call if isinstance(call, (tuple, list)) else [call])]
 
 
-def _channels(model: nn.Module, spot: str, role: str) -> list[int]:
-    """Return the number of channels of every level at a spot."""
-    levels = _levels(probe(model, {spot: resolve_spot(model, spot, role)})[spot])
-    if not levels:
-        raise MMKDError(
-            f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone and '
-            'neck; features are distilled there.')
-    if not all(isinstance(level, Tensor) and level.dim() == 4 for level in levels):
-        raise MMKDError(f'The spot {spot!r} of the {role} {type(model).__name__} holds no feature maps '
-                        '(N, C, H, W).')
-    return [level.shape[1] for level in levels]
+def _shapes(model: nn.Module, spots: Sequence[str], role: str) -> list[tuple[int, ...]]:
+    """Return the shape of a sample's feature at every level of some spots."""
+    seen = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots})
+    shapes = []
+    for spot in spots:
+        levels = _flattened(seen[spot])
+        if not levels:
+            raise MMKDError(
+                f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone and '
+                'neck; features are distilled there.')
+        if not all(isinstance(level, Tensor) and level.dim() in (2, 4) for level in levels):
+            raise MMKDError(f'The spot {spot!r} of the {role} {type(model).__name__} holds no feature maps '
+                            '(N, C, H, W) or vectors (N, C).')
+        shapes += [tuple(level.shape[1:]) for level in levels]
+    return shapes
+
+
+@torch.no_grad()
+def _shape_of(connector: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape that a connector gives a feature."""
+    return tuple(connector.eval()(torch.zeros(1, *shape)).shape[1:])
+
+
+def _as_tuple(spots: str | Sequence[str]) -> tuple[str, ...]:
+    return (spots, ) if isinstance(spots, str) else tuple(spots)
+
+
+def _listed(spots: Sequence[str]) -> str:
+    return ', '.join(repr(spot) for spot in spots)

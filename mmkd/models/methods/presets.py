@@ -1,8 +1,10 @@
-"""The papers' names: thin settings of the method classes."""
+"""Who teaches: the papers' names, thin settings of ProxyDistill; and all presets by name."""
 from ...registry import MODELS
+from .crosskd import CrossKD
 from .deit import DeiT
-from .feature_distill import FeatureDistill
+from .ld import LD
 from .proxy_distill import ProxyDistill
+from .zoo import ZOO_PRESETS
 
 
 @MODELS.register_module()
@@ -127,16 +129,6 @@ def SOKD(temperature: float = 4.0,
         **settings})
 
 
-@MODELS.register_module()
-def PKD(weight: float = 6.0, spot: str = 'neck') -> FeatureDistill:
-    """Pearson knowledge distillation (Cao et al., NeurIPS 2022) on all levels of the neck.
-
-    Args:
-        weight: α.
-        spot: Where to distil.
-    """
-    return FeatureDistill(loss=dict(type='mmkd.PKDLoss', weight=weight), spot=spot)
-
-
-PRESETS = {preset.__name__: preset for preset in (DML, DeiT, KD, KDTuned, PKD, SHAKE, SOKD)}
+PRESETS = {**{preset.__name__: preset for preset in (
+    CrossKD, DML, DeiT, KD, KDTuned, LD, SHAKE, SOKD)}, **ZOO_PRESETS}
 """Presets by name; ``tools/train.py --distill`` takes these."""

@@ -207,14 +207,14 @@ class ProxyDistill(Method):
         squash = torch.sigmoid if self.layout.activation == 'sigmoid' else (lambda z: z.softmax(dim=-1))
         tau = self.temperature
         return torch.cat([
-            (weight * count[:, None] / _mean_over_ranks(count.sum()) *
+            (weight * count[:, None] / mean_over_ranks(count.sum()) *
              (squash(mine.detach() / tau) - squash(other / tau))).flatten()
             for weight, count, mine, other in zip(self.layout.stage_weights, counts, s, p, strict=False)])
 
     def _mean_over_samples(self, divergence, target: list[Tensor], prediction: list[Tensor],
                            counts: list[Tensor]) -> Tensor:
         stages = [
-            weight * (count * divergence(t, p)).sum() / _mean_over_ranks(count.sum())
+            weight * (count * divergence(t, p)).sum() / mean_over_ranks(count.sum())
             for weight, t, p, count in zip(self.layout.stage_weights, target, prediction, counts,
                                            strict=False)]
         return sum(stages)
@@ -248,7 +248,7 @@ def _mean(of_teachers: list[list[Tensor]]) -> list[Tensor]:
     return [torch.stack(stages).detach().mean(dim=0) for stages in zip(*of_teachers, strict=True)]
 
 
-def _mean_over_ranks(total: Tensor) -> Tensor:
+def mean_over_ranks(total: Tensor) -> Tensor:
     """Total weight of a rank, averaged over ranks, so that every sample counts the same."""
     total = total.clone()
     if get_world_size() > 1:

@@ -16,10 +16,12 @@ class Place:
         side: ``'output'``, ``'input'`` (positional arguments) or ``'call'`` (positional and keyword
             arguments, as a pair).
         index: Which element of a tuple of outputs or inputs; ``None`` takes all of it.
+        last: Whether only the last call of every module counts, for modules that are used several times.
     """
     module: str | tuple[str, ...]
     side: str = 'output'
     index: int | None = None
+    last: bool = False
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -46,8 +48,13 @@ class Recorder:
         self._seen = {name: [] for name in self._places}
         for name, place in self._places.items():
             for module in place.modules:
-                self._handles.append(self._model.get_submodule(module).register_forward_hook(
-                    self._hook(name, place), with_kwargs=True))
+                found = self._model.get_submodule(module)
+                if place.side == 'input' and getattr(found, 'inplace', False):
+                    # What such a module is given is overwritten by what it gives.
+                    handle = found.register_forward_pre_hook(self._copying_hook(name, place, module))
+                else:
+                    handle = found.register_forward_hook(self._hook(name, place, module), with_kwargs=True)
+                self._handles.append(handle)
         return self
 
     def __exit__(self, *exception) -> None:
@@ -56,12 +63,25 @@ class Recorder:
         self._handles.clear()
 
     def __getitem__(self, name: str) -> list[Any]:
-        return self._seen[name]
+        return [value for _, value in self._seen[name]]
 
-    def _hook(self, name: str, place: Place):
+    def _hook(self, name: str, place: Place, module: str):
 
-        def record(module, args, kwargs, output):
+        def record(_, args, kwargs, output):
             seen = dict(output=output, input=args, call=(args, kwargs))[place.side]
-            self._seen[name].append(seen if place.index is None else seen[place.index])
+            self._note(name, place, module, seen if place.index is None else seen[place.index])
 
         return record
+
+    def _copying_hook(self, name: str, place: Place, module: str):
+
+        def record(_, args):
+            self._note(name, place, module, args[place.index or 0].clone())
+
+        return record
+
+    def _note(self, name: str, place: Place, module: str, value: Any) -> None:
+        seen = self._seen[name]
+        if place.last:
+            seen[:] = [entry for entry in seen if entry[0] != module]
+        seen.append((module, value))

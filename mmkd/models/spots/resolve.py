@@ -1,4 +1,6 @@
 """From the names that users write (spots) to places in a network."""
+import re
+
 from torch import nn
 
 try:
@@ -9,20 +11,24 @@ except ImportError:  # needed for classifiers only
 from ...errors import MMKDError, nearest_names
 from .recorder import Place
 
-NAMED_SPOTS = ('features', 'cls_logits', 'cls_inputs', 'cls_outputs', 'cls_targets', 'rois')
+NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
+               'cls_outputs', 'cls_targets', 'rois')
 """Spots that networks have besides their modules.
 
-===============  =========================================================================================
-``features``     what backbone and neck give: detectors: the pyramid, a tuple of maps ``(N, C, H_l, W_l)``;
-                 classifiers: a tuple, mostly of one pooled feature ``(N, C)``
-``cls_logits``   classifiers: logits ``(N, K)``; two-stage: class logits ``(R, K+1)`` of R boxes; dense: a
-                 map per level ``(N, A*K, H_l, W_l)`` for A anchors
-``cls_inputs``   what the classification head is called with: ``features``, or RoI features
-                 ``(R, C, h, w)``
-``cls_outputs``  all that it gives
-``cls_targets``  two-stage, in training: what its classification loss is called with
-``rois``         two-stage: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
-===============  =========================================================================================
+==================  ======================================================================================
+``features``        what backbone and neck give: detectors: the pyramid, a tuple of maps ``(N, C, H_l, W_l)``;
+                    classifiers: a tuple, mostly of one pooled feature ``(N, C)``
+``stages``          the maps ``(N, C, H, W)`` that the backbone's stages give; ``stage1``, ``stage2``, … and
+                    ``last_stage`` are single ones
+``preactivations``  the same before the stages' last ReLU
+``cls_logits``      classifiers: logits ``(N, K)``; two-stage: class logits ``(R, K+1)`` of R boxes; dense: a
+                    map per level ``(N, A*K, H_l, W_l)`` for A anchors
+``cls_inputs``      what the classification head is called with: ``features``, or RoI features
+                    ``(R, C, h, w)``
+``cls_outputs``     all that it gives
+``cls_targets``     two-stage, in training: what its classification loss is called with
+``rois``            two-stage: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+==================  ======================================================================================
 
 A cascade records an entry per stage.
 """
@@ -63,6 +69,7 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
     spots = {}
     if hasattr(model, 'backbone'):
         spots['features'] = Place('neck' if getattr(model, 'with_neck', False) else 'backbone')
+        spots.update(_stage_spots(model.backbone))
     heads = classification_heads(model)
     if not heads:
         return spots
@@ -86,6 +93,36 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
     return spots
 
 
+def stage_names(backbone: nn.Module) -> list[str]:
+    """Return the names of a backbone's stages, in order; none where it does not say what they are."""
+    if hasattr(backbone, 'stages') and hasattr(backbone, 'closing'):
+        return [name for name, _ in backbone.stages()]
+    return list(getattr(backbone, 'res_layers', None) or [])
+
+
+def _stage_spots(backbone: nn.Module) -> dict[str, Place]:
+    names = [f'backbone.{name}' for name in stage_names(backbone)]
+    if not names:
+        return {}
+    spots = {f'stage{number}': Place(name) for number, name in enumerate(names, 1)}
+    spots.update(stages=Place(tuple(names)), last_stage=Place(names[-1]))
+    ends = [_last_relu(backbone.get_submodule(name)) for name in stage_names(backbone)]
+    if all(ends):
+        modules = tuple(f'{name}.{end}' for name, end in zip(names, ends, strict=True))
+        spots['preactivations'] = Place(modules, 'input', 0, last=True)
+    else:
+        spots['preactivations'] = spots['stages']
+    return spots
+
+
+def _last_relu(stage: nn.Module) -> str | None:
+    """Return the name of the ReLU that a stage ends with, if it is a module."""
+    name, last = list(stage.named_children())[-1]
+    if isinstance(last, nn.ReLU):
+        return name
+    return f'{name}.relu' if isinstance(getattr(last, 'relu', None), nn.ReLU) else None
+
+
 def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
     """Find a spot in a model.
 
@@ -106,6 +143,12 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
         return Place(spot)
     if spot.removesuffix(':input') in modules:
         return Place(spot.removesuffix(':input'), 'input', 0)
+    if spot in ('stages', 'last_stage', 'preactivations') or re.fullmatch(r'stage\d+', spot):
+        names = stage_names(getattr(model, 'backbone', model))
+        raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}: ' + (
+            f'its backbone has {len(names)} stages.' if names else
+            f"its backbone {type(getattr(model, 'backbone', model)).__name__} does not say what its stages "
+            "are; name modules of it, such as 'backbone.layer3'."))
     if spot in NAMED_SPOTS:
         raise MMKDError(
             f'The {role} {type(model).__name__} has no spot {spot!r}: it has no classification head whose '

@@ -1,0 +1,57 @@
+"""What methods have to know of the training around them."""
+from collections.abc import Sequence
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+
+from ...errors import MMKDError
+from ...registry import HOOKS
+from .wrapping import rewrap, unwrapped
+
+
+@HOOKS.register_module()
+class MethodInfoHook(Hook):
+    """Tells methods the classes of the training set, and when their first stage of training begins and ends.
+
+    In the first stage of a method only the losses of such methods count; where it does not train the student,
+    the optimizer leaves the student alone. What only the first stage trains is frozen after it.
+    """
+
+    priority = 'HIGH'
+
+    def before_run(self, runner) -> None:
+        distillation = getattr(unwrapped(runner), 'mmkd', None)
+        wanting = [] if distillation is None else [
+            method for method in distillation.methods.values() if method.wants_labels]
+        if wanting:
+            labels = _labels(runner.train_dataloader.dataset)
+            for method in wanting:
+                method.connect_dataset(labels)
+
+    def before_train(self, runner) -> None:
+        self._ended = set()
+
+    def before_train_epoch(self, runner) -> None:
+        staged = {name: method for name, method in unwrapped(runner).mmkd.methods.items()
+                  if method.first_stage_epochs and name not in self._ended}
+        for method in staged.values():
+            method.in_first_stage = runner.epoch < method.first_stage_epochs
+        running = [name for name, method in staged.items() if method.in_first_stage]
+        if staged:
+            runner.optim_wrapper.student_is_frozen = bool(running) and not any(
+                staged[name].trains_student_first for name in running)
+        if running and runner.epoch == 0:
+            print_log(f'First stage of training: {", ".join(running)}.', 'current')
+        if ended := staged.keys() - running:
+            for name in ended:
+                staged[name].end_first_stage()
+            self._ended |= ended
+            print_log(f'The first stage of training has ended for {", ".join(ended)}.', 'current')
+            rewrap(runner)
+
+
+def _labels(dataset) -> Sequence[int]:
+    if not hasattr(dataset, 'get_gt_labels'):
+        raise MMKDError(f'A method wants to know the class of every training image; {type(dataset).__name__} '
+                        'does not tell. It works with the data sets of MMPretrain.')
+    return dataset.get_gt_labels().tolist()

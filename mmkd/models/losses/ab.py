@@ -1,0 +1,87 @@
+"""AB: Knowledge Transfer via Distillation of Activation Boundaries Formed by Hidden Neurons.
+
+Byeongho Heo, Minsik Lee, Sangdoo Yun and Jin Young Choi, AAAI 2019.
+"""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+
+
+def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
+    r"""Squared hinge that puts every student neuron on the side of zero where the teacher's is.
+
+    .. math:: \sum_i \begin{cases} \max(0, \mu - s_i)^2 & t_i > 0 \\
+                                   \max(0, \mu + s_i)^2 & t_i \le 0 \end{cases}
+
+    The paper's differentiable alternative to counting the neurons that are active in one network only.
+
+    Args:
+        student: Pre-activations ``(N, C, H, W)``, before the ReLU.
+        teacher: Pre-activations ``(N, C, H, W)``; no gradient flows into them.
+        margin: μ.
+
+    Returns:
+        Tensor: A value per sample, summed over channels and places; shape ``(N,)``, in float32 at least.
+    """
+    student = at_least_float32(student)
+    wrong_side = torch.where(teacher > 0, -student, student)
+    return F.relu(margin + wrong_side).square().flatten(1).sum(1)
+
+
+def conv_bn(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> nn.ModuleList:
+    """Build a 1x1 convolution and a batch norm per level, from the student's channels to the teacher's."""
+    return nn.ModuleList(
+        nn.Sequential(nn.Conv2d(s[0], t[0], 1, bias=False), nn.BatchNorm2d(t[0]))
+        for s, t in zip(student, teacher, strict=True))
+
+
+@MODELS.register_module()
+class ABLoss(FeatureLoss):
+    r"""Distillation of activation boundaries: trains the student's features before the task is learnt.
+
+    .. math:: \frac{w}{N} \sum_l \lambda_l \sum_n AB(r_l(S_l), T_l)
+
+    with :func:`activation_boundary_distance` and a connector r, a 1x1 convolution and a batch norm. The
+    larger of two maps is average pooled to the smaller. The features must be those before the ReLU.
+    RepDistiller has no connector where channels and sizes agree, and strided convolutions where sizes differ.
+
+    Args:
+        first_weight: w in the first stage; RepDistiller and the authors take 3/1000.
+        weight: w afterwards.
+        margin: μ.
+        level_weights: λ of every level; by default 1 for the last and half as much for each one before it.
+    """
+
+    has_first_stage = True
+
+    def __init__(self,
+                 first_weight: float = 3e-3,
+                 weight: float = 0.0,
+                 margin: float = 1.0,
+                 level_weights: Sequence[float] | None = None) -> None:
+        super().__init__(weight)
+        self.first_weight = first_weight
+        self.margin = margin
+        self.level_weights = level_weights
+        self.connectors = nn.ModuleList()
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+        self.connectors = conv_bn(student, teacher)
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        factors = self.level_weights or [0.5**level for level in reversed(range(len(teacher)))]
+        values = []
+        for s, t, connector, factor in zip(student, teacher, self.connectors, factors, strict=True):
+            s, t = pooled_alike(s, t)
+            values.append(factor * activation_boundary_distance(connector(s), t, self.margin))
+        return values
+
+    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

@@ -1,0 +1,69 @@
+"""Paying More Attention to Attention: Attention Transfer (Zagoruyko and Komodakis, ICLR 2017)."""
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import MMKDError
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+
+
+def attention(feature: Tensor, p: float = 2) -> Tensor:
+    r"""Spatial attention: the mean over channels of ``|f|^p``, as a vector of length 1.
+
+    Args:
+        feature: Feature map ``(N, C, H, W)``.
+        p: Power of the activations.
+
+    Returns:
+        Tensor: Shape ``(N, H * W)``, in float32 at least; zeros for a map of zeros.
+    """
+    return F.normalize(at_least_float32(feature).abs().pow(p).mean(dim=1).flatten(1), dim=1)
+
+
+def attention_distance(student: Tensor, teacher: Tensor, p: float = 2, form: str = 'mean') -> Tensor:
+    r"""Distance of the attention q of two feature maps, one value per sample.
+
+    .. math:: mean( (q_s - q_t)^2 ) \quad \text{or} \quad \|q_s - q_t\|_2
+
+    The second is equation 2 of the paper; the first, a mean over places, is the authors' released code and
+    the community's.
+
+    Args:
+        student: Feature map ``(N, C, H, W)``.
+        teacher: Feature map ``(N, C', H, W)``.
+        p: Power of the activations.
+        form: ``'mean'`` or ``'paper'``.
+
+    Returns:
+        Tensor: Shape ``(N,)``, in float32 at least.
+    """
+    difference = attention(student, p) - attention(teacher, p)
+    return difference.norm(dim=1) if form == 'paper' else difference.square().mean(dim=1)
+
+
+@MODELS.register_module()
+class ATLoss(FeatureLoss):
+    """Attention transfer, summed over levels; see :func:`attention_distance`.
+
+    Where heights or widths differ, the larger map is average pooled to the smaller.
+
+    Args:
+        weight: β/2 in the paper, whose value belongs to the form.
+        p: Power of the activations.
+        form: ``'mean'`` over places (released code), or ``'paper'``.
+    """
+
+    def __init__(self, weight: float = 1.0, p: float = 2, form: str = 'mean') -> None:
+        super().__init__(weight)
+        if form not in ('mean', 'paper'):
+            raise MMKDError(f"ATLoss knows form='mean' and form='paper', not {form!r}.")
+        self.p = p
+        self.form = form
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return attention_distance(*pooled_alike(student, teacher), self.p, self.form)

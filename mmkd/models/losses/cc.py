@@ -1,0 +1,114 @@
+"""CC: Correlation Congruence for Knowledge Distillation (Peng et al., ICCV 2019)."""
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import MMKDError
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32
+
+
+def neighbour_products(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Products of the errors of samples next to one another in the batch, RepDistiller's form of CC.
+
+    .. math:: \frac{1}{N-1} \sum_{i=1}^{N-1} \sum_c |s_{ic} - t_{ic}| \, |s_{i+1,c} - t_{i+1,c}|
+
+    Args:
+        student: ``(N, C)``.
+        teacher: ``(N, C)``.
+
+    Returns:
+        Tensor: A scalar; 0 for one sample.
+    """
+    error = (student - teacher).abs()
+    return (error[:-1] * error[1:]).sum() / max(len(error) - 1, 1)
+
+
+def correlations(feature: Tensor, kernel: str, gamma: float, order: int) -> Tensor:
+    r"""Kernel of all pairs of samples.
+
+    'bilinear' is :math:`x_i^\top x_j`. 'gaussian' is :math:`\exp(-\gamma \|x_i - x_j\|^2)` of features scaled
+    to unit length, by its Taylor series up to order P:
+
+    .. math:: \sum_{p=0}^{P} e^{-2\gamma} \frac{(2\gamma)^p}{p!} (x_i^\top x_j)^p
+
+    Args:
+        feature: ``(N, C)``, float32 at least.
+        kernel: 'bilinear' or 'gaussian'.
+        gamma: γ.
+        order: P.
+
+    Returns:
+        Tensor: ``(N, N)``.
+    """
+    if kernel == 'gaussian':
+        norm = torch.linalg.vector_norm(feature, dim=1, keepdim=True)
+        feature = feature / norm.masked_fill(norm < 1e-12, math.inf)
+    with torch.autocast(feature.device.type, enabled=False):  # in float16 the products would overflow
+        products = feature @ feature.t()
+    if kernel == 'bilinear':
+        return products
+    terms = ((2 * gamma)**p / math.factorial(p) * products**p for p in range(order + 1))
+    return math.exp(-2 * gamma) * sum(terms)
+
+
+@MODELS.register_module()
+class CCLoss(FeatureLoss):
+    """Makes the correlation between samples congruent, in linear embeddings of both networks' features.
+
+    Both embeddings are trained, as in RepDistiller. Features are flattened per sample, so that maps need a
+    constant height and width.
+
+    Args:
+        weight: Factor of the loss; 0.02 in RepDistiller.
+        dim: Width of the embeddings; None compares the features as they are.
+        kernel: None for :func:`neighbour_products`, which RepDistiller calls CC and its weight belongs to;
+            'bilinear' or 'gaussian' for the paper's mean squared difference of :func:`correlations`.
+        gamma: γ of the Gaussian kernel.
+        order: P, the order of its Taylor series.
+    """
+
+    couples_samples = True
+
+    def __init__(self, weight: float = 1.0, dim: int | None = 128, kernel: str | None = None,
+                 gamma: float = 0.4, order: int = 2) -> None:
+        super().__init__(weight)
+        if kernel not in (None, 'bilinear', 'gaussian'):
+            raise MMKDError(f"`kernel` of CCLoss is None, 'bilinear' or 'gaussian', not {kernel!r}")
+        self.dim = dim
+        self.kernel = kernel
+        self.gamma = gamma
+        self.order = order
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        own, other = [math.prod(shape) for shape in student], [math.prod(shape) for shape in teacher]
+        if self.dim is not None:
+            self.student_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in own)
+            self.teacher_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in other)
+        elif self.kernel is None and own != other:
+            raise MMKDError(f'CCLoss without embeddings (dim=None) compares features of one size, and the '
+                            f"student's have {own} numbers, the teacher's {other}")
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        if self.dim is not None:
+            student = self.embed(self.student_embeddings, student)
+            teacher = self.embed(self.teacher_embeddings, teacher)
+        return super().values(student, teacher)
+
+    @staticmethod
+    def embed(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
+        """Return the embedding ``(N, dim)`` of the features of every level."""
+        rows = [at_least_float32(feature).flatten(1) for feature in features]
+        with torch.autocast(rows[0].device.type, enabled=False):
+            return [embedding(x) for embedding, x in zip(embeddings, rows, strict=True)]
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = at_least_float32(student).flatten(1), at_least_float32(teacher).flatten(1)
+        if self.kernel is None:
+            return neighbour_products(s, t)
+        s, t = (correlations(x, self.kernel, self.gamma, self.order) for x in (s, t))
+        return F.mse_loss(s, t)

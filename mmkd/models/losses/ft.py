@@ -1,0 +1,117 @@
+"""FT: Paraphrasing Complex Network: Network Compression via Factor Transfer.
+
+Jangho Kim, SeongUk Park and Nojun Kwak, NeurIPS 2018.
+"""
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+
+
+def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool = True) -> Tensor:
+    r"""Distance of normalised factors, one value per sample.
+
+    .. math:: \left\lVert \frac{F_T}{\lVert F_T \rVert_2} - \frac{F_S}{\lVert F_S \rVert_2} \right\rVert_p
+
+    For p = 1 the mean over entries is taken instead of their sum, as in RepDistiller.
+
+    Args:
+        student: Factors ``(N, C, H, W)``.
+        teacher: Factors ``(N, C, H, W)``; the larger of the two maps is average pooled to the smaller.
+        p: Order of the norm.
+        collapse: Whether factors are reduced to their mean square over channels ``(N, H, W)`` first, as in
+            RepDistiller; the paper normalises and compares the whole of them.
+
+    Returns:
+        Tensor: Shape ``(N,)``, in float32 at least.
+    """
+    rows = []
+    for factor in pooled_alike(student, teacher):
+        row = (factor.square().mean(1) if collapse else factor).flatten(1)
+        norm = torch.linalg.vector_norm(row, dim=1, keepdim=True)
+        # A row of zeros stays so, without gradient.
+        rows.append(row / norm.masked_fill(norm < 1e-12, math.inf))
+    difference = rows[0] - rows[1]
+    return difference.abs().mean(1) if p == 1 else torch.linalg.vector_norm(difference, p, dim=1)
+
+
+def convolutions(layer: type[nn.Module], channels: Sequence[int], use_bn: bool) -> nn.Sequential:
+    """Stack 3x3 (transposed) convolutions, each with a leaky ReLU, through the given numbers of channels."""
+    layers = []
+    for before, after in pairwise(channels):
+        layers += [layer(before, after, 3, padding=1), *[nn.BatchNorm2d(after)] * use_bn, nn.LeakyReLU(0.1)]
+    return nn.Sequential(*layers)
+
+
+@MODELS.register_module()
+class FTLoss(FeatureLoss):
+    r"""Factor transfer: the student's translator imitates the factors of the teacher's paraphraser.
+
+    .. math:: \frac{w}{N} \sum_n d(E(T), R(S)) \qquad \text{first stage: } \lVert T - D(E(T)) \rVert_2^2
+
+    with d :func:`factor_distance`; the paraphraser is an encoder E of three convolutions and a decoder D of
+    as many transposed ones, the translator R is built as E. The first stage trains the paraphraser alone (the
+    mean squared error, not weighted); afterwards it is frozen, its batch norms too.
+
+    Args:
+        weight: w.
+        k: Share of the teacher's channels that factors have.
+        p: Order of the norm in d.
+        collapse: Whether channels are reduced before factors are compared, as in RepDistiller, to which the
+            usual weight of 200 belongs; the paper compares whole factors.
+        use_bn: Whether the paraphraser has batch norms too; the translator always has, as in RepDistiller.
+    """
+
+    has_first_stage = True
+    trains_student_first = False
+
+    def __init__(self,
+                 weight: float = 1.0,
+                 k: float = 0.5,
+                 p: int = 1,
+                 collapse: bool = True,
+                 use_bn: bool = False) -> None:
+        super().__init__(weight)
+        self.k, self.p, self.collapse, self.use_bn = k, p, collapse, use_bn
+        self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+        own, other = [shape[0] for shape in student], [shape[0] for shape in teacher]
+        factors = [max(1, int(self.k * c)) for c in other]
+        self.encoders = nn.ModuleList(
+            convolutions(nn.Conv2d, (c, c, f, f), self.use_bn) for c, f in zip(other, factors, strict=True))
+        self.decoders = nn.ModuleList(
+            convolutions(nn.ConvTranspose2d, (f, f, c, c), self.use_bn)
+            for c, f in zip(other, factors, strict=True))
+        self.translators = nn.ModuleList(
+            convolutions(nn.Conv2d, (c, c, f, f), True) for c, f in zip(own, factors, strict=True))
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        self.encoders.eval()
+        values = []
+        for s, t, translator, encoder in zip(student, teacher, self.translators, self.encoders, strict=True):
+            with torch.no_grad():
+                factor = encoder(at_least_float32(t))
+            values.append(factor_distance(translator(at_least_float32(s)), factor, self.p, self.collapse))
+        return values
+
+    def end_first_stage(self) -> None:
+        for part in (self.encoders, self.decoders):
+            part.requires_grad_(False)
+
+    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+        # The second stage leaves the encoders in eval mode.
+        self.encoders.train(self.training)
+        losses = []
+        for t, encoder, decoder in zip(teacher, self.encoders, self.decoders, strict=True):
+            t = at_least_float32(t)
+            losses.append(F.mse_loss(at_least_float32(decoder(encoder(t))), t))
+        return sum(losses)

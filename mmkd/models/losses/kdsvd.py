@@ -1,0 +1,133 @@
+"""Self-supervised Knowledge Distillation Using Singular Value Decomposition (Lee et al., ECCV 2018)."""
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...errors import MMKDError
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels
+
+
+def distilled_vectors(student: Tensor, teacher: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
+    r"""Compress two maps into their k leading right singular vectors, made comparable.
+
+    A map is a matrix with a place in every row, ``F = U Σ Vᵀ``. The columns of V that belong to the k
+    largest singular values say which channels act together. To every one of the teacher, the most similar
+    of the student's k + 3 first is chosen, and given the sign of the cosine between them. Both are scaled
+    by the teacher's singular values, the k of them as a vector of length 1.
+
+    The paper's loss depends on the arbitrary sign of the teacher's vectors; here their sum is positive.
+
+    Args:
+        student: Feature map ``(N, C, H, W)``.
+        teacher: Feature map ``(N, C, H', W')``.
+        k: Number of vectors, at most the number of channels and of places.
+
+    Returns:
+        tuple: Vectors ``(N, C, k)`` of the student and the teacher, in float32 at least.
+    """
+    _, scale, rows = torch.linalg.svd(_matrix(teacher), full_matrices=False)
+    target = rows[:, :k].mT
+    target = torch.where(target.sum(dim=1, keepdim=True) < 0, -target, target)
+    own = _RightSingularVectors.apply(_matrix(student), k + 3)
+    with torch.no_grad():
+        cosine = own.mT @ target
+        nearest = cosine.abs().argmax(dim=1, keepdim=True)
+        sign = cosine.gather(1, nearest).sign()
+    own = own.gather(2, nearest.expand(-1, own.shape[1], -1)) * sign
+    scale = F.normalize(scale[:, None, :k], dim=2)
+    return own * scale, target * scale
+
+
+def relation(lower: Tensor, higher: Tensor, beta: float = 8.0) -> Tensor:
+    r"""Radial basis function of the differences between the vectors of two levels.
+
+    .. math:: G_{ijl} = \exp( -(a_{il} - b_{jl})^2 / \beta )
+
+    Args:
+        lower: a, ``(N, C, k)``.
+        higher: b, ``(N, C', k)``.
+        beta: β, 8 in the paper.
+
+    Returns:
+        Tensor: Shape ``(N, C, C', k)``.
+    """
+    return torch.exp((lower[:, :, None] - higher[:, None]).square() / -beta)
+
+
+@MODELS.register_module()
+class KDSVDLoss(FeatureLoss):
+    r"""The relations of consecutive levels of the student imitate the teacher's.
+
+    .. math:: \sum_{ijl} (G^s_{ijl} - G^t_{ijl})^2
+
+    See :func:`distilled_vectors` and :func:`relation`. There is a value for every two consecutive levels.
+    Heights and widths may differ. The gradient of singular vectors grows without bound as singular values
+    come close to each other; here it is bounded.
+
+    Args:
+        weight: Factor of the loss.
+        k: Number of singular vectors of a level.
+    """
+
+    def __init__(self, weight: float = 1.0, k: int = 1) -> None:
+        super().__init__(weight)
+        self.k = k
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+        check_same_channels(student, teacher)
+        if len(student) < 2:
+            raise MMKDError('KDSVDLoss relates consecutive levels, so it needs two of them or more')
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        k = min(self.k, *(min(f.shape[1], f.shape[2] * f.shape[3]) for f in (*student, *teacher)))
+        # Autocast would take the products in half precision.
+        with torch.autocast(student[0].device.type, enabled=False):
+            vectors = [distilled_vectors(s, t, k) for s, t in zip(student, teacher, strict=True)]
+            return [(relation(s, above_s) - relation(t, above_t)).square().sum(dim=(1, 2, 3))
+                    for (s, t), (above_s, above_t) in pairwise(vectors)]
+
+
+def _matrix(feature: Tensor) -> Tensor:
+    # The decomposition raises on values that are not finite, which a step in float16 may well hold.
+    return at_least_float32(feature).flatten(2).mT.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+class _RightSingularVectors(torch.autograd.Function):
+    """The right singular vectors ``(N, C, n)`` of matrices ``(N, P, C)``, with a bounded gradient.
+
+    They are the eigenvectors of XᵀX, whose gradient has 1 / (σⱼ² - σᵢ²) for all pairs. It is replaced by
+    d / (d² + ε²), d being the difference relative to σ₁²: the same where singular values are apart, and 0
+    where they are equal. PyTorch's own gradient is NaN as soon as any two are equal, such as two zeros.
+    """
+
+    epsilon = 1e-4
+
+    @staticmethod
+    def forward(ctx, x: Tensor, count: int) -> Tensor:
+        _, sigma, rows = torch.linalg.svd(x, full_matrices=False)
+        ctx.save_for_backward(x, sigma, rows)
+        return rows[:, :count].mT.contiguous()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        x, sigma, rows = ctx.saved_tensors
+        largest = sigma[:, :1, None].clamp_min(1e-12)
+        squares = (sigma[..., None] / largest).square()
+        chosen, chosen_squares = rows[:, :grad.shape[2]], squares[:, :grad.shape[2]].mT
+        inside = rows @ grad
+        # What is orthogonal to all rows belongs to singular values of 0.
+        outside = grad - rows.mT @ inside
+        turn = (rows.mT @ (_bounded_inverse(chosen_squares - squares) * inside)
+                + _bounded_inverse(chosen_squares) * outside)
+        x = x / largest
+        return ((x @ turn) @ chosen + (x @ chosen.mT) @ turn.mT) / largest, None
+
+
+def _bounded_inverse(difference: Tensor) -> Tensor:
+    return difference / (difference.square() + _RightSingularVectors.epsilon**2)

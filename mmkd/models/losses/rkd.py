@@ -1,0 +1,90 @@
+"""RKD: Relational Knowledge Distillation (Park et al., CVPR 2019)."""
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32
+
+
+def differences(feature: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences ``x_i - x_j`` of samples at ``[j, i]``, and their lengths.
+
+    Taken from the features themselves, not from their inner products, which would cancel between near
+    samples.
+
+    Args:
+        feature: ``(N, C, H, W)`` or ``(N, C)``; flattened per sample.
+
+    Returns:
+        tuple[Tensor, Tensor]: ``(N, N, CHW)`` and ``(N, N)``, in float32 at least.
+    """
+    rows = at_least_float32(feature).flatten(1)
+    difference = rows[None] - rows[:, None]
+    return difference, torch.linalg.vector_norm(difference, dim=2)
+
+
+def relative_distances(distance: Tensor, eps: float = 1e-12) -> Tensor:
+    r"""Distances over their mean μ between two different samples of the batch, ψ_D of the paper.
+
+    Args:
+        distance: ``(N, N)``.
+        eps: Smallest μ.
+
+    Returns:
+        Tensor: ``(N, N)``.
+    """
+    n = len(distance)
+    mean = distance.sum() / max(n * (n - 1), 1)
+    return distance / mean.clamp(min=eps)
+
+
+def cosines(difference: Tensor, distance: Tensor, eps: float = 1e-12) -> Tensor:
+    """Cosines of the angles at sample j between samples i and k, ψ_A of the paper.
+
+    Args:
+        difference: ``(N, N, C)``.
+        distance: Their lengths ``(N, N)``; a shorter one than eps has no direction: its cosines are 0,
+            without gradient.
+        eps: See above.
+
+    Returns:
+        Tensor: ``(N, N, N)``, at ``[j, i, k]``.
+    """
+    direction = difference / distance.masked_fill(distance < eps, math.inf)[..., None]
+    with torch.autocast(direction.device.type, enabled=False):
+        return direction @ direction.transpose(1, 2)
+
+
+@MODELS.register_module()
+class RKDLoss(FeatureLoss):
+    r"""Keeps the distances between pairs of samples and the angles of triplets.
+
+    .. math:: \lambda_D \, \mathrm{mean}_{ij} \, l(\psi_D(s_i, s_j), \psi_D(t_i, t_j)) +
+              \lambda_A \, \mathrm{mean}_{ijk} \, l(\psi_A(s_i, s_j, s_k), \psi_A(t_i, t_j, t_k))
+
+    with l the Huber loss (δ = 1), :func:`relative_distances` and :func:`cosines`. As in the released code the
+    mean includes pairs and triplets in which a sample meets itself. It needs memory for ``(N, N, CHW)``:
+    pooled features are meant.
+
+    Args:
+        weight: Factor of both.
+        distance_weight: λ_D.
+        angle_weight: λ_A.
+    """
+
+    couples_samples = True
+
+    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0,
+                 angle_weight: float = 50.0) -> None:
+        super().__init__(weight)
+        self.distance_weight = distance_weight
+        self.angle_weight = angle_weight
+
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        s, t = differences(student), differences(teacher)
+        distance = F.smooth_l1_loss(relative_distances(s[1]), relative_distances(t[1]))
+        angle = F.smooth_l1_loss(cosines(*s), cosines(*t))
+        return self.distance_weight * distance + self.angle_weight * angle

@@ -1,0 +1,91 @@
+"""Variational Information Distillation for Knowledge Transfer (Ahn et al., CVPR 2019)."""
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...registry import MODELS
+from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+
+
+def gaussian_nll(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
+    r"""Negative log-likelihood of the teacher's features under a Gaussian, one value per sample.
+
+    .. math:: mean\left( \frac{(\mu - t)^2}{2 \sigma^2} + \frac{1}{2} \log \sigma^2 \right)
+
+    The constant is left out. The paper sums over channels and places; the mean is the community's form.
+
+    Args:
+        mean: μ, ``(N, C, H, W)``.
+        variance: σ² of every channel, ``(C,)``.
+        teacher: t, ``(N, C, H, W)``.
+
+    Returns:
+        Tensor: Shape ``(N,)``, in float32 at least; it may be negative.
+    """
+    variance = at_least_float32(variance)[:, None, None]
+    error = (at_least_float32(mean) - at_least_float32(teacher)).square()
+    return ((error / variance + variance.log()) / 2).flatten(1).mean(dim=1)
+
+
+class VariationalRegressor(nn.Module):
+    """Predicts the teacher's features from the student's, and how sure that is.
+
+    Three 1x1 convolutions with ReLU between them give the mean; the variance is trainable and the same at
+    all places: ``softplus(log_scale) + eps``.
+
+    Args:
+        in_channels: Channels of the student.
+        out_channels: Channels of the teacher.
+        initial_variance: Variance before training.
+        eps: Smallest variance.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, initial_variance: float, eps: float) -> None:
+        super().__init__()
+        self.mean = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 1, bias=False), nn.ReLU(),
+            nn.Conv2d(out_channels, out_channels, 1, bias=False))
+        scale = math.log(math.expm1(initial_variance - eps))
+        self.log_scale = nn.Parameter(torch.full((out_channels, ), scale))
+        self.eps = eps
+
+    def forward(self, student: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean ``(N, C', H, W)`` and the variance ``(C',)`` for maps ``(N, C, H, W)``."""
+        return self.mean(student), F.softplus(self.log_scale) + self.eps
+
+
+@MODELS.register_module()
+class VIDLoss(FeatureLoss):
+    """Variational information distillation, summed over levels; see :func:`gaussian_nll`.
+
+    Every level has a :class:`VariationalRegressor` of its own. Where heights or widths differ, the larger
+    map is average pooled to the smaller.
+
+    Args:
+        weight: Factor of the loss.
+        initial_variance: Variance of the regressors before training.
+        eps: Their smallest variance.
+    """
+
+    def __init__(self, weight: float = 1.0, initial_variance: float = 5.0, eps: float = 1e-5) -> None:
+        super().__init__(weight)
+        self.initial_variance = initial_variance
+        self.eps = eps
+
+    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+        check_maps(student, teacher)
+        self.regressors = nn.ModuleList(
+            VariationalRegressor(s[0], t[0], self.initial_variance, self.eps)
+            for s, t in zip(student, teacher, strict=True))
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        values = []
+        for regressor, s, t in zip(self.regressors, student, teacher, strict=True):
+            s, t = pooled_alike(at_least_float32(s), t)
+            values.append(gaussian_nll(*regressor(s), t))
+        return values

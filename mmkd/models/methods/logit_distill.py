@@ -1,0 +1,87 @@
+"""Distillation of class logits by other losses than KL."""
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import MMKDError
+from ...registry import MODELS
+from ..losses import LogitLoss, at_least_float32, standardize_logits
+from ..spots import LogitLayout, logit_layout
+from ..step import Step
+from .base import Method
+from .proxy_distill import mean_over_ranks
+
+
+@MODELS.register_module()
+class LogitDistill(Method):
+    """The student's class logits imitate the teacher's.
+
+    For classifiers, and for the boxes of two-stage detectors, for which classes compete (softmax); the mean
+    over images or boxes, with several teachers the mean over them, and in a cascade the sum over stages by
+    the stages' own weights. KL of logits, by which dense detectors can be taught as well, is
+    :class:`ProxyDistill`.
+
+    Args:
+        loss: Config of a :class:`~mmkd.models.losses.LogitLoss`.
+        weight: Factor of the loss.
+        student_task: Factor of the student's own loss.
+        standardize: Whether all logits are standardised over classes first.
+    """
+
+    def __init__(self,
+                 loss: dict,
+                 weight: float = 1.0,
+                 student_task: float = 1.0,
+                 standardize: bool = False) -> None:
+        super().__init__()
+        self.loss = MODELS.build(loss)
+        if not isinstance(self.loss, LogitLoss):
+            raise MMKDError(f'{type(self.loss).__name__} compares no class logits.')
+        self.weight = weight
+        self.student_task = student_task
+        self.standardize = standardize
+        self.layout = LogitLayout()
+
+    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+        name = type(self.loss).__name__.removesuffix('Loss')
+        if not teachers:
+            raise MMKDError(f'{name} learns from a teacher: give `teacher` a config and a checkpoint.')
+        self.layout = logit_layout(student, 'student')
+        if self.layout.activation != 'softmax' or self.layout.dense:
+            raise MMKDError(f'{name} compares distributions over classes (softmax); the student '
+                            f'{type(student).__name__} tells for every class whether it is there. Use KD.')
+        if self.loss.needs_labels and (student_cfg.get('train_cfg') or {}).get('augments'):
+            raise MMKDError(f'{name} needs one true class for every image; it cannot be used with images '
+                            'that are mixed (train_cfg.augments).')
+        for teacher in teachers:
+            teacher.connect_logits(self.layout)
+        self.student_spots = self.teacher_spots = ('cls_outputs', )
+        if self.loss.needs_labels and self.layout.of_boxes:
+            self.student_spots += ('cls_targets', )
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """See :meth:`Method.forward`; returns ``loss_logit``."""
+        own = self._logits(step.student_seen['cls_outputs'])
+        labels = self._labels(step) if self.loss.needs_labels else [None] * len(own)
+        losses = []
+        for seen in step.teachers_seen:
+            taught = self._logits(seen['cls_outputs'])
+            stages = zip(self.layout.stage_weights, own, taught, labels, strict=False)
+            losses.append(sum(factor * self._mean(self.loss(s, t, y)) for factor, s, t, y in stages))
+        return dict(loss_logit=self.weight * sum(losses) / len(losses))
+
+    def _mean(self, value: Tensor) -> Tensor:
+        if value.dim() == 0:
+            return value
+        # Numbers of boxes differ between ranks; every box counts the same.
+        return value.sum() / mean_over_ranks(value.new_full((), len(value)))
+
+    def _logits(self, outputs: Sequence) -> list[Tensor]:
+        logits = [at_least_float32(stage) for stage in self.layout.logits(outputs)]
+        return [standardize_logits(stage) for stage in logits] if self.standardize else logits
+
+    def _labels(self, step: Step) -> list[Tensor]:
+        if self.layout.of_images:
+            return [torch.cat([sample.gt_label for sample in step.data_samples])]
+        return [args[1] for args, _ in step.student_seen['cls_targets']]
