@@ -33,9 +33,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the total batch size')
-    parser.add_argument('--distill', metavar='METHOD',
-                        help='distil the stock config by this method: shake, sokd, kd, kdtuned, dml, deit, '
-                        'pkd (settings: --cfg-options model.methods.METHOD.SETTING=…)')
+    parser.add_argument('--distill', nargs='+', metavar='METHOD',
+                        help='distil the stock config by this method, such as shake, or by several '
+                        '(tools/misc/list_methods.py lists them; settings: --cfg-options '
+                        'model.methods.METHOD.SETTING=…)')
     parser.add_argument('--teacher', metavar='CONFIG',
                         help="the teacher's config, with --distill; by default the one that the config names")
     parser.add_argument('--teacher-checkpoint', metavar='FILE',
@@ -50,7 +51,7 @@ def compose(args: argparse.Namespace):
     if 'model' not in cfg or 'train_dataloader' not in cfg:
         raise MMKDError(f'{args.config!r} is no training config: it has no model or no train_dataloader.')
     if args.distill:
-        if not args.teacher and not cfg.get('teacher') and args.distill.lower() != 'dml':
+        if not args.teacher and not cfg.get('teacher') and [name.lower() for name in args.distill] != ['dml']:
             raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
         compose_distillation(cfg, args.distill, args.teacher, args.teacher_checkpoint)
     elif args.teacher or args.teacher_checkpoint:

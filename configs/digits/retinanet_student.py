@@ -13,5 +13,6 @@ param_scheduler = [
 teacher = dict(
     config='configs/digits/retinanet_teacher.py',
     checkpoint='work_dirs/compare_methods/retinanet/teacher/epoch_8.pth')
-# Of all methods; fixed with KD on seeds 100 and 101 (docs/benchmarks/quickstart.md, where.md).
-comparison = dict(temperature=1.0, weight=5.0)
+# For tools/analysis_tools/compare_methods.py; fixed with KD on seeds 100 and 101
+# (docs/benchmarks/quickstart.md, where.md).
+comparison = dict(proxies=dict(temperature=1.0, weight=5.0))

@@ -1,4 +1,6 @@
 """Turning a stock config into a distilling one."""
+from collections.abc import Sequence
+
 from mmengine.config import Config, ConfigDict
 
 from ..errors import MMKDError, nearest_names
@@ -6,14 +8,14 @@ from ..models.methods import PRESETS
 from .config import is_distillation, trains_classifier
 
 
-def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = None,
+def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str | dict | None = None,
                          teacher_checkpoint: str | None = None) -> Config:
     """Wrap the model of a stock training config in a distiller.
 
     Args:
         cfg: A stock config of MMDetection or MMPretrain; changed in place. It may name a teacher itself, by
             ``config`` and ``checkpoint`` under ``teacher``; the peer of ``'dml'`` is built like that one.
-        method: A preset's name in any case, such as ``'shake'``.
+        methods: A preset's name in any case, such as ``'shake'``, or several of them.
         teacher: The teacher's config, if not the one that ``cfg`` names; only ``'dml'`` works without one.
         teacher_checkpoint: Its weights, or ``'random'``.
 
@@ -26,21 +28,23 @@ def compose_distillation(cfg: Config, method: str, teacher: str | dict | None = 
     if is_distillation(cfg):
         raise MMKDError('The config distils already; give a stock config to --distill.')
     presets = {name.lower(): name for name in PRESETS}
-    if method.lower() not in presets:
-        raise MMKDError(f'There is no method {method!r}{nearest_names(method, presets)}; '
-                        f'known are {", ".join(sorted(presets))}.')
+    chosen = ConfigDict()
+    for name in [methods] if isinstance(methods, str) else methods:
+        if name.lower() not in presets:
+            raise MMKDError(f'There is no method {name!r}{nearest_names(name, presets)}; '
+                            f'known are {", ".join(sorted(presets))}.')
+        chosen[name.lower()] = ConfigDict(type=f'mmkd.{presets[name.lower()]}')
     named = cfg.pop('teacher', None)
-    settings = ConfigDict(type=f'mmkd.{presets[method.lower()]}')
     if teacher is not None:
         named = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
-    elif named and method.lower() == 'dml':
-        settings.config, named = named.config, None
+    elif named and list(chosen) == ['dml']:
+        chosen.dml.config, named = named.config, None
     elif named and teacher_checkpoint is not None:
         named.checkpoint = teacher_checkpoint
     cfg.model = ConfigDict(
         type='mmkd.ClassifierDistiller' if trains_classifier(cfg) else 'mmkd.DetectorDistiller',
         student=cfg.model,
-        methods={method.lower(): settings})
+        methods=chosen)
     if named:
         cfg.model.teacher = named
     return cfg

@@ -22,9 +22,9 @@ from tests.tiny import build, distil  # noqa: E402
 from tests.two_processes import join, step_twice  # noqa: E402
 
 DETECTORS = ('faster_rcnn', 'retinanet')
-OF_LOGITS = [entry.name for entry in ZOO if entry.classifier == 'logits']
+OF_LOGITS = [entry.name for entry in ZOO if entry.of_logits]
 STAGED = ('AB', 'FSP', 'FT')
-OWN_PARTS = {'FitNet', 'VID', 'AB', 'FT', 'OFD', 'ReviewKD', 'CC', 'CRD', 'FGD', 'MGD'}
+OWN_PARTS = {entry.name for entry in ZOO if entry.trains}
 CELLS = [('classifier', entry.name) for entry in ZOO if entry.classifier] + [
     (family, entry.name) for family in DETECTORS for entry in ZOO
     if entry.detector and not (family == 'retinanet' and entry.detector == 'logits')]

@@ -67,7 +67,7 @@ def test_other_settings_are_not_mixed(tmp_path, monkeypatch):
         st.check_settings(stage)
     read = st.read_config
     monkeypatch.setattr(st, 'read_config', lambda *words: dataclasses.replace(
-        read(*words), settings=dict(temperature=1.0, weight=2.0)))
+        read(*words), settings=dict(proxies=dict(temperature=1.0, weight=2.0))))
     for stage in cm.plan(args):
         if stage.method in ('teacher', 'student'):
             st.check_settings(stage)
@@ -104,6 +104,19 @@ def test_bad_arguments_are_told(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit):
         arguments(tmp_path, *words)
     assert said in capsys.readouterr().err
+
+
+def test_any_method_and_several_together(tmp_path):
+    stages = cm.plan(arguments(
+        tmp_path, CLASSIFIER, '--methods', 'FitNet+shake_teacher', 'ab', '--seeds', '1'))
+    assert [stage.method for stage in stages] == ['teacher', 'student', 'fitnet+shake_teacher', 'ab']
+    both, ab = stages[2:]
+    assert both.title.startswith('classifier, FitNet + SHAKE (teacher)')
+    assert both.train[:3] == ('--distill', 'fitnet', 'shake')
+    assert both.train_options['model.methods.shake.placement'] == 'teacher'
+    assert ab.train_options['model.methods.ab.first_stage_epochs'] == 2
+    with pytest.raises(st.StageError, match="no method 'fitnets'; the nearest names are 'fitnet'"):
+        cm.plan(arguments(tmp_path, CLASSIFIER, '--methods', 'kd', 'fitnets'))
 
 
 def test_a_config_without_a_teacher_is_told(tmp_path):

@@ -1,4 +1,4 @@
-"""Compare methods: a student alone, and taught by KD, KD†, DML, SOKD and SHAKE in its three placements.
+"""Compare methods: a student alone, and taught by each of several methods.
 
 A PAIR is the training config of a student, detector or classifier, that names its teacher's config
 (teacher=dict(config=...)). Trains the teacher and all students of every pair, with the same initialisation,
@@ -42,8 +42,10 @@ def parse_args(arguments=None):
     parser.add_argument('pairs', nargs='*', default=PAIRS, metavar='PAIR',
                         help='training config of a student that names its teacher (default: '
                         f'{" ".join(PAIRS)})')
-    parser.add_argument('--methods', nargs='+', choices=TITLES, default=list(TITLES), metavar='METHOD',
-                        help=f'of {", ".join(TITLES)} (default: all); student is always among them')
+    parser.add_argument('--methods', nargs='+', default=list(TITLES), metavar='METHOD',
+                        help=f'{", ".join(TITLES)} (default: all these), any other that '
+                        'tools/misc/list_methods.py lists, or several joined by +; the student alone is '
+                        'always among them')
     st.add_common_arguments(parser, seeds=3)
     parser.add_argument('--first-seed', type=int, default=0, metavar='SEED',
                         help='count the seeds from here (default: 0); the teacher has seed 0')
@@ -53,7 +55,9 @@ def parse_args(arguments=None):
                         help='where all of it goes (work_dirs/compare_methods)')
     args = parser.parse_args(arguments)
     st.finish_arguments(parser, args, 'compare_methods')
-    args.methods = [name for name in TITLES if name in args.methods or name == 'student']
+    args.methods = [name.lower() for name in args.methods]
+    order = [*TITLES, *(name for name in args.methods if name not in TITLES)]
+    args.methods = [name for name in order if name in args.methods or name == 'student']
     names = [name_of(pair) for pair in args.pairs]
     if len(set(names)) < len(names):
         parser.error('two pairs have the same name')
@@ -75,6 +79,7 @@ def title_of(name):
 
 def plan(args):
     """List all trainings in the order in which they run: pair by pair, seed by seed."""
+    check_methods(args.methods)
     stages = []
     for pair in args.pairs:
         config = Path(st.ROOT, pair)
@@ -88,10 +93,33 @@ def plan(args):
     return stages
 
 
+def check_methods(methods):
+    """Check that there are such methods, before anything is trained."""
+    from mmkd.errors import nearest_names
+    known = preset_names()
+    for method in methods:
+        for name in [] if method in TITLES else method.split('+'):
+            if name.partition('_')[0] not in known:
+                raise st.StageError(f'There is no method {name!r}{nearest_names(name, known)}.')
+
+
+def preset_names():
+    """Return the names of all presets as papers write them, by those names in lower case."""
+    from mmkd.models.methods import PRESETS
+    return {name.lower(): name for name in PRESETS}
+
+
+def method_title(method):
+    """Return what people call a method, or several that are joined."""
+    return TITLES.get(method) or ' + '.join(
+        TITLES.get(name) or preset_names()[name] for name in method.split('+'))
+
+
 def make_stage(config, method, seed, args, teacher=None):
     """Describe one training; ``teacher`` is the training that its teacher comes from."""
     facts, pair = st.read_config(config, args.cfg_options), name_of(config)
-    title = f'{title_of(pair)}, {TITLES.get(method, "teacher")}, seed {seed}'
+    name = method_title(method) if teacher else 'teacher'
+    title = f'{title_of(pair)}, {name}, seed {seed}'
     work_dir = args.work_dir / pair / (f'{method}_seed{seed}' if teacher else method)
     settings, others = dict(pair=pair), {}
     if teacher:
@@ -99,21 +127,39 @@ def make_stage(config, method, seed, args, teacher=None):
         # A student alone knows no teacher while it trains: its gap is measured afterwards.
         others.update(metric='gap/kl', test=taught_by)
         if method != 'student':
-            preset, placement = method.partition('_')[::2]
-            settings['method_settings'] = dict(
-                facts.settings, **(dict(placement=placement) if placement else {}))
-            others['train'] = ('--distill', preset, *taught_by)
+            settings['method_settings'] = settings_of(method, facts.settings)
+            others['train'] = ('--distill', *settings['method_settings'], *taught_by)
             others['train_options'] = {
                 'default_hooks.teacher_check.evaluate': False,
                 'default_hooks.teacher_gap.type': 'mmkd.TeacherGapHook',
-                **{f'model.methods.{preset}.{key}': value
-                   for key, value in settings['method_settings'].items()}}
+                **{f'model.methods.{name}.{key}': value
+                   for name, one in settings['method_settings'].items() for key, value in one.items()}}
     else:
         config = Path(st.ROOT, facts.teacher)
     # All that is compared comes from the last epoch, which is always evaluated.
     options = {'train_cfg.val_interval': 1000}
     return st.make_stage(config, method, seed, work_dir, args, teacher, settings, options, title=title,
-                         cost=COST[method], **others)
+                         cost=COST.get(method, 1.5), **others)
+
+
+def settings_of(method, comparison):
+    """Return the settings of every method that a name joins.
+
+    Args:
+        method (str): For instance ``'shake_teacher'`` or ``'fitnet+kd'``.
+        comparison (dict): What the pair says under ``comparison``: settings by a method's name, and under
+            ``proxies`` those of all methods of who teaches.
+
+    Returns:
+        dict: By the name of a preset, in lower case, its settings.
+    """
+    found = {}
+    for name in method.split('+'):
+        preset, placement = name.partition('_')[::2]
+        common = comparison.get('proxies', {}) if preset in ('kd', 'kdtuned', 'dml', 'sokd', 'shake') else {}
+        own = dict(placement=placement) if placement else {}
+        found[preset] = {**common, **comparison.get(preset, {}), **own}
+    return found
 
 
 def seeds_of(args):
@@ -208,12 +254,12 @@ def _markdown_pair(title, part):
     score = qr.SCORES[part['metric']]
     pairs = part['paired_differences']
     references = [name for name in REFERENCES if name in part['methods']]
-    head = ['', score, f'{score} by seed', *(f'− {TITLES[name]}' for name in references), 'step time',
+    head = ['', score, f'{score} by seed', *(f'− {method_title(name)}' for name in references), 'step time',
             'KL(T‖S)', 'agreement']
     lines = [f'### {title}', '', _row(head), _row(['---'] * len(head))]
     for name, row in part['methods'].items():
         lines.append(_row([
-            TITLES[name],
+            method_title(name),
             _with_spread(100 * row['mean'], row['std'] and 100 * row['std'], 1),
             ', '.join(f'{100 * one:.1f}' for one in row['per_seed']),
             *(_difference(pairs.get(f'{name}-{other}')) for other in references),
@@ -222,14 +268,14 @@ def _markdown_pair(title, part):
             _with_spread(row['gap']['agreement']['mean'], row['gap']['agreement']['std'], 3)]))
     teacher, student = part['teacher']['metrics'][part['metric']], part['methods']['student']['mean']
     lines += ['', f'- The teacher has {100 * teacher:.1f} {score}, {_signed(teacher - student)} against the '
-              'student alone' + ('.' if teacher - student >= qr.MIN_TEACHER_LEAD else
+              'student alone' + ('.' if teacher - student >= qr.MIN_TEACHER_LEAD[part['metric']] else
                                  ': too little for the comparison to say anything.')]
     for other in references:
         for kind, words in DIFFERENT.items():
-            names = [TITLES[name] for name in part['methods']
+            names = [method_title(name) for name in part['methods']
                      if pairs.get(f'{name}-{other}', {}).get('verdict') == kind]
             if names:
-                lines.append(f'- {words[0].upper()}{words[1:]} {TITLES[other]}: {", ".join(names)}.')
+                lines.append(f'- {words[0].upper()}{words[1:]} {method_title(other)}: {", ".join(names)}.')
     return '\n'.join(lines)
 
 

@@ -31,6 +31,7 @@ class Entry:
         classifier: Where features of classifiers are compared; ``None``: not for classifiers. ``'logits'``
             for losses of logits.
         detector: The same for detectors.
+        trains: Whether it has trainable parts of its own.
         weight: Of the loss; ``None``: the protocol's.
         settings: Others of the loss, of FeatureDistill or LogitDistill.
     """
@@ -39,8 +40,14 @@ class Entry:
     loss: str
     classifier: str | tuple[str, ...] | None
     detector: str | None
+    trains: bool = False
     weight: float | None = None
     settings: dict = field(default_factory=dict)
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether it compares logits."""
+        return self.classifier == 'logits'
 
     def build(self, weight: float | None = None, protocol: str = 'crd', **settings) -> Method:
         """Build the method.
@@ -55,7 +62,7 @@ class Entry:
         if weight is None:
             weight = PROTOCOLS[protocol][self.name] if self.weight is None else self.weight
         settings = {**self.settings, **settings}
-        if self.classifier == 'logits':
+        if self.of_logits:
             own = _taken(settings, 'student_task', 'standardize')
             return LogitDistill(dict(type=f'mmkd.{self.loss}', **settings), weight, **own)
         own = _taken(settings, 'spot', 'teacher_spot', 'connector', 'first_stage_epochs')
@@ -69,39 +76,40 @@ def _taken(settings: dict, *names: str) -> dict:
 
 ZOO = (
     Entry('FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', 'HintLoss', 'stage2',
-          'neck', settings=dict(connector=dict(type='mmkd.ConvConnector'))),
+          'neck', trains=True, settings=dict(connector=dict(type='mmkd.ConvConnector'))),
     Entry('AT', 'Attention transfer (Zagoruyko and Komodakis, ICLR 2017)', 'ATLoss', 'stages', 'neck'),
     Entry('NST', 'Neuron selectivity transfer (Huang and Wang, 2017)', 'NSTLoss', 'stages', 'neck'),
-    Entry('VID', 'Variational information distillation (Ahn et al., CVPR 2019)', 'VIDLoss', 'stages', 'neck'),
+    Entry('VID', 'Variational information distillation (Ahn et al., CVPR 2019)', 'VIDLoss', 'stages', 'neck',
+          trains=True),
     Entry('KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
           'KDSVDLoss', 'stages', None),
     Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
-          settings=dict(first_stage_epochs=30)),
+          trains=True, settings=dict(first_stage_epochs=30)),
     Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
           settings=dict(first_stage_epochs=30, first_weight=50.0)),
     Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
-          settings=dict(first_stage_epochs=30)),
+          trains=True, settings=dict(first_stage_epochs=30)),
     # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.
     Entry('OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', 'OFDLoss', 'preactivations',
-          None, weight=1e-3),
+          None, trains=True, weight=1e-3),
     Entry('ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', 'ReviewKDLoss', ('stages', 'features'),
-          'neck', weight=1.0),
+          'neck', trains=True, weight=1.0),
     Entry('SP', 'Similarity preserving (Tung and Mori, ICCV 2019)', 'SPLoss', 'last_stage', 'neck'),
-    Entry('CC', 'Correlation congruence (Peng et al., ICCV 2019)', 'CCLoss', 'features', None),
+    Entry('CC', 'Correlation congruence (Peng et al., ICCV 2019)', 'CCLoss', 'features', None, trains=True),
     Entry('RKD', 'Relational knowledge distillation (Park et al., CVPR 2019)', 'RKDLoss', 'features', None),
     Entry('PKT', 'Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018)', 'PKTLoss', 'features',
           None),
     Entry('CRD', 'Contrastive representation distillation (Tian et al., ICLR 2020)', 'CRDLoss', 'features',
-          None),
+          None, trains=True),
     Entry('PKD', 'Pearson correlation of features (Cao et al., NeurIPS 2022)', 'PKDLoss', 'last_stage',
           'neck', weight=6.0),
     # MMRazor's weight on the levels of an FPN, at temperature 1.
     Entry('CWD', 'Channel-wise distillation (Shu et al., ICCV 2021)', 'CWDLoss', 'last_stage', 'neck',
           weight=10.0),
     Entry('FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', 'FGDLoss', None, 'neck',
-          weight=1.0),
+          trains=True, weight=1.0),
     Entry('MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', 'MGDLoss', 'last_stage', 'neck',
-          weight=2e-5),
+          trains=True, weight=2e-5),
     Entry('DKD', 'Decoupled knowledge distillation (Zhao et al., CVPR 2022)', 'DKDLoss', 'logits', 'logits',
           weight=1.0),
     Entry('DIST', 'Distillation from a stronger teacher (Huang et al., NeurIPS 2022)', 'DISTLoss', 'logits',
