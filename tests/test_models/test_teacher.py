@@ -146,3 +146,35 @@ def test_a_distilled_students_checkpoint_can_teach(teacher_config, tmp_path):
     teacher = Teacher(dict(tiny_config().model), str(tmp_path / 'student.pth'))
     for name, value in teacher.model.state_dict().items():
         assert torch.equal(value, model.state_dict()[name])
+
+
+def test_batch_statistics_on_request(teacher_config, batch):
+    """Batch norm as in training, the running statistics untouched, and eval mode before and after."""
+    spot = 'backbone.layer2.0.downsample.1'  # no ReLU works in place on what this norm gives
+    seen, running = {}, {}
+    for kind in ('eval', 'train'):
+        model = build(distil(tiny_config().model, teacher_config))
+        teacher = model.mmkd.teacher
+        teacher.batch_norm = kind
+        torch.manual_seed(0)
+        for module in teacher.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_()
+        norm = teacher.model.get_submodule(spot)
+        before = copy.deepcopy(norm.state_dict())
+        data = model.data_preprocessor(copy.deepcopy(batch), True)
+        teacher.find_spots([spot])
+        seen[kind], = teacher(data['inputs'], data['data_samples'], spots=[spot])[spot]
+        running[kind] = all(torch.equal(before[key], norm.state_dict()[key])
+                            for key in ('running_mean', 'running_var'))
+        assert not any(module.training for module in teacher.model.modules())
+        assert norm.momentum == 0.1
+    assert running == dict(eval=True, train=True)
+    centred = (seen['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(centred, torch.zeros_like(centred), rtol=0, atol=1e-4)
+    assert not torch.allclose(seen['eval'], seen['train'])
+
+
+def test_batch_norm_is_one_of_two():
+    with pytest.raises(MMKDError, match="'eval' or 'train', not 'both'"):
+        Teacher('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py', 'random', batch_norm='both')

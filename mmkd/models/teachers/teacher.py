@@ -1,6 +1,7 @@
 """The frozen teacher."""
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
@@ -34,6 +35,9 @@ class Teacher:
         checkpoint: Path or URL of its weights, or ``'random'``.
         class_mapping: Where the class lists differ: for each class of the student, in order, the index
             of the teacher's class.
+        batch_norm: ``'eval'``, or ``'train'``: batch norm uses the statistics of the batch, as in SOKD's
+            released code. (There the running ones drift on, which changes nothing in training; here they stay
+            as they were loaded.)
 
     Raises:
         MMKDError: If it cannot be built, or is neither a detector nor a classifier.
@@ -42,7 +46,11 @@ class Teacher:
     def __init__(self,
                  config: str | dict,
                  checkpoint: str | None = None,
-                 class_mapping: Sequence[int] | None = None) -> None:
+                 class_mapping: Sequence[int] | None = None,
+                 batch_norm: str = 'eval') -> None:
+        if batch_norm not in ('eval', 'train'):
+            raise MMKDError(f"teacher.batch_norm must be 'eval' or 'train', not {batch_norm!r}.")
+        self.batch_norm = batch_norm
         self.cfg = read_teacher_config(config)
         self.checkpoint = checkpoint
         self.class_mapping = class_mapping
@@ -188,7 +196,8 @@ class Teacher:
         if not spots:
             return {}
         places = {spot: self._places[spot] for spot in spots}
-        seen = record(self.model, places, self.convert(inputs, data_samples), rois)
+        with _batch_statistics(self.model) if self.batch_norm == 'train' else nullcontext():
+            seen = record(self.model, places, self.convert(inputs, data_samples), rois)
         if 'cls_outputs' in seen:
             seen['cls_outputs'] = self.in_students_outputs(seen['cls_outputs'])
         if 'cls_logits' in seen:
@@ -232,6 +241,20 @@ class Teacher:
                 f'{self.checkpoint!r}')
 
 
+@contextmanager
+def _batch_statistics(model: nn.Module):
+    """Let batch norm use the statistics of batches inside the block, and forget them."""
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm.training, norm.momentum = True, 0.0
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.training, norm.momentum = False, momentum
+
+
 def _class_names(meta: Mapping) -> tuple[str, ...] | None:
     names = {key.lower(): value for key, value in (meta.get('dataset_meta') or meta).items()}
     classes = names.get('classes')
@@ -252,7 +275,7 @@ def _build_teacher(cfg: dict) -> Teacher:
     if not isinstance(cfg, dict):
         raise MMKDError('`teacher` must be a dict with `config` and `checkpoint`, or a list of such dicts.')
     cfg = copy.deepcopy(dict(cfg))
-    known = {'config', 'checkpoint', 'class_mapping'}
+    known = {'config', 'checkpoint', 'class_mapping', 'batch_norm'}
     if unknown := set(cfg) - known:
         raise MMKDError(f'`teacher` does not know {sorted(unknown)}; it takes {sorted(known)}.')
     if 'config' not in cfg:
