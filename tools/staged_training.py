@@ -261,9 +261,9 @@ def finish_arguments(parser, args, name):
         args (argparse.Namespace): What it read; ``work_dir``, ``data`` and ``cfg_options`` are set.
         name (str): The work directory's default name.
     """
-    for name in ('seeds', 'jobs'):
-        if getattr(args, name) < 1:
-            parser.error(f'--{name} must be at least 1')
+    for option in ('seeds', 'jobs'):
+        if getattr(args, option) < 1:
+            parser.error(f'--{option} must be at least 1')
     suffix = '_smoke' if args.smoke else ''
     # Absolute, because the trainings run in the checkout and not where the user stands.
     args.work_dir = (args.work_dir or ROOT / f'work_dirs/{name}{suffix}').resolve()

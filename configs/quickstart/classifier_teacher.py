@@ -7,7 +7,7 @@ model = dict(
     head=dict(type='LinearClsHead', num_classes=10, in_channels=96, loss=dict(type='CrossEntropyLoss')))
 
 # 46 iterations an epoch.
-max_epochs = 20
+max_epochs = 15
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()

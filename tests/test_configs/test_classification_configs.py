@@ -71,10 +71,15 @@ def step(model, cfg: Config, size: int, classes: int) -> dict:
     from mmpretrain.structures import DataSample
     torch.manual_seed(0)
     model.init_weights()
+    for method in model.mmkd.methods.values() if is_distillation(cfg) else ():
+        # What a hook tells methods before an epoch.
+        method.in_first_stage = method.first_stage_epochs > 0
+        if method.wants_labels:
+            method.connect_dataset(range(classes))
     before = copy.deepcopy(model.head.state_dict())
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(2)]
-    samples = [DataSample().set_gt_label(label) for label in (0, classes - 1)]
+    samples = [DataSample(metainfo=dict(sample_idx=label)).set_gt_label(label) for label in (0, classes - 1)]
     losses = model.train_step(
         dict(inputs=images, data_samples=samples), build_optim_wrapper(model, cfg.optim_wrapper))
     assert all(torch.isfinite(value) for value in losses.values()), losses

@@ -85,6 +85,14 @@ def test_command_is_the_same_in_any_checkout(tmp_path):
         "--first-seed 0 --cfg-options a.b=1 'c=[1,2]' --jobs 2 --smoke")
 
 
+def test_where_things_lie_by_default():
+    args = cm.parse_args([CLASSIFIER])
+    assert args.work_dir == st.ROOT / 'work_dirs/compare_methods'
+    assert st.digits_folder('digits_cls', args) == st.ROOT / 'data/digits_cls'
+    smoke = cm.parse_args([CLASSIFIER, '--smoke'])
+    assert smoke.work_dir == st.ROOT / 'work_dirs/compare_methods_smoke'
+
+
 def test_options_go_to_teacher_and_students(tmp_path):
     stages = cm.plan(arguments(
         tmp_path, CLASSIFIER, '--methods', 'kd', '--seeds', '1', '--cfg-options', 'train_cfg.max_epochs=7'))

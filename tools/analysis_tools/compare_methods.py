@@ -132,14 +132,22 @@ def make_stage(config, method, seed, args, teacher=None):
             others['train_options'] = {
                 'default_hooks.teacher_check.evaluate': False,
                 'default_hooks.teacher_gap.type': 'mmkd.TeacherGapHook',
-                **{f'model.methods.{name}.{key}': value
-                   for name, one in settings['method_settings'].items() for key, value in one.items()}}
+                **flat('model.methods', settings['method_settings'])}
     else:
         config = Path(st.ROOT, facts.teacher)
     # All that is compared comes from the last epoch, which is always evaluated.
     options = {'train_cfg.val_interval': 1000}
     return st.make_stage(config, method, seed, work_dir, args, teacher, settings, options, title=title,
                          cost=COST.get(method, 1.5), **others)
+
+
+def flat(prefix, settings):
+    """Return nested settings as config options."""
+    options = {}
+    for key, value in settings.items():
+        nested = flat(f'{prefix}.{key}', value) if isinstance(value, dict) else {f'{prefix}.{key}': value}
+        options.update(nested)
+    return options
 
 
 def settings_of(method, comparison):
