@@ -5,8 +5,8 @@ model = dict(backbone=dict(depth=8, stem_channels=8, base_channels=12), head=dic
 teacher = dict(
     config='configs/quickstart/classifier_teacher.py',
     checkpoint='work_dirs/quickstart_classification/classifier/teacher/epoch_15.pth')
-# For tools/analysis_tools/compare_methods.py: methods have their published settings, untuned; but first stages
-# of training must fit into the budget, and some losses need the teacher's number of channels.
+# For tools/analysis_tools/compare_methods.py: methods have their published settings, untuned; but first
+# stages of training must fit into the budget, and some losses need the teacher's number of channels.
 connector = dict(type='mmkd.ConvConnector', relu=False)
 comparison = dict(
     ab=dict(first_stage_epochs=2),

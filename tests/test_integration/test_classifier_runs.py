@@ -105,17 +105,49 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
     assert set(exported['state_dict']) == set(student_state_dict(saved))
 
 
-def test_resuming_is_exact(train, tmp_path):
-    whole = train(*taught(tmp_path, 'sokd'), name='whole', epochs=3)
-    part = train(*taught(tmp_path, 'sokd'), name='part', epochs=3)
+@pytest.mark.parametrize('method, setting', [
+    ('sokd', None), ('ofd', None), ('mgd', 'mask_ratio=0.5'), ('crd', 'negatives=20'),
+    ('ab', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=1')])
+def test_resuming_is_exact(train, tmp_path, method, setting):
+    words = taught(tmp_path, method)
+    if setting:
+        words += ['--cfg-options', f'model.methods.{method}.{setting}']
+    whole = train(*words, name='whole', epochs=3)
+    part = train(*words, name='part', epochs=3)
     for path in glob(f'{part}/epoch_[23].pth'):
         (tmp_path / path).unlink()
     (part / 'last_checkpoint').write_text(str(part / 'epoch_1.pth'))
     first = len(logged(part))
-    train(*taught(tmp_path, 'sokd'), '--resume', name='part', epochs=3)
+    train(*words, '--resume', name='part', epochs=3)
     assert losses(logged(part)[first:]) == losses(logged(whole)[6:])
     mine, other = (load_checkpoint(f'{run}/epoch_3.pth')['state_dict'] for run in (part, whole))
     assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+@pytest.mark.parametrize('method, trained', [('ft', False), ('ab', True)])
+def test_what_a_first_stage_trains(train, tmp_path, method, trained):
+    run = train(*taught(tmp_path, method), '--cfg-options', f'model.methods.{method}.first_stage_epochs=2',
+                epochs=3)
+    one, two, three = (load_checkpoint(f'{run}/epoch_{epoch}.pth')['state_dict'] for epoch in (1, 2, 3))
+
+    def differ(first, second, prefix):
+        return any(not torch.equal(first[name], second[name]) for name in first
+                   if name.startswith(prefix) and name.endswith(('weight', 'bias')))
+
+    assert differ(one, two, 'backbone.') == trained
+    assert differ(one, two, f'mmkd.methods.{method}.losses')
+    assert differ(two, three, 'backbone.') and differ(two, three, 'head.')
+    if method == 'ft':
+        assert not differ(two, three, 'mmkd.methods.ft.losses.0.encoders')
+        assert differ(two, three, 'mmkd.methods.ft.losses.0.translators')
+    for entry in logged(run)[12:]:  # after the first stage
+        assert (f'{method}.loss_feature' in entry) == (method == 'ft')
+
+
+def test_crd_says_what_it_needs(train, tmp_path, images):
+    with pytest.raises(MMKDError, match='sample_idx'):
+        train(*taught(tmp_path, 'crd'), '--cfg-options', 'model.methods.crd.negatives=4',
+              "train_dataloader.dataset.pipeline.2.meta_keys=['img_shape']")
 
 
 def test_the_teacher_is_evaluated_first_and_classes_are_compared(train, tmp_path):

@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 
 from ...errors import MMKDError
 from ...registry import HOOKS
-from .wrapping import rewrap, unwrapped
+from .running import forget_scalars, rewrap, unwrapped
 
 
 @HOOKS.register_module()
@@ -45,6 +45,8 @@ class MethodInfoHook(Hook):
         if ended := staged.keys() - running:
             for name in ended:
                 staged[name].end_first_stage()
+                forget_scalars(runner, name)
+            runner.message_hub.log_scalars.pop('train/loss_waiting', None)
             self._ended |= ended
             print_log(f'The first stage of training has ended for {", ".join(ended)}.', 'current')
             rewrap(runner)

@@ -9,7 +9,7 @@ from ...models.losses import bernoulli_kl_divergence, kl_divergence
 from ...models.spots import Recorder, logit_layout, resolve_spot
 from ...models.step import Step
 from ...registry import HOOKS
-from .wrapping import unwrapped
+from .running import unwrapped
 
 
 @HOOKS.register_module()

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 
 from ...errors import MMKDError
 from ...registry import HOOKS
-from .wrapping import rewrap, unwrapped
+from .running import forget_scalars, rewrap, unwrapped
 
 
 @HOOKS.register_module()
@@ -66,16 +66,9 @@ class WeightScheduleHook(Hook):
             for name in running:
                 model.mmkd.methods[name].active = False
                 model.mmkd.methods[name].requires_grad_(False)
-                self._forget_scalars(runner.message_hub, name)
+                forget_scalars(runner, name)
             print_log(f'Distillation has ended for {", ".join(running)}.', 'current')
             rewrap(runner)
-
-    @staticmethod
-    def _forget_scalars(message_hub, method: str) -> None:
-        """Drop a method's losses, or the log would repeat the last ones for ever."""
-        scalars = message_hub.log_scalars
-        for key in [key for key in scalars if key.startswith(f'train/{method}.')]:
-            scalars.pop(key)
 
     def factor(self, iteration: int, now: float) -> float:
         """Return the factor of the losses.

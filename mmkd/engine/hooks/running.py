@@ -1,4 +1,4 @@
-"""The network inside a Runner, with or without a wrapper for data-parallel training."""
+"""What hooks do with a Runner when methods come and go."""
 from mmengine.model import MMDistributedDataParallel, is_model_wrapper
 from torch import nn
 
@@ -15,3 +15,10 @@ def rewrap(runner) -> None:
     """
     if isinstance(runner.model, MMDistributedDataParallel):
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), unwrapped(runner))
+
+
+def forget_scalars(runner, method: str) -> None:
+    """Drop the losses of a method that has ended, or the log would repeat the last ones for ever."""
+    scalars = runner.message_hub.log_scalars
+    for key in [key for key in scalars if key.startswith(f'train/{method}.')]:
+        scalars.pop(key)
