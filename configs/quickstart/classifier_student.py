@@ -6,15 +6,9 @@ teacher = dict(
     config='configs/quickstart/classifier_teacher.py',
     checkpoint='work_dirs/quickstart_classification/classifier/teacher/epoch_15.pth')
 # For tools/analysis_tools/compare_methods.py: methods have their published settings, untuned; but first
-# stages of training must fit into the budget, and some losses need the teacher's number of channels.
-connector = dict(type='mmkd.ConvConnector', relu=False)
+# stages of training must fit into the budget.
 comparison = dict(
-    ab=dict(first_stage_epochs=2),
-    fsp=dict(first_stage_epochs=2, connector=connector),
-    ft=dict(first_stage_epochs=2),
-    kdsvd=dict(connector=connector),
-    pkd=dict(connector=connector),
-    cwd=dict(connector=connector))
+    ab=dict(first_stage_epochs=2), fsp=dict(first_stage_epochs=2), ft=dict(first_stage_epochs=2))
 
 max_epochs = 10
 train_cfg = dict(max_epochs=max_epochs)

@@ -4,7 +4,13 @@ model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDResNet', depth=20, base_channels=24),
     neck=dict(type='GlobalAveragePooling'),
-    head=dict(type='LinearClsHead', num_classes=10, in_channels=96, loss=dict(type='CrossEntropyLoss')))
+    head=dict(
+        type='LinearClsHead',
+        num_classes=10,
+        in_channels=96,
+        # PyTorch's own initialisation: MMPretrain's is so small that standardised logits begin as noise.
+        init_cfg=None,
+        loss=dict(type='CrossEntropyLoss')))
 
 # 46 iterations an epoch.
 max_epochs = 15

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from mmkd.errors import MMKDError
 from mmkd.models.losses.at import ATLoss, attention
-from mmkd.models.losses.hint import HintLoss, hint_error
+from mmkd.models.losses.fitnet import FitNetLoss, hint_error
 from mmkd.models.losses.kdsvd import KDSVDLoss, _RightSingularVectors
 from mmkd.models.losses.nst import NSTLoss, squared_mmd
 from mmkd.models.losses.vid import VIDLoss
 from mmkd.registry import MODELS
 
-LOSSES = [HintLoss, ATLoss, lambda: ATLoss(form='paper'), NSTLoss, KDSVDLoss, VIDLoss]
+LOSSES = [FitNetLoss, ATLoss, lambda: ATLoss(form='paper'), NSTLoss, KDSVDLoss, VIDLoss]
 
 
 def maps(*shapes, seed=0, batch=3, dtype=torch.float32):
@@ -102,7 +102,7 @@ def test_vectors_are_refused(make):
 
 
 def test_they_are_registered():
-    for kind in (HintLoss, ATLoss, NSTLoss, KDSVDLoss, VIDLoss):
+    for kind in (FitNetLoss, ATLoss, NSTLoss, KDSVDLoss, VIDLoss):
         assert type(MODELS.build(dict(type=f'mmkd.{kind.__name__}', weight=3.0))) is kind
 
 
@@ -111,21 +111,21 @@ def test_they_are_registered():
 def test_hint_by_hand_and_against_torch():
     assert hint_error(torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0, 2.0]])).tolist() == [4.5]
     (s, v), (t, w) = maps((4, 4, 4), (6, )), maps((4, 4, 4), (6, ), seed=1)
-    loss = connected(HintLoss(), [s, v], [t, w])
+    loss = connected(FitNetLoss(), [s, v], [t, w])
     torch.testing.assert_close(loss([s, v], [t, w]), F.mse_loss(s, t) + F.mse_loss(v, w))
 
 
 def test_hint_resamples_the_teacher():
     (s, ), (t, ) = maps((4, 3, 5)), maps((4, 6, 10), seed=1)
     small = F.interpolate(t, size=(3, 5), mode='bilinear', align_corners=False)
-    torch.testing.assert_close(HintLoss()([s], [t]), F.mse_loss(s, small))
+    torch.testing.assert_close(FitNetLoss()([s], [t]), F.mse_loss(s, small))
 
 
 def test_hint_refuses_what_cannot_be_compared():
     with pytest.raises(MMKDError, match='connector'):
-        HintLoss().connect([(4, 2, 2)], [(5, 2, 2)])
+        FitNetLoss().connect([(4, 2, 2)], [(5, 2, 2)])
     with pytest.raises(MMKDError, match='vector'):
-        HintLoss().connect([(4, 2, 2)], [(4, )])
+        FitNetLoss().connect([(4, 2, 2)], [(4, )])
 
 
 # Attention transfer

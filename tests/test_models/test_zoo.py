@@ -230,13 +230,24 @@ def test_what_cannot_be_compared_is_told(task, name, settings, said):
 
 
 def test_other_channels_need_a_connector():
-    cfg = distil_classifier(classifier(), teacher_of(), cwd=dict(type='mmkd.CWD'))
+    method = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.CWDLoss'), spot='last_stage')
+    cfg = distil_classifier(classifier(), teacher_of(), own=method)
     init_default_scope('mmpretrain')
     with pytest.raises(MMKDError, match=r'channels \[64\], the teacher \[128\]; give a `connector`'):
         build(cfg)
-    cfg['methods']['cwd']['connector'] = dict(type='mmkd.ConvConnector')
+    cfg['methods']['own']['connector'] = dict(type='mmkd.ConvConnector')
     model = build(cfg)
-    assert model(**batch(model), mode='loss')['cwd.loss_feature'] > 0
+    assert model(**batch(model), mode='loss')['own.loss_feature'] > 0
+
+
+@pytest.mark.parametrize('name', ['KDSVD', 'FSP', 'PKD', 'CWD'])
+def test_connectors_where_shapes_differ_only(name):
+    assert not list(make('classifier', name).mmkd.parameters())
+    init_default_scope('mmpretrain')
+    model = build(distil_classifier(classifier(), teacher_of(), own=dict(type=f'mmkd.{name}')))
+    assert list(model.mmkd.parameters())
+    model.mmkd.methods['own'].in_first_stage = name == 'FSP'
+    assert model(**batch(model), mode='loss')['own.loss_feature'] > 0
 
 
 def test_several_teachers_have_connectors_of_their_own():

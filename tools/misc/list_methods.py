@@ -17,6 +17,7 @@ OTHERS = dict(
     KDTuned=('logits', TASKS, True, 'KD†, a tuned teacher (Li and Jin, NeurIPS 2022)'),
     DML=('logits', TASKS, True, 'Deep mutual learning (Zhang et al., CVPR 2018)'),
     SHAKE=('logits', TASKS, True, 'Shadow knowledge distillation (Li and Jin, NeurIPS 2022)'),
+    SAKD=('any', ('classifier', ), True, 'Spot-adaptive distillation (Song et al., IEEE TIP 2022)'),
     SOKD=('logits', TASKS, True, 'Semi-online knowledge distillation (Liu et al., BMVC 2021)'),
     DeiT=('logits', ('classifier', ), False, 'Data-efficient image transformers (Touvron et al., ICML 2021)'),
     CrossKD=('logits, boxes', ('detector', ), False, 'Cross-head distillation (Wang et al., CVPR 2024)'),

@@ -1,8 +1,12 @@
 """What methods have to know of the training around them."""
+import json
+import os.path as osp
 from collections.abc import Sequence
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import IterBasedTrainLoop
 
 from ...errors import MMKDError
 from ...registry import HOOKS
@@ -14,7 +18,8 @@ class MethodInfoHook(Hook):
     """Tells methods the classes of the training set, and when their first stage of training begins and ends.
 
     In the first stage of a method only the losses of such methods count; where it does not train the student,
-    the optimizer leaves the student alone. What only the first stage trains is frozen after it.
+    the optimizer leaves the student alone. What only the first stage trains is frozen after it. What a method
+    reports of an epoch is added to ``<method>_epochs.jsonl`` in the work directory.
     """
 
     priority = 'HIGH'
@@ -30,6 +35,11 @@ class MethodInfoHook(Hook):
 
     def before_train(self, runner) -> None:
         self._ended = set()
+        methods = unwrapped(runner).mmkd.methods.items()
+        staged = [name for name, method in methods if method.first_stage_epochs]
+        if staged and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise MMKDError(f'{", ".join(staged)}: a first stage is counted in epochs, which an '
+                            'IterBasedTrainLoop does not have; train by epochs.')
 
     def before_train_epoch(self, runner) -> None:
         staged = {name: method for name, method in unwrapped(runner).mmkd.methods.items()
@@ -50,6 +60,14 @@ class MethodInfoHook(Hook):
             self._ended |= ended
             print_log(f'The first stage of training has ended for {", ".join(ended)}.', 'current')
             rewrap(runner)
+
+
+    def after_train_epoch(self, runner) -> None:
+        for name, method in unwrapped(runner).mmkd.methods.items():
+            report = method.epoch_report()
+            if report and is_main_process():
+                with open(osp.join(runner.work_dir, f'{name}_epochs.jsonl'), 'a') as file:
+                    file.write(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
 
 
 def _labels(dataset) -> Sequence[int]:

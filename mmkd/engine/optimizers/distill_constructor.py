@@ -44,11 +44,26 @@ class DistillOptimWrapperConstructor:
         finally:
             if mmkd is not None:
                 student._modules['mmkd'] = mmkd
-        parameters = [] if mmkd is None else [p for p in mmkd.parameters() if p.requires_grad]
         wrapper.number_of_student_groups = len(wrapper.optimizer.param_groups)
-        if parameters:
-            wrapper.optimizer.add_param_group(dict(params=parameters, **self.extra))
+        for group in [] if mmkd is None else self._extra_groups(mmkd, wrapper.optimizer.defaults['lr']):
+            wrapper.optimizer.add_param_group(group)
         return wrapper
+
+    def _extra_groups(self, mmkd: nn.Module, lr: float) -> list[dict]:
+        """Return a group for each part that has settings of its own, and one for all others."""
+        groups, special = [], set()
+        for method in mmkd.methods.values():
+            for part, settings in method.optimizer_settings.items():
+                settings = dict(settings)
+                own = dict(self.extra, lr=self.extra.get('lr', lr) * settings.pop('lr_mult', 1.0), **settings)
+                groups.append(dict(own, params=_trainable(method.get_submodule(part))))
+                special |= set(groups[-1]['params'])
+        others = [parameter for parameter in _trainable(mmkd) if parameter not in special]
+        return [group for group in [dict(self.extra, params=others), *groups] if group['params']]
+
+
+def _trainable(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 class _StudentApart:

@@ -22,15 +22,17 @@ class ConvConnector(BaseModule):
         norm: Whether batch norm follows.
         relu: Whether ReLU follows.
         out_channels: The teacher's by default.
+        skip_same: Whether there is nothing to do where both networks have the same shape.
     """
 
     def __init__(self, kernel_size: int | None = None, norm: bool = True, relu: bool = True,
-                 out_channels: int | None = None) -> None:
+                 out_channels: int | None = None, skip_same: bool = False) -> None:
         super().__init__()
         self.kernel_size = kernel_size
         self.norm = norm
         self.relu = relu
         self.out_channels = out_channels
+        self.skip_same = skip_same
 
     def connect(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         """Build the layers.
@@ -43,6 +45,9 @@ class ConvConnector(BaseModule):
             MMKDError: If no such layers take one to the other, with the reason in one sentence.
         """
         check_maps([student, teacher])
+        if self.skip_same and tuple(student) == tuple(teacher):
+            self.layers = nn.Identity()
+            return
         channels = self.out_channels or teacher[0]
         layers = [self._convolution(student, channels, teacher[1:])]
         if self.norm:

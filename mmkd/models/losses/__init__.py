@@ -7,10 +7,10 @@ from .cwd import CWDLoss
 from .dist import DISTLoss
 from .dkd import DKDLoss
 from .fgd import FGDLoss
+from .fitnet import FitNetLoss
 from .fsp import FSPLoss
 from .ft import FTLoss
 from .hard_label import HardLabelLoss
-from .hint import HintLoss
 from .kdsvd import KDSVDLoss
 from .kl import bernoulli_kl_divergence, kl_divergence
 from .mgd import MGDLoss
@@ -26,7 +26,7 @@ from .vid import VIDLoss
 
 __all__ = [
     'ABLoss', 'ATLoss', 'CCLoss', 'CRDLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'FGDLoss', 'FSPLoss', 'FTLoss',
-    'FeatureLoss', 'HardLabelLoss', 'HintLoss', 'KDSVDLoss', 'LogitLoss', 'MGDLoss', 'NSTLoss', 'OFDLoss',
+    'FeatureLoss', 'HardLabelLoss', 'FitNetLoss', 'KDSVDLoss', 'LogitLoss', 'MGDLoss', 'NSTLoss', 'OFDLoss',
     'PKDLoss', 'PKTLoss', 'RKDLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss', 'at_least_float32',
     'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
 ]

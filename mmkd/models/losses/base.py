@@ -70,6 +70,38 @@ class FeatureLoss(nn.Module):
         """Return the weighted sum over levels of the mean over samples, a scalar; see :meth:`values`."""
         return self.weight * sum(value.mean() for value in self.values(student, teacher, samples))
 
+    def chosen(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+               samples: Sequence | None = None) -> Tensor:
+        """Return the loss over some samples only: the loss of those alone, times their share of the batch.
+
+        Samples that do not depend on one another are weighted; from others the chosen ones are selected.
+        Without any, it is exactly 0, with gradients.
+
+        Args:
+            student: As for :meth:`values`.
+            teacher: As for :meth:`values`.
+            choices: For every level, 1 or 0 for each sample ``(N,)``. Where values are of pairs of levels,
+                the deeper level's choices count.
+            samples: As for :meth:`values`.
+
+        Returns:
+            Tensor: A scalar.
+        """
+        if self.couples_samples:
+            values = [self._selected(s, t, choice)
+                      for s, t, choice in zip(student, teacher, choices, strict=True)]
+        else:
+            values = self.values(student, teacher, samples)
+            values = [(choice * value).mean()
+                      for choice, value in zip(choices[len(choices) - len(values):], values, strict=True)]
+        return self.weight * sum(values)
+
+    def _selected(self, student: Tensor, teacher: Tensor, choice: Tensor) -> Tensor:
+        index = choice.nonzero()[:, 0]
+        if not len(index):
+            return student.sum() * 0
+        return choice.mean() * self.compare(student[index], teacher[index])
+
     has_first_stage = False
     """Whether there is a first stage of training, in which only :meth:`first_stage` counts."""
 

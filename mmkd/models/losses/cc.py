@@ -99,6 +99,13 @@ class CCLoss(FeatureLoss):
             teacher = self.embed(self.teacher_embeddings, teacher)
         return super().values(student, teacher)
 
+    def chosen(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+               samples: Sequence | None = None) -> Tensor:
+        if self.dim is not None:
+            student = self.embed(self.student_embeddings, student)
+            teacher = self.embed(self.teacher_embeddings, teacher)
+        return super().chosen(student, teacher, choices)
+
     @staticmethod
     def embed(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
         """Return the embedding ``(N, dim)`` of the features of every level."""

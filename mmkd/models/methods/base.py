@@ -1,6 +1,6 @@
 """What a distillation method offers to a distiller."""
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ class Method(BaseModule, metaclass=ABCMeta):
     wants_labels: bool = False
     """Whether the classes of the whole training set are wanted, see :meth:`connect_dataset`."""
 
+    optimizer_settings: Mapping[str, Mapping] = {}
+    """Settings of parts of this method in the optimizer, by the submodule's name: ``lr_mult``, the learning
+    rate relative to the student's, and others of the optimizer."""
+
     first_stage_epochs: int = 0
     """Epochs at the start of training in which nothing but this method counts."""
 
@@ -60,6 +64,9 @@ class Method(BaseModule, metaclass=ABCMeta):
         Args:
             labels: The class of every sample, in the order of ``sample_idx``.
         """
+
+    def epoch_report(self) -> dict | None:
+        """Return what there is to tell of the last epoch, as plain data; all ranks ask for it together."""
 
     def end_first_stage(self) -> None:
         """Freeze what the first stage trained and the rest of the training must leave alone."""

@@ -45,7 +45,8 @@ class FeatureDistill(Method):
         self.connector_cfg = connector
         self.losses, self.connectors = ModuleList(), ModuleList()
         one = self._build_loss()  # so that wrong settings are told here, with this method's name
-        self.first_stage_epochs = first_stage_epochs if one.has_first_stage else 0
+        self.has_first_stage = one.has_first_stage
+        self.first_stage_epochs = first_stage_epochs
         self.trains_student_first = one.trains_student_first
         self.wants_labels = one.wants_labels
         if first_stage_epochs and not one.has_first_stage:
@@ -64,6 +65,7 @@ class FeatureDistill(Method):
             loss = self._build_loss()
             own = _shapes(student, self.student_spots, 'student')
             other = _shapes(teacher.model, self.teacher_spots, 'teacher')
+            self.shapes = own, other
             try:
                 if len(own) != len(other):
                     raise MMKDError(
@@ -90,23 +92,36 @@ class FeatureDistill(Method):
             self.active = False
             self.requires_grad_(False)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`; returns ``loss_feature``, the mean over teachers."""
-        own = self._levels(step.student_seen, self.student_spots)
+    def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """See :meth:`Method.forward`.
+
+        Args:
+            step: What is to be seen of a training step.
+            choices: For every level, which samples to distil ``(N,)``; all by default. See
+                :meth:`~mmkd.models.losses.FeatureLoss.chosen`.
+
+        Returns:
+            dict: ``loss_feature``, the mean over teachers.
+        """
+        own = self.levels(step.student_seen, self.student_spots)
         values = []
         for index, (loss, seen) in enumerate(zip(self.losses, step.teachers_seen, strict=True)):
-            mine, other = own, self._levels(seen, self.teacher_spots)
+            mine, other = own, self.levels(seen, self.teacher_spots)
             # Outside of autocast: relations and covariances overflow in half precision.
             with torch.autocast(step.inputs.device.type, enabled=False):
                 if self.connectors:
                     mine = [connector(level) for connector, level in
                             zip(self.connectors[index], mine, strict=True)]
                 with separate_random_state() if loss.draws else contextlib.nullcontext():
-                    values.append(loss.first_stage(mine, other) if self.in_first_stage else
-                                  loss(mine, other, step.data_samples))
+                    if self.in_first_stage:
+                        values.append(loss.first_stage(mine, other))
+                    elif choices is None:
+                        values.append(loss(mine, other, step.data_samples))
+                    else:
+                        values.append(loss.chosen(mine, other, choices, step.data_samples))
         # What is not reached in this stage of training must not be missed by DDP.
         unreached = [parameter.sum() * 0 for parameter in self.parameters()
-                     if self.first_stage_epochs and parameter.requires_grad]
+                     if self.has_first_stage and parameter.requires_grad]
         return dict(loss_feature=sum(values) / len(values) + sum(unreached))
 
     def _choose_spots(self, student: nn.Module) -> None:
@@ -134,7 +149,8 @@ class FeatureDistill(Method):
         return connectors
 
     @staticmethod
-    def _levels(seen: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
+    def levels(seen: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
+        """Return the features of all levels at some spots, in float32 at least."""
         return [at_least_float32(level) for spot in spots for level in _flattened(seen[spot])]
 
 
@@ -151,8 +167,8 @@ def _shapes(model: nn.Module, spots: Sequence[str], role: str) -> list[tuple[int
         levels = _flattened(seen[spot])
         if not levels:
             raise MMKDError(
-                f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone and '
-                'neck; features are distilled there.')
+                f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone, '
+                'neck and classification head; features are distilled there.')
         if not all(isinstance(level, Tensor) and level.dim() in (2, 4) for level in levels):
             raise MMKDError(f'The spot {spot!r} of the {role} {type(model).__name__} holds no feature maps '
                             '(N, C, H, W) or vectors (N, C).')

@@ -60,19 +60,33 @@ class LogitDistill(Method):
         if self.loss.needs_labels and self.layout.of_boxes:
             self.student_spots += ('cls_targets', )
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`; returns ``loss_logit``."""
+    def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
+        """See :meth:`Method.forward`.
+
+        Args:
+            step: What is to be seen of a training step.
+            choices: Which images of a classifier to distil, one tensor ``(N,)``; all by default.
+
+        Returns:
+            dict: ``loss_logit``.
+        """
         own = self._logits(step.student_seen['cls_outputs'])
         labels = self._labels(step) if self.loss.needs_labels else [None] * len(own)
         losses = []
         for seen in step.teachers_seen:
             taught = self._logits(seen['cls_outputs'])
             stages = zip(self.layout.stage_weights, own, taught, labels, strict=False)
-            losses.append(sum(factor * self._mean(self.loss(s, t, y)) for factor, s, t, y in stages))
+            losses.append(sum(factor * self._mean(s, t, y, choices) for factor, s, t, y in stages))
         return dict(loss_logit=self.weight * sum(losses) / len(losses))
 
-    def _mean(self, value: Tensor) -> Tensor:
-        if value.dim() == 0:
+    def _mean(self, s: Tensor, t: Tensor, labels: Tensor | None, choices: Sequence[Tensor] | None) -> Tensor:
+        if choices is not None and self.loss.couples_samples:
+            index = choices[0].nonzero()[:, 0]
+            return choices[0].mean() * self.loss(s[index], t[index]) if len(index) else s.sum() * 0
+        value = self.loss(s, t, labels)
+        if choices is not None:
+            value = choices[0] * value
+        if self.loss.couples_samples:
             return value
         # Numbers of boxes differ between ranks; every box counts the same.
         return value.sum() / mean_over_ranks(value.new_full((), len(value)))

@@ -4,6 +4,7 @@ from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
 from .proxy_distill import ProxyDistill
+from .spot_adaptive import SAKD
 from .zoo import ZOO_PRESETS
 
 
@@ -130,5 +131,5 @@ def SOKD(temperature: float = 4.0,
 
 
 PRESETS = {**{preset.__name__: preset for preset in (
-    CrossKD, DML, DeiT, KD, KDTuned, LD, SHAKE, SOKD)}, **ZOO_PRESETS}
+    CrossKD, DML, DeiT, KD, KDTuned, LD, SAKD, SHAKE, SOKD)}, **ZOO_PRESETS}
 """Presets by name; ``tools/train.py --distill`` takes these."""

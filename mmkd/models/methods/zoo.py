@@ -31,7 +31,7 @@ class Entry:
         classifier: Where features of classifiers are compared; ``None``: not for classifiers. ``'logits'``
             for losses of logits.
         detector: The same for detectors.
-        trains: Whether it has trainable parts of its own.
+        trains: Whether it has trainable parts of its own, besides connectors where shapes differ.
         weight: Of the loss; ``None``: the protocol's.
         settings: Others of the loss, of FeatureDistill or LogitDistill.
     """
@@ -74,26 +74,28 @@ def _taken(settings: dict, *names: str) -> dict:
     return {name: settings.pop(name) for name in names if name in settings}
 
 
+_WHERE_NEEDED = dict(type='mmkd.ConvConnector', relu=False, skip_same=True)
+
 ZOO = (
-    Entry('FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', 'HintLoss', 'stage2',
+    Entry('FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', 'FitNetLoss', 'stage2',
           'neck', trains=True, settings=dict(connector=dict(type='mmkd.ConvConnector'))),
     Entry('AT', 'Attention transfer (Zagoruyko and Komodakis, ICLR 2017)', 'ATLoss', 'stages', 'neck'),
     Entry('NST', 'Neuron selectivity transfer (Huang and Wang, 2017)', 'NSTLoss', 'stages', 'neck'),
     Entry('VID', 'Variational information distillation (Ahn et al., CVPR 2019)', 'VIDLoss', 'stages', 'neck',
           trains=True),
     Entry('KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
-          'KDSVDLoss', 'stages', None),
+          'KDSVDLoss', 'stages', None, settings=dict(connector=_WHERE_NEEDED)),
     Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
           trains=True, settings=dict(first_stage_epochs=30)),
     Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
-          settings=dict(first_stage_epochs=30, first_weight=50.0)),
+          settings=dict(first_stage_epochs=30, first_weight=50.0, connector=_WHERE_NEEDED)),
     Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
           trains=True, settings=dict(first_stage_epochs=30)),
     # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.
     Entry('OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', 'OFDLoss', 'preactivations',
           None, trains=True, weight=1e-3),
     Entry('ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', 'ReviewKDLoss', ('stages', 'features'),
-          'neck', trains=True, weight=1.0),
+          'neck', trains=True, weight=1.0, settings=dict(mid_channels=None)),
     Entry('SP', 'Similarity preserving (Tung and Mori, ICCV 2019)', 'SPLoss', 'last_stage', 'neck'),
     Entry('CC', 'Correlation congruence (Peng et al., ICCV 2019)', 'CCLoss', 'features', None, trains=True),
     Entry('RKD', 'Relational knowledge distillation (Park et al., CVPR 2019)', 'RKDLoss', 'features', None),
@@ -102,10 +104,10 @@ ZOO = (
     Entry('CRD', 'Contrastive representation distillation (Tian et al., ICLR 2020)', 'CRDLoss', 'features',
           None, trains=True),
     Entry('PKD', 'Pearson correlation of features (Cao et al., NeurIPS 2022)', 'PKDLoss', 'last_stage',
-          'neck', weight=6.0),
+          'neck', weight=6.0, settings=dict(connector=_WHERE_NEEDED)),
     # MMRazor's weight on the levels of an FPN, at temperature 1.
     Entry('CWD', 'Channel-wise distillation (Shu et al., ICCV 2021)', 'CWDLoss', 'last_stage', 'neck',
-          weight=10.0),
+          weight=10.0, settings=dict(connector=_WHERE_NEEDED)),
     Entry('FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', 'FGDLoss', None, 'neck',
           trains=True, weight=1.0),
     Entry('MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', 'MGDLoss', 'last_stage', 'neck',

@@ -27,7 +27,7 @@ def hint_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class HintLoss(FeatureLoss):
+class FitNetLoss(FeatureLoss):
     """FitNet's loss: the student's hint layers imitate the teacher's; see :func:`hint_error`.
 
     Maps of another height or width are resampled to the student's. The regressor r of the paper is a
