@@ -10,9 +10,10 @@ from ...errors import MMKDError, nearest_names
 from ...registry import MODELS
 from ..losses import kl_divergence
 from ..random_state import separate_random_state
-from ..spots import is_classifier, logit_layout, probe, resolve_spot, stage_names
+from ..spots import is_classifier, logit_layout, probe, resolve_spot
 from ..spots.policy import SpotPolicy
 from ..spots.routing import POOLED, Routing, positions_of
+from ..spots.splitting import split
 from ..step import Step
 from .base import Method
 from .feature_distill import FeatureDistill
@@ -114,8 +115,9 @@ class SpotAdaptiveDistill(Method):
     def _connect_spots(self, student: nn.Module, teacher: nn.Module) -> None:
         positions, shapes = [], []
         if isinstance(self.inner, FeatureDistill):
-            own = positions_of(self.inner.student_spots, len(stage_names(student.backbone)), 'student')
-            other = positions_of(self.inner.teacher_spots, len(stage_names(teacher.backbone)), 'teacher')
+            own, other = (positions_of(spots, len(split(model.backbone).stages), role)
+                          for spots, model, role in ((self.inner.student_spots, student, 'student'),
+                                                     (self.inner.teacher_spots, teacher, 'teacher')))
             positions = list(zip(own, other, strict=True))
             shapes = list(zip(*self.inner.shapes, strict=True))
         self.spot_names = [*('features' if place == POOLED else f'stage{place}' for place, _ in positions),

@@ -8,13 +8,11 @@ from .resolve import (
     is_two_stage,
     library_scope,
     resolve_spot,
-    stage_names,
 )
 from .stages import keep_last_stage, last_stage, resolution_stages, run_last_stage
 
 __all__ = [
     'LogitLayout', 'NAMED_SPOTS', 'Place', 'Recorder', 'WHERE', 'check_comparable', 'classification_heads',
     'classify', 'classify_map', 'is_classifier', 'is_two_stage', 'keep_last_stage', 'last_stage',
-    'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot', 'run_last_stage',
-    'stage_names'
+    'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot', 'run_last_stage'
 ]

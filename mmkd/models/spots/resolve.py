@@ -10,6 +10,7 @@ except ImportError:  # needed for classifiers only
 
 from ...errors import MMKDError, nearest_names
 from .recorder import Place
+from .splitting import split
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
                'cls_outputs', 'cls_targets', 'rois')
@@ -94,10 +95,11 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
 
 
 def stage_names(backbone: nn.Module) -> list[str]:
-    """Return the names of a backbone's stages, in order; none where it does not say what they are."""
-    if hasattr(backbone, 'stages') and hasattr(backbone, 'closing'):
-        return [name for name, _ in backbone.stages()]
-    return list(getattr(backbone, 'res_layers', None) or [])
+    """Return the names of a backbone's stages, in order; none where it is not known what they are."""
+    try:
+        return [name for name, _ in split(backbone).stages]
+    except MMKDError:
+        return list(getattr(backbone, 'res_layers', None) or [])
 
 
 def _stage_spots(backbone: nn.Module) -> dict[str, Place]:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from .probing import probe
-from .resolve import named_spots, stage_names
+from .resolve import named_spots
 
 
 def resolution_stages(model: nn.Module, role: str, number: int) -> list[tuple[str, int]]:
@@ -57,8 +57,10 @@ def last_stage(backbone: nn.Module) -> str:
     Raises:
         MMKDError: If the backbone does not say what its stages are.
     """
-    if names := stage_names(backbone):
-        return names[-1]
+    if hasattr(backbone, 'stages') and hasattr(backbone, 'closing'):
+        return backbone.stages()[-1][0]
+    if getattr(backbone, 'res_layers', None):
+        return backbone.res_layers[-1]
     raise MMKDError(
         f'{type(backbone).__name__} does not say what its stages are; MMPretrain\'s ResNet family does, and '
         'so does any backbone with the methods stages() and closing() of '

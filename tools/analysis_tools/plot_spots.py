@@ -1,0 +1,93 @@
+"""Plot where SAKD distils: the share of samples at every spot, by epoch and by class.
+
+    python tools/analysis_tools/plot_spots.py work_dirs/sakd_at
+    python tools/analysis_tools/plot_spots.py work_dirs/sakd_at --epoch 100 --out spots.png
+
+Reads METHOD_epochs.jsonl, which training writes into its work directory.
+"""
+import argparse
+import json
+from pathlib import Path
+
+from mmkd.apis.launching import run_tool
+from mmkd.errors import MMKDError
+
+
+def main() -> None:
+    args = parse_args()
+    path = find_reports(args.work_dir)
+    reports = read_reports(path)
+    if args.epoch is not None and args.epoch not in reports:
+        raise MMKDError(f'{path} tells of the epochs {min(reports)} to {max(reports)}, not of {args.epoch}.')
+    out = args.out or path.with_suffix('.png')
+    plot(reports, args.epoch or max(reports), out)
+    print(f'Written to {out}.')
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('work_dir', type=Path, help='work directory of a training, or METHOD_epochs.jsonl')
+    parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last one)')
+    parser.add_argument('--out', type=Path, help='picture to write (default: beside what is read)')
+    return parser.parse_args()
+
+
+def find_reports(path: Path) -> Path:
+    """Return the file of reports that a path names or holds."""
+    found = [path] if path.is_file() else sorted(path.glob('*_epochs.jsonl'))
+    if len(found) != 1:
+        raise MMKDError(
+            f'{path} holds {len(found) or "no"} files METHOD_epochs.jsonl; name one that SAKD wrote.')
+    return found[0]
+
+
+def read_reports(path: Path) -> dict[int, dict]:
+    """Read the reports of all epochs; of an epoch that was repeated after resuming, the last one."""
+    reports = {}
+    for line in path.read_text().splitlines():
+        try:
+            report = json.loads(line)
+            reports[report['epoch']] = dict(
+                spots=report['spots'], seen=report['seen'], chosen=report['chosen'])
+        except (ValueError, KeyError, TypeError):
+            raise MMKDError(f'{path} is no file of reports that SAKD wrote.') from None
+    if not reports:
+        raise MMKDError(f'{path} is empty: no epoch has ended yet.')
+    return reports
+
+
+def shares(report: dict) -> tuple[list[float], list[list[float]]]:
+    """Return the shares of samples that were distilled: at every spot, and at every spot for each class."""
+    by_class = [[chosen / seen if seen else float('nan') for chosen in row]
+                for row, seen in zip(report['chosen'], report['seen'], strict=True)]
+    total = sum(report['seen'])
+    return [sum(column) / total for column in zip(*report['chosen'], strict=True)], by_class
+
+
+def plot(reports: dict[int, dict], epoch: int, out: Path) -> None:
+    """Draw the shares over epochs, and by class in one epoch."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    spots = reports[epoch]['spots']
+    epochs = sorted(reports)
+    overall = [shares(reports[one])[0] for one in epochs]
+    by_class = shares(reports[epoch])[1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
+    for index, spot in enumerate(spots):
+        left.plot(epochs, [100 * row[index] for row in overall], label=spot, marker='.')
+    left.set(xlabel='epoch', ylabel='samples distilled (%)', ylim=(-3, 103))
+    left.xaxis.get_major_locator().set_params(integer=True)
+    left.legend(frameon=False)
+    left.spines[['top', 'right']].set_visible(False)
+    image = right.imshow(list(zip(*by_class, strict=True)), vmin=0, vmax=1, aspect='auto', cmap='viridis')
+    right.set(xlabel='class', title=f'epoch {epoch}')
+    right.set_yticks(range(len(spots)), spots)
+    figure.colorbar(image, ax=right, label='share distilled')
+    figure.savefig(out, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    run_tool(main)
