@@ -107,7 +107,8 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
 
 @pytest.mark.parametrize('method, setting', [
     ('sokd', None), ('ofd', None), ('mgd', 'mask_ratio=0.5'), ('crd', 'negatives=20'),
-    ('ab', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=1')])
+    ('sakd', 'method=AT'), ('ab', 'first_stage_epochs=2'),
+    ('ft', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=1')])
 def test_resuming_is_exact(train, tmp_path, method, setting):
     words = taught(tmp_path, method)
     if setting:
@@ -142,6 +143,17 @@ def test_what_a_first_stage_trains(train, tmp_path, method, trained):
         assert differ(two, three, 'mmkd.methods.ft.losses.0.translators')
     for entry in logged(run)[12:]:  # after the first stage
         assert (f'{method}.loss_feature' in entry) == (method == 'ft')
+
+
+def test_where_sakd_distilled_is_written_down(train, tmp_path):
+    run = train(*taught(tmp_path, 'sakd'), '--cfg-options', 'model.methods.sakd.method=SP')
+    reports = [json.loads(line) for line in (run / 'sakd_epochs.jsonl').read_text().splitlines()]
+    assert [report['epoch'] for report in reports] == [1, 2]
+    for report in reports:
+        assert report['spots'] == ['stage4', 'logits'] and report['seen'] == [8, 8, 8]
+    for entry in logged(run):
+        assert 0 <= entry['sakd.share_stage4'] <= 1 and entry['sakd.loss_routing'] > 0
+    assert 'mmkd' not in load_checkpoint(f'{run}/epoch_2.pth')['meta']['cfg']
 
 
 def test_crd_says_what_it_needs(train, tmp_path, images):

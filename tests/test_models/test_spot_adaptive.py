@@ -1,11 +1,14 @@
 """SAKD: the policy, routing, choices per sample, and what they leave alone."""
 import copy
+import os
 
 import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import distributed as torch_dist
+from torch import multiprocessing
 from torch.nn import functional as F
 
 pytest.importorskip('mmpretrain')
@@ -17,6 +20,7 @@ from mmkd.models.spots.policy import SpotPolicy  # noqa: E402
 from tests.classifiers import CLASSES, STUDENT, TEACHER, batch, distil  # noqa: E402
 from tests.test_models.test_zoo import cifar_network  # noqa: E402
 from tests.tiny import build  # noqa: E402
+from tests.two_processes import join, step_twice  # noqa: E402
 
 DISTILLERS = ('FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD')
 
@@ -343,3 +347,18 @@ def test_logits_alone():
     assert {'sakd.loss_kd', 'sakd.loss_routing', 'sakd.loss_balance', 'sakd.share_logits'} <= set(losses)
     model = make('DIST')
     assert losses_of(model)['sakd.loss_logit'] >= 0
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    join(rank, port)
+    init_default_scope('mmpretrain')
+    models = {name: make(name) for name in DISTILLERS}
+    for name, model in dict(models, never=make('AT', strategy='never')).items():
+        step_twice(model, lambda model, seed: inputs(model, seed=seed), name, folder, rank)
+    torch_dist.barrier()
+
+
+def test_two_processes(tmp_path):
+    multiprocessing.spawn(worker, (23500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f'{name}.{rank}' for name in (*DISTILLERS, 'never') for rank in range(2)}

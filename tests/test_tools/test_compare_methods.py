@@ -116,13 +116,21 @@ def test_bad_arguments_are_told(tmp_path, capsys, words, said):
 
 def test_any_method_and_several_together(tmp_path):
     stages = cm.plan(arguments(
-        tmp_path, CLASSIFIER, '--methods', 'FitNet+shake_teacher', 'ab', '--seeds', '1'))
+        tmp_path, CLASSIFIER, '--methods', 'fitnet+shake_teacher', 'ab', '--seeds', '1'))
     assert [stage.method for stage in stages] == ['teacher', 'student', 'fitnet+shake_teacher', 'ab']
     both, ab = stages[2:]
     assert both.title.startswith('classifier, FitNet + SHAKE (teacher)')
     assert both.train[:3] == ('--distill', 'fitnet', 'shake')
     assert both.train_options['model.methods.shake.placement'] == 'teacher'
     assert ab.train_options['model.methods.ab.first_stage_epochs'] == 2
+    sakd, = cm.plan(arguments(
+        tmp_path, CLASSIFIER, '--methods', 'sakd:method=AT:strategy=random', '--seeds', '1'))[2:]
+    assert sakd.title == 'classifier, SAKD (AT, random), seed 0'
+    assert sakd.train[:2] == ('--distill', 'sakd')
+    assert sakd.train_options['model.methods.sakd.strategy'] == 'random'
+    assert sakd.work_dir.name == 'sakd-method-AT-strategy-random_seed0'
+    with pytest.raises(st.StageError, match='not NAME:SETTING=VALUE'):
+        cm.plan(arguments(tmp_path, CLASSIFIER, '--methods', 'sakd:AT'))
     with pytest.raises(st.StageError, match="no method 'fitnets'; the nearest names are 'fitnet'"):
         cm.plan(arguments(tmp_path, CLASSIFIER, '--methods', 'kd', 'fitnets'))
 

@@ -14,6 +14,7 @@ interrupted; finished trainings are not repeated.
 import argparse
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -44,8 +45,8 @@ def parse_args(arguments=None):
                         f'{" ".join(PAIRS)})')
     parser.add_argument('--methods', nargs='+', default=list(TITLES), metavar='METHOD',
                         help=f'{", ".join(TITLES)} (default: all these), any other that '
-                        'tools/misc/list_methods.py lists, or several joined by +; the student alone is '
-                        'always among them')
+                        'tools/misc/list_methods.py lists, with settings as in sakd:method=AT, or several '
+                        'joined by +; the student alone is always among them')
     st.add_common_arguments(parser, seeds=3)
     parser.add_argument('--first-seed', type=int, default=0, metavar='SEED',
                         help='count the seeds from here (default: 0); the teacher has seed 0')
@@ -55,7 +56,6 @@ def parse_args(arguments=None):
                         help='where all of it goes (work_dirs/compare_methods)')
     args = parser.parse_args(arguments)
     st.finish_arguments(parser, args, 'compare_methods')
-    args.methods = [name.lower() for name in args.methods]
     order = [*TITLES, *(name for name in args.methods if name not in TITLES)]
     args.methods = [name for name in order if name in args.methods or name == 'student']
     names = [name_of(pair) for pair in args.pairs]
@@ -93,14 +93,32 @@ def plan(args):
     return stages
 
 
+def parse_method(name):
+    """Read the settings in a method's name.
+
+    Args:
+        name (str): For instance ``'kd'``, ``'shake_teacher'`` (a placement) or ``'sakd:method=AT'``.
+
+    Returns:
+        tuple[str, dict]: Name of a preset, in lower case, and settings.
+    """
+    first, *settings = name.split(':')
+    preset, placement = first.lower().partition('_')[::2]
+    own = dict(placement=placement) if placement else {}
+    return preset, {**own, **dict(setting.split('=', 1) for setting in settings)}
+
+
 def check_methods(methods):
     """Check that there are such methods, before anything is trained."""
     from mmkd.errors import nearest_names
     known = preset_names()
     for method in methods:
         for name in [] if method in TITLES else method.split('+'):
-            if name.partition('_')[0] not in known:
-                raise st.StageError(f'There is no method {name!r}{nearest_names(name, known)}.')
+            if any('=' not in setting for setting in name.split(':')[1:]):
+                raise st.StageError(f'{name!r} is not NAME:SETTING=VALUE.')
+            preset, _ = parse_method(name)
+            if preset not in known:
+                raise st.StageError(f'There is no method {preset!r}{nearest_names(preset, known)}.')
 
 
 def preset_names():
@@ -111,8 +129,15 @@ def preset_names():
 
 def method_title(method):
     """Return what people call a method, or several that are joined."""
-    return TITLES.get(method) or ' + '.join(
-        TITLES.get(name) or preset_names()[name] for name in method.split('+'))
+    if method in TITLES:
+        return TITLES[method]
+    titles = []
+    for name in method.split('+'):
+        preset, settings = parse_method(name)
+        title = TITLES.get(name) or TITLES.get(preset) or preset_names()[preset]
+        shown = ', '.join(value for key, value in settings.items() if key != 'placement')
+        titles.append(f'{title} ({shown})' if shown else title)
+    return ' + '.join(titles)
 
 
 def make_stage(config, method, seed, args, teacher=None):
@@ -120,7 +145,8 @@ def make_stage(config, method, seed, args, teacher=None):
     facts, pair = st.read_config(config, args.cfg_options), name_of(config)
     name = method_title(method) if teacher else 'teacher'
     title = f'{title_of(pair)}, {name}, seed {seed}'
-    work_dir = args.work_dir / pair / (f'{method}_seed{seed}' if teacher else method)
+    folder = re.sub(r'[:=]', '-', f'{method}_seed{seed}' if teacher else method)
+    work_dir = args.work_dir / pair / folder
     settings, others = dict(pair=pair), {}
     if teacher:
         taught_by = ('--teacher', teacher.config, '--teacher-checkpoint', teacher.checkpoint)
@@ -163,9 +189,8 @@ def settings_of(method, comparison):
     """
     found = {}
     for name in method.split('+'):
-        preset, placement = name.partition('_')[::2]
+        preset, own = parse_method(name)
         common = comparison.get('proxies', {}) if preset in ('kd', 'kdtuned', 'dml', 'sokd', 'shake') else {}
-        own = dict(placement=placement) if placement else {}
         found[preset] = {**common, **comparison.get(preset, {}), **own}
     return found
 
