@@ -79,7 +79,8 @@ def student_config(cfg: Config) -> Config:
         cfg: A whole config, distilling or not; not changed.
     """
     cfg = copy.deepcopy(cfg)
-    cfg.pop('teacher', None)  # a pair names one
+    for key in ('teacher', 'comparison'):  # which a pair names
+        cfg.pop(key, None)
     if is_distillation(cfg):
         cfg.model = cfg.model.student
     if 'custom_imports' in cfg and "'mmkd." not in repr(cfg.model):  # a backbone of mmkd needs it still

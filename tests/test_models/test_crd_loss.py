@@ -86,12 +86,12 @@ def test_drawn_numbers_are_uniform_outside_the_block():
         assert not counts[expected == 0].any()
 
 
-@pytest.mark.parametrize('mode', ['exact', 'relax'])
+@pytest.mark.parametrize('mode', ['exact', 'any'])
 def test_negatives(mode):
     loss = connected(mode=mode, negatives=200)
     for index, row in enumerate(loss.draw_negatives(torch.arange(10))):
         others = {other for other in range(10) if other != index
-                  and (mode == 'relax' or LABELS[other] != LABELS[index])}
+                  and (mode == 'any' or LABELS[other] != LABELS[index])}
         assert set(row.tolist()) == others
 
 
@@ -216,7 +216,7 @@ def test_batch_of_one(zero):
 
 
 def test_relaxed_negatives_need_no_labels():
-    loss = CRDLoss(dim=4, negatives=7, mode='relax', num_samples=10)
+    loss = CRDLoss(dim=4, negatives=7, mode='any', num_samples=10)
     loss.connect([(6, )], [(5, )])
     assert torch.isfinite(loss(*batch()))
 
@@ -249,7 +249,7 @@ def test_mistakes():
         loss.connect_dataset([[0, 1], [1, 1]])
     with pytest.raises(MMKDError, match='a memory for 7 samples, but the training set has 10'):
         CRDLoss(num_samples=7).connect_dataset(LABELS)
-    with pytest.raises(MMKDError, match="is 'exact' or 'relax', not 'hard'"):
+    with pytest.raises(MMKDError, match="is 'exact' or 'any', not 'hard'"):
         CRDLoss(mode='hard')
     exact = CRDLoss(num_samples=10)
     exact.connect([(6, )], [(5, )])

@@ -94,7 +94,7 @@ class CRDLoss(FeatureLoss):
         temperature: τ.
         momentum: Share of the old embedding in the memory.
         mode: Which negatives a sample has: ``'exact'``, samples of other classes, as published, or
-            ``'relax'``, any other samples. (The released code's option of that name is about positives.)
+            ``'any'``, any other samples.
         num_samples: M. ``None``: learnt in :meth:`connect_dataset`, which ``mode='exact'`` needs in any case.
         weight: Factor of the loss; 0.8 as published.
     """
@@ -105,8 +105,8 @@ class CRDLoss(FeatureLoss):
                  momentum: float = 0.5, mode: str = 'exact', num_samples: int | None = None,
                  weight: float = 1.0) -> None:
         super().__init__(weight)
-        if mode not in ('exact', 'relax'):
-            raise MMKDError(f"the mode of CRDLoss is 'exact' or 'relax', not {mode!r}")
+        if mode not in ('exact', 'any'):
+            raise MMKDError(f"the mode of CRDLoss is 'exact' or 'any', not {mode!r}")
         self.dim, self.negatives, self.temperature, self.momentum = dim, negatives, temperature, momentum
         self.mode = mode
         self.register_buffer('memory', None)  # (2, M, dim): the student's and the teacher's embeddings
@@ -116,7 +116,7 @@ class CRDLoss(FeatureLoss):
             self.register_buffer(name, None, persistent=False)
         if num_samples is not None:
             self._make_memory(num_samples)
-            if mode == 'relax':
+            if mode == 'any':
                 self.connect_dataset(range(num_samples))
 
     def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
@@ -142,7 +142,7 @@ class CRDLoss(FeatureLoss):
         elif total != self.memory.shape[1]:
             raise MMKDError(f'CRD has a memory for {self.memory.shape[1]} samples, but the training set has '
                             f'{total}')
-        if self.mode == 'relax':
+        if self.mode == 'any':
             labels = torch.arange(total)  # every sample is a class of its own
         size = labels.bincount()
         start = size.cumsum(0) - size
