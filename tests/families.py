@@ -1,4 +1,7 @@
 """Small detectors of every family, made from MMDetection's own configs."""
+import copy
+import functools
+
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 
@@ -25,7 +28,7 @@ def detector(family: str, size: int = 8, classes: int = CLASSES) -> ConfigDict:
         size: Base channels of the backbone; a teacher's may differ from a student's.
         classes: Number of classes.
     """
-    model = get_config(f'mmdet::{STOCK[family]}').model
+    model = copy.deepcopy(_stock(family))
     if family in ('rtmdet', 'yolox'):
         _shrink_csp(model, size)
     else:
@@ -43,6 +46,11 @@ def detector(family: str, size: int = 8, classes: int = CLASSES) -> ConfigDict:
             head['stacked_convs'] = 2
         model.bbox_head.update(head)
     return model
+
+
+@functools.cache
+def _stock(family: str) -> ConfigDict:
+    return get_config(f'mmdet::{STOCK[family]}').model  # reads all metafiles of MMDetection each time
 
 
 def _all_values(node, key: str):

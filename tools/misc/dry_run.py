@@ -50,8 +50,16 @@ def random_batch(model, number: int, size: int) -> dict:
     from mmpretrain.structures import DataSample
     classes = logit_layout(model, 'student').num_classes
     labels = torch.randint(classes, (number, )).tolist()
-    samples = [DataSample(metainfo=dict(num_classes=classes)).set_gt_label(label) for label in labels]
+    samples = [DataSample(metainfo=dict(num_classes=classes, sample_idx=index)).set_gt_label(label)
+               for index, label in enumerate(labels)]
     return dict(inputs=torch.randint(256, (number, 3, size, size), dtype=torch.uint8), data_samples=samples)
+
+
+def tell_labels(model) -> None:
+    """Tell methods that want to know the classes of a training set those of a made-up one."""
+    for method in model.mmkd.methods.values():
+        if method.wants_labels:
+            method.connect_dataset(list(range(logit_layout(model, 'student').num_classes)) * 2)
 
 
 def main() -> None:
@@ -73,6 +81,7 @@ def main() -> None:
     model = MODELS.build(cfg.model)
     model.init_weights()
     model.to(args.device).train()
+    tell_labels(model)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     student = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('mmkd.'))
     extra = sum(p.numel() for p in model.mmkd.parameters())

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from ...errors import MMKDError
 from ...registry import HOOKS
@@ -28,7 +28,8 @@ class MethodInfoHook(Hook):
         distillation = getattr(unwrapped(runner), 'mmkd', None)
         wanting = [] if distillation is None else [
             method for method in distillation.methods.values() if method.wants_labels]
-        if wanting:
+        # Before weights are loaded, for they may include what depends on the labels; not in testing.
+        if wanting and isinstance(runner._train_loop, BaseLoop):
             labels = _labels(runner.train_dataloader.dataset)
             for method in wanting:
                 method.connect_dataset(labels)
