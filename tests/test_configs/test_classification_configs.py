@@ -174,7 +174,8 @@ def test_config(path):
 
 def inputs(cfg: Config) -> tuple[int, int]:
     """Return the size of small images that a network can take, and the number of classes."""
-    if 'cifar' in cfg.train_dataloader.dataset.data_root:
+    root = cfg.train_dataloader.dataset.data_root
+    if 'cifar' in root or 'digits' in root:
         return 32, cfg.data_preprocessor.num_classes
     return 224 if 'deit' in repr(cfg.model) else 64, 1000
 

@@ -200,7 +200,10 @@ def test_the_table_of_weights(row):
 
 
 def test_presets_are_named_as_the_papers_name_them():
-    assert set(PRESETS) == {'DML', 'DeiT', 'KD', 'KDTuned', 'PKD', 'SHAKE', 'SOKD'}
+    assert set(PRESETS) == {
+        'KD', 'KDTuned', 'DML', 'SHAKE', 'SOKD', 'DeiT', 'SAKD', 'LD', 'CrossKD', 'DKD', 'DIST', 'HardLabel',
+        'FitNet', 'AT', 'NST', 'VID', 'KDSVD', 'AB', 'FSP', 'FT', 'OFD', 'ReviewKD', 'SP', 'CC', 'RKD', 'PKT',
+        'CRD', 'PKD', 'CWD', 'FGD', 'MGD'}
 
 
 def test_no_boxes_give_zero_with_a_gradient():

@@ -319,7 +319,7 @@ def test_misspelt_distill(refused, files, tmp_path):
     ('mmkd.FeatureDistil', "'FeatureDistill'"),
 ])
 def test_misspelt_method(train_config, kind, offered):
-    train_config(repr(kind), f'nearest names are {offered}',
+    train_config(repr(kind), 'nearest names are', offered,
                  options=[f'model.methods.shake.type={kind}'])
 
 
@@ -390,8 +390,9 @@ def test_spot_without_feature_maps(refused, files, tmp_path):
 
 
 def test_channels_that_do_not_match(refused, files, tmp_path):
-    methods(refused, files, tmp_path, dict(pkd=dict(type='mmkd.PKD', spot='backbone.layer3')),
-            "'backbone.layer3'", 'channels [32]', '[64]')
+    pkd = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLoss'), spot='backbone.layer3')
+    methods(refused, files, tmp_path, dict(pkd=pkd),
+            "'backbone.layer3'", 'channels [32]', '[64]', 'give a `connector`')
 
 
 def test_channels_of_the_neck_do_not_match(refused, files, tmp_path):
@@ -403,7 +404,8 @@ def test_channels_of_the_neck_do_not_match(refused, files, tmp_path):
     cfg.model.roi_head.bbox_head.in_channels = 24
     cfg.dump(tmp_path / 'wide.py')
     refused('train.py', [files.student, '--distill', 'pkd', '--teacher', tmp_path / 'wide.py',
-                         '--teacher-checkpoint', 'random', '--work-dir', tmp_path / 'work'],
+                         '--teacher-checkpoint', 'random', '--work-dir', tmp_path / 'work', '--cfg-options',
+                         'model.methods.pkd.connector=None'],
             "'neck'", 'channels [16, 16, 16, 16, 16]', '[24, 24, 24, 24, 24]')
 
 
