@@ -49,11 +49,13 @@ class Session:
     Args:
         lock (file): Open lock file, which every training holds as long as it lives.
         jobs (int): How many run at a time.
+        first (int): How many wait for no other; in the beginning there are no more to share the cores.
         stop (threading.Event): Set when all of them shall end.
     """
 
     lock: object
     jobs: int = 1
+    first: int = 1
     stop: threading.Event = field(default_factory=threading.Event)
 
 
@@ -378,7 +380,8 @@ def run_tool(stage, session, tool, arguments, options, show=lambda log: None):
     # Where cores are shared, threads that wait by spinning make a step several times slower.
     env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONPATH': os.pathsep.join(paths)}
     if session.jobs > 1:
-        env['OMP_NUM_THREADS'] = str(max(len(os.sched_getaffinity(0)) // session.jobs, 1))
+        together = session.jobs if stage.teacher else min(session.jobs, session.first)
+        env['OMP_NUM_THREADS'] = str(max(len(os.sched_getaffinity(0)) // together, 1))
     log = stage.work_dir / 'stdout.log'
     with log.open('a') as output:
         process = subprocess.Popen(
@@ -516,7 +519,8 @@ def run(args, configs, plan, report):
         try:
             make_digits(configs, args)
             stages = plan(args)
-            run_stages(stages, Session(lock, args.jobs))
+            first = sum(stage.teacher is None for stage in stages)
+            run_stages(stages, Session(lock, args.jobs, first))
             report(stages, args)
         except (StageError, FileExistsError) as error:
             sys.exit(f'\n{error}')

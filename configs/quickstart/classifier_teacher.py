@@ -2,18 +2,18 @@ _base_ = ['../_base_/datasets/digits_classification.py', '../_base_/classificati
 
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='mmkd.CRDResNet', depth=20, base_channels=24),
+    backbone=dict(type='mmkd.CRDResNet', depth=20, base_channels=20),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=10,
-        in_channels=96,
+        in_channels=80,
         # PyTorch's own initialisation: MMPretrain's is so small that standardised logits begin as noise.
         init_cfg=None,
         loss=dict(type='CrossEntropyLoss')))
 
 # 46 iterations an epoch.
-max_epochs = 15
+max_epochs = 10
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
