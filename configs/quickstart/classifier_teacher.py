@@ -13,7 +13,7 @@ model = dict(
         loss=dict(type='CrossEntropyLoss')))
 
 # 46 iterations an epoch.
-max_epochs = 10
+max_epochs = 8
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=5)
 val_cfg = dict()
 test_cfg = dict()
