@@ -21,16 +21,14 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
 
-from mmkd.apis import is_distillation, prepare_config, student_config
-from mmkd.apis.launching import read_config, run_tool
-from mmkd.errors import MMKDError
+from mmkd.apis import student_config
+from mmkd.apis.launching import run_tool
 from mmkd.models.spots import classify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from misc.dry_run import random_batch, tell_labels  # noqa: E402
+from misc.dry_run import build, load, random_batch  # noqa: E402
 
 
 def main() -> None:
@@ -64,20 +62,14 @@ def parse_args() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict:
     """Return the medians of all parts in seconds, their ratios, and on GPUs the peak memory in bytes."""
-    configs = {name: load(path, args) for name, path in (('distill', args.config), ('against', args.against))
-               if path}
-    parts, models = {}, {}
-    for name, cfg in configs.items():
-        init_default_scope(cfg.get('default_scope', 'mmdet'))
-        models[name] = build(cfg, args.device)
-        tell_labels(models[name])
+    configs = {name: load(path, args.cfg_options, args.random_teacher)
+               for name, path in (('distill', args.config), ('against', args.against)) if path}
+    models = {name: build(cfg, args.device) for name, cfg in configs.items()}
+    alone = student_config(configs['distill'])
     data = random_batch(models['distill'], args.batch, args.size)
-    cfg = configs['distill']
-    plain = build(student_config(cfg), args.device)
-    parts['student'] = step_of(plain, student_config(cfg), data)
-    parts['teacher'] = teachers_forward(models['distill'], data)
-    for name, model in models.items():
-        parts[name] = step_of(model, configs[name], data)
+    parts = dict(student=step_of(build(alone, args.device), alone, data),
+                 teacher=teachers_forward(models['distill'], data),
+                 **{name: step_of(model, configs[name], data) for name, model in models.items()})
     seconds, memory = take_turns(parts, args.iters, torch.device(args.device))
     floor = seconds['student'] + seconds['teacher']
     ratios = dict(floor=seconds['distill'] / floor, student=seconds['distill'] / seconds['student'])
@@ -87,33 +79,6 @@ def measure(args: argparse.Namespace) -> dict:
                 device=torch.cuda.get_device_name() if args.device == 'cuda' else args.device,
                 threads=torch.get_num_threads(), seconds=dict(seconds, floor=floor), ratios=ratios,
                 memory=memory)
-
-
-def load(path: str, args: argparse.Namespace) -> Config:
-    """Read a distilling config."""
-    cfg = read_config(path)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
-    if not is_distillation(cfg):
-        raise MMKDError(f'{path!r} does not distil.')
-    if args.random_teacher:
-        teachers = cfg.model.get('teacher') or []
-        for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
-            teacher.checkpoint = 'random'
-        if 'backbone' in cfg.model.student:
-            cfg.model.student.backbone.init_cfg = None
-    return prepare_config(cfg)
-
-
-def build(cfg: Config, device: str):
-    """Build and initialise a network, in train mode."""
-    torch.manual_seed(0)
-    settings = dict(cfg.model)
-    if cfg.get('data_preprocessor') and 'data_preprocessor' not in settings:
-        settings['data_preprocessor'] = cfg.data_preprocessor
-    model = MODELS.build(copy.deepcopy(settings))
-    model.init_weights()
-    return model.to(device).train()
 
 
 def step_of(model, cfg: Config, data: dict) -> Callable[[], None]:

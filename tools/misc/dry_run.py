@@ -3,14 +3,16 @@
     python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
+import copy
 import time
 
 import torch
 from mmdet.testing import demo_mm_inputs
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.launching import read_config, run_tool
@@ -62,26 +64,49 @@ def tell_labels(model) -> None:
             method.connect_dataset(list(range(logit_layout(model, 'student').num_classes)) * 2)
 
 
-def main() -> None:
-    args = parse_args()
-    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialisation is told
-    cfg = read_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
+    """Read and prepare a distilling config.
+
+    Args:
+        path: The config.
+        cfg_options: Changes of it.
+        random_teacher: Whether the teacher's and the backbone's weights are left out.
+
+    Raises:
+        MMKDError: If it does not distil.
+    """
+    cfg = read_config(path)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
     if not is_distillation(cfg):
-        raise MMKDError(f'{args.config!r} does not distil.')
-    if args.random_teacher:
+        raise MMKDError(f'{path!r} does not distil.')
+    if random_teacher:
         teachers = cfg.model.get('teacher') or []
         for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
             teacher.checkpoint = 'random'
-        cfg.model.student.backbone.init_cfg = None
-    prepare_config(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
+        if 'backbone' in cfg.model.student:
+            cfg.model.student.backbone.init_cfg = None
+    return prepare_config(cfg)
 
-    model = MODELS.build(cfg.model)
+
+def build(cfg: Config, device: str) -> nn.Module:
+    """Build and initialise a config's network as MMEngine's Runner does, in train mode."""
+    init_default_scope(cfg.get('default_scope', 'mmdet'))
+    settings = dict(cfg.model)
+    if cfg.get('data_preprocessor'):  # MMPretrain's configs have it at their top
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    model = MODELS.build(copy.deepcopy(settings))
     model.init_weights()
-    model.to(args.device).train()
-    tell_labels(model)
+    if hasattr(model, 'mmkd'):
+        tell_labels(model)
+    return model.to(device).train()
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialisation is told
+    cfg = load(args.config, args.cfg_options, args.random_teacher)
+    model = build(cfg, args.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
     student = sum(p.numel() for name, p in model.named_parameters() if not name.startswith('mmkd.'))
     extra = sum(p.numel() for p in model.mmkd.parameters())
