@@ -210,7 +210,10 @@ def make_stage(config, method, seed, work_dir, args, teacher=None, settings=None
                     **(settings or {}))
     if teacher:
         settings['teacher'] = digest(teacher.settings)
-    number = images['train'] if images else number_of_images(config, args)
+    if images:
+        number = images['train']
+    else:
+        number = SMOKE_BATCHES * facts.batch_size if args.smoke else number_of_images(config, args)
     rounded = number // facts.batch_size if facts.drop_last else -(-number // facts.batch_size)
     return Stage(**{**dict(method=method, seed=seed, config=Path(config), work_dir=work_dir, epochs=epochs,
                            iterations=epochs * rounded, options=options, settings=settings, teacher=teacher,
@@ -219,15 +222,13 @@ def make_stage(config, method, seed, work_dir, args, teacher=None, settings=None
 
 def number_of_images(config, args):
     """Count the training images of a config whose data are not drawn here."""
-    return _count_images(str(config), tuple(args.cfg_options), args.smoke)
+    return _count_images(str(config), tuple(args.cfg_options))
 
 
 @functools.lru_cache
-def _count_images(config, options, smoke):
+def _count_images(config, options):
     from mmengine.registry import DATASETS, init_default_scope
     cfg = load_config(config, options)
-    if smoke:
-        return SMOKE_BATCHES * cfg.train_dataloader.batch_size
     init_default_scope(cfg.default_scope)
     return len(DATASETS.build(cfg.train_dataloader.dataset))
 

@@ -11,15 +11,13 @@ from ..errors import MMKDError
 
 def is_distillation(cfg: Config) -> bool:
     """Whether a config's model is one of mmkd's distillers."""
-    kind = cfg.model.get('type', '')
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller')
+    return _name(cfg.model.get('type', '')).split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller')
 
 
 def trains_classifier(cfg: Config) -> bool:
     """Whether a config is one of MMPretrain's."""
     kind = cfg.model.get('type', '')
-    if _name(kind).split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller'):
+    if is_distillation(cfg):
         return _name(kind).endswith('ClassifierDistiller')
     scope = cfg.get('default_scope', 'mmdet')
     return scope == 'mmpretrain' or isinstance(kind, str) and kind.startswith('mmpretrain.')

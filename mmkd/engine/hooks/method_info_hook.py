@@ -62,7 +62,6 @@ class MethodInfoHook(Hook):
             print_log(f'The first stage of training has ended for {", ".join(ended)}.', 'current')
             rewrap(runner)
 
-
     def after_train_epoch(self, runner) -> None:
         for name, method in unwrapped(runner).mmkd.methods.items():
             report = method.epoch_report()

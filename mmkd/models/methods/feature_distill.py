@@ -43,8 +43,8 @@ class FeatureDistill(Method):
         self.spot = spot
         self.teacher_spot = teacher_spot
         self.connector_cfg = connector
-        self.losses, self.connectors = ModuleList(), ModuleList()
-        one = self._build_loss()  # so that wrong settings are told here, with this method's name
+        one = self._build_loss()
+        self.losses, self.connectors = ModuleList([one]), ModuleList()
         self.has_first_stage = one.has_first_stage
         self.first_stage_epochs = first_stage_epochs
         self.trains_student_first = one.trains_student_first
@@ -61,8 +61,8 @@ class FeatureDistill(Method):
         if not teachers:
             raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
         self._choose_spots(student)
-        for teacher in teachers:
-            loss = self._build_loss()
+        self.losses.extend(self._build_loss() for _ in teachers[1:])
+        for teacher, loss in zip(teachers, self.losses, strict=True):
             own = _shapes(student, self.student_spots, 'student')
             other = _shapes(teacher.model, self.teacher_spots, 'teacher')
             self.shapes = own, other
@@ -79,7 +79,6 @@ class FeatureDistill(Method):
                 raise MMKDError(
                     f'{self.name} cannot compare what the student gives at {_listed(self.student_spots)} '
                     f'with what the teacher gives at {_listed(self.teacher_spots)}: {error}.') from None
-            self.losses.append(loss)
 
     def connect_dataset(self, labels: Sequence[int]) -> None:
         for loss in self.losses:
