@@ -5,12 +5,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mmengine.config.utils
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
 from mmkd.apis.config import trains_classifier
@@ -174,7 +176,8 @@ def test_config(path):
 
 def inputs(cfg: Config) -> tuple[int, int]:
     """Return the size of small images that a network can take, and the number of classes."""
-    root = cfg.train_dataloader.dataset.data_root
+    dataset = cfg.train_dataloader.dataset
+    root = dataset.get('dataset', dataset).data_root  # resident images are of another dataset
     if 'cifar' in root or 'digits' in root:
         return 32, cfg.data_preprocessor.num_classes
     return 224 if 'deit' in repr(cfg.model) else 64, 1000
@@ -219,7 +222,13 @@ def test_the_settings_of_the_papers():
     sokd = read(Path('configs/sokd/sokd_wrn_40_2_wrn_16_2_cifar100_200e.py'))
     assert (sokd.optim_wrapper.optimizer.lr, sokd.param_scheduler.milestones) == (0.1, [100, 150])
     assert (sokd.train_cfg.max_epochs, sokd.train_dataloader.batch_size) == (200, 128)
-    assert sokd.train_dataloader.dataset.pipeline[0].padding_mode == 'reflect'
+    image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode='reflect')
+    crops = [padded[y:y + 32, x:x + 32] for y in range(9) for x in range(9)]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        made = Compose(sokd.train_dataloader.dataset.pipeline)(dict(img=image, gt_label=0))['inputs']
+    made = made.permute(1, 2, 0).numpy()
+    assert any(np.array_equal(made, crop) or np.array_equal(made, crop[:, ::-1]) for crop in crops)
 
 
 @pytest.mark.parametrize('method', ['sokd', 'shake'])
