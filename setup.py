@@ -37,7 +37,7 @@ setup(
     cmdclass={'build_py': BuildWithConfigs},
     # The OpenMMLab packages exist under two sets of names, so neither is a hard requirement.
     # tools/setup_env.sh installs either set with versions that were tested together.
-    install_requires=['numpy'],
+    install_requires=['numpy', 'safetensors'],
     extras_require={
         'onedl': [
             'torch>=2.4',

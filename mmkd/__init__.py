@@ -11,6 +11,6 @@ if _missing:
         "OneDL stack with `pip install 'mmkd[onedl]'` or the upstream one with "
         "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).")
 
-from . import checkpoints, engine, models  # noqa: E402,F401  (importing registers everything)
+from . import checkpoints, datasets, engine, models  # noqa: E402,F401  (importing registers everything)
 
 __all__ = ['__version__']

@@ -7,6 +7,7 @@ from mmengine.config import Config, ConfigDict
 
 from ..checkpoints import SAFE_PREFIX
 from ..errors import MMKDError
+from ..models.teachers import TeacherCache
 
 
 def is_distillation(cfg: Config) -> bool:
@@ -27,8 +28,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     """Set what mmkd's promises need and the user's config leaves open.
 
     That is: the student's own rules for its own parameters, whole-file checkpoints that hold the student's
-    config, exact resuming, the teacher check, what methods have to know of the training, safe loading, and a
-    CPU form of distributed training. All of it is visible in the config that the Runner saves beside the log.
+    config, exact resuming, the teacher check, what methods have to know of the training, training data that a
+    teacher's cache can answer for, safe loading, and a CPU form of distributed training. All of it is visible
+    in the config that the Runner saves beside the log.
     A student trained alone is prepared in the same way, so that it can be compared.
 
     Args:
@@ -48,6 +50,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     if is_distillation(cfg):
         hooks.setdefault('teacher_check', ConfigDict()).setdefault('type', 'mmkd.TeacherCheckHook')
         hooks.setdefault('method_info', ConfigDict()).setdefault('type', 'mmkd.MethodInfoHook')
+        folders = [teacher.cache for teacher in teacher_configs(cfg) if teacher.get('cache')]
+        if folders:
+            replay_training_data(cfg, TeacherCache(folders[0]).views)
     loader = cfg.train_dataloader
     loader['persistent_workers'] = False
     if loader.get('num_workers', 0) > 0:
@@ -56,6 +61,59 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     if cfg.get('load_from'):
         cfg.load_from = safe_source(cfg.load_from)
     return cfg
+
+
+def teacher_configs(cfg: Config) -> list[ConfigDict]:
+    """Return the configs of all teachers of a distilling config."""
+    teachers = cfg.model.get('teacher') or []
+    return [teachers] if isinstance(teachers, dict) else list(teachers)
+
+
+def replay_training_data(cfg: Config, views: int) -> None:
+    """Make the training data of a distilling classifier a fixed number of views that can be asked for again.
+
+    What mixes images of a batch (Mixup, CutMix) is moved from the student into the data, which mix them one
+    by one. Data that have ``views`` already stay as they are.
+
+    Args:
+        cfg: A whole training config; changed in place.
+        views: How many there shall be.
+
+    Raises:
+        MMKDError: If another sampler or another way of mixing stands in the way.
+    """
+    loader = cfg.train_dataloader
+    if loader.get('num_batch_per_epoch'):
+        raise MMKDError('A teacher cache needs epochs of all images; leave out '
+                        'train_dataloader.num_batch_per_epoch.')
+    kind = _name(loader.sampler.get('type')).split('.')[-1]
+    if kind not in ('DefaultSampler', 'ViewSampler'):
+        raise MMKDError(f'A teacher cache needs every image once in an epoch, which the sampler {kind} does '
+                        "not give; set train_dataloader.sampler.type='DefaultSampler'.")
+    loader.sampler.type = 'mmkd.ViewSampler'
+    if 'views' in loader.dataset or _name(loader.dataset.type).endswith('ResidentDataset'):
+        loader.dataset['views'] = loader.dataset.get('views') or views
+        return
+    loader.dataset = ConfigDict(type='mmkd.ReplayedDataset', dataset=loader.dataset, views=views)
+    if augments := _take_batch_augments(cfg):
+        loader.dataset.mix = augments
+
+
+def _take_batch_augments(cfg: Config) -> list[dict]:
+    """Remove the ways to mix images of a batch from a config and return them."""
+    found = ConfigDict()
+    student = cfg.model.student
+    if student.get('train_cfg'):
+        found = ConfigDict({key: student.train_cfg.pop(key) for key in ('augments', 'probs')
+                            if key in student.train_cfg})
+    for preprocessor in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor'),
+                         student.get('data_preprocessor')):
+        found = (preprocessor or {}).pop('batch_augments', None) or found
+    if found.get('probs'):
+        raise MMKDError('Mixing only some images (`probs` of the batch augmentations) cannot be replayed; '
+                        'leave it out.')
+    augments = found.get('augments') or []
+    return [augments] if isinstance(augments, dict) else list(augments)
 
 
 def set_model_wrapper(cfg: Config, distributed: bool) -> None:
@@ -106,6 +164,10 @@ def student_config(cfg: Config) -> Config:
     loader = cfg.get('train_dataloader')
     if loader and _is_ours((loader.get('worker_init_fn') or {}).get('type')):
         loader.pop('worker_init_fn')
+    if loader and _name((loader.get('dataset') or {}).get('type')).endswith('ReplayedDataset'):
+        if loader.dataset.get('mix'):
+            cfg.model.setdefault('train_cfg', ConfigDict()).augments = loader.dataset.mix
+        loader.dataset, loader.sampler.type = loader.dataset.dataset, 'DefaultSampler'
     if cfg.get('load_from'):
         cfg.load_from = cfg.load_from.removeprefix(SAFE_PREFIX)
     return cfg

@@ -52,7 +52,7 @@ def separate_random_state():
     with preserved_random_state():
         # Between two iterations nothing else may draw, but what is drawn here must differ.
         iteration = MessageHub.get_current_instance().get_info('iter', 0) or 0
-        seed = (int(torch.randint(2**31, (1, ))) + 1_000_003 * iteration) % 2**31
+        seed = (random.getrandbits(31) + 1_000_003 * iteration) % 2**31
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

@@ -342,6 +342,15 @@ def test_what_cannot_work_is_told(settings, said):
         make(**settings)
 
 
+def test_routing_needs_a_teacher_in_full_precision():
+    cfg = distil(cifar_network(8, STUDENT), cifar_network(14, TEACHER), sakd=dict(type='mmkd.SAKD'))
+    cfg['teacher']['precision'] = 'bf16'
+    with pytest.raises(MMKDError, match='leave out teacher.precision'):
+        build(cfg)
+    cfg['methods']['sakd']['strategy'] = 'random'
+    build(cfg)
+
+
 def test_logits_alone():
     losses = losses_of(make(None))
     assert {'sakd.loss_kd', 'sakd.loss_routing', 'sakd.loss_balance', 'sakd.share_logits'} <= set(losses)

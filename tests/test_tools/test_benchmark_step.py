@@ -1,6 +1,10 @@
 """The cost of a step, against its floor."""
 import json
 
+import torch
+
+from tests.tiny import load_tool
+
 
 def test_everything_is_measured(run, tmp_path):
     ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/shake.py', '--against',
@@ -9,12 +13,31 @@ def test_everything_is_measured(run, tmp_path):
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / 'found.json').read_text())
     seconds, ratios = found['seconds'], found['ratios']
-    assert set(seconds) == {'student', 'teacher', 'distill', 'against', 'floor'}
+    assert set(seconds) == {'student', 'teacher', 'proxy', 'distill', 'against', 'floor'}
     assert all(value > 0 for value in seconds.values())
-    assert seconds['floor'] == seconds['student'] + seconds['teacher']
+    assert seconds['floor'] == seconds['student'] + seconds['teacher'] + seconds['proxy']
+    assert set(found['memory']) == {*seconds} - {'floor'}
+    assert found['memory']['distill'] > found['memory']['proxy'] > 0
+    assert set(found['profile']['student']) == {'backward', 'optimizer', 'forward'}
+    assert all(value > 0 for value in found['profile']['distill'].values())
+    assert {*found['profile']['distill']} == {'backward', 'optimizer', 'forward', 'teacher', 'methods'}
+    assert 'missing' in found['loading'] or found['loading']['seconds'] > 0
     assert ratios['floor'] == seconds['distill'] / seconds['floor']
     assert ratios['against'] == seconds['distill'] / seconds['against']
-    assert 'distilling step / floor' in ended.out
+    assert 'distilling step / floor' in ended.out and 'where the time goes' in ended.out
+
+
+def test_peak_memory_counts_what_is_alive_at_a_time():
+    tool = load_tool('analysis_tools/benchmark_step.py')
+
+    def part():
+        for _ in range(3):
+            torch.empty(2**20, dtype=torch.uint8).fill_(1)
+        kept = torch.empty(2**21, dtype=torch.uint8)
+        return kept + 1
+
+    peak = tool.peak_memory(part, torch.device('cpu'))
+    assert 2**22 <= peak < 2**22 + 2**19
 
 
 def test_a_config_that_does_not_distil(run):

@@ -4,9 +4,11 @@
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \\
         --against configs/kd_faster_rcnn_r50.py
 
-The least is the student's own step, plus the teacher's forward pass as far as it is asked for; both are
-measured on the plain networks, in the same process, taking turns with the distilling step. Images are noise.
-Seconds are medians; compare them only within one run.
+The least is the student's own step, plus the teacher's backbone, neck and, where logits are asked for, head,
+plus forward and backward of what else is trained (a proxy, connectors); all of that is measured on the plain
+networks, in the same process, taking turns with the distilling step. Images are noise. Seconds are medians;
+compare them only within one run. Memory is the peak of a step above what lies there before it: weights and
+optimizer states.
 """
 import argparse
 import copy
@@ -15,12 +17,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from mmkd.apis import student_config
 from mmkd.apis.launching import run_tool
@@ -61,37 +66,105 @@ def parse_args() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Return the medians of all parts in seconds, their ratios, and on GPUs the peak memory in bytes."""
+    """Return the medians of all parts in seconds, their ratios, and their peak memory in bytes."""
     configs = {name: load(path, args.cfg_options, args.random_teacher)
                for name, path in (('distill', args.config), ('against', args.against)) if path}
     models = {name: build(cfg, args.device) for name, cfg in configs.items()}
     alone = student_config(configs['distill'])
     data = random_batch(models['distill'], args.batch, args.size)
-    parts = dict(student=step_of(build(alone, args.device), alone, data),
-                 teacher=teachers_forward(models['distill'], data),
-                 **{name: step_of(model, configs[name], data) for name, model in models.items()})
-    seconds, memory = take_turns(parts, args.iters, torch.device(args.device))
-    floor = seconds['student'] + seconds['teacher']
-    ratios = dict(floor=seconds['distill'] / floor, student=seconds['distill'] / seconds['student'])
+    steps = {name: Step(model, configs[name], data) for name, model in models.items()}
+    parts = dict(student=Step(build(alone, args.device), alone, data),
+                 teacher=teachers_forward(models['distill'], data), **steps)
+    if proxy := trained_parts(models['distill'], data):
+        parts['proxy'] = proxy
+    device = torch.device(args.device)
+    seconds = take_turns(parts, args.iters, device)
+    seconds['floor'] = seconds['student'] + seconds['teacher'] + seconds.get('proxy', 0)
+    ratios = dict(floor=seconds['distill'] / seconds['floor'],
+                  student=seconds['distill'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
     return dict(config=args.config, against=args.against, size=args.size, batch=args.batch, iters=args.iters,
-                device=torch.cuda.get_device_name() if args.device == 'cuda' else args.device,
-                threads=torch.get_num_threads(), seconds=dict(seconds, floor=floor), ratios=ratios,
-                memory=memory)
+                device=torch.cuda.get_device_name() if device.type == 'cuda' else args.device,
+                threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
+                memory={name: peak_memory(part, device) for name, part in parts.items()},
+                profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
+                loading=loading(configs['distill'], args.iters))
 
 
-def step_of(model, cfg: Config, data: dict) -> Callable[[], None]:
-    """Return a training step: loss, backward, optimizer."""
-    optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
-    return lambda: model.train_step(copy.deepcopy(data), optimizer)
+class Step:
+    """A training step: loss, backward, optimizer.
+
+    Args:
+        model: The network that is trained.
+        cfg: Its config.
+        data: A batch as a data loader gives it.
+    """
+
+    def __init__(self, model: nn.Module, cfg: Config, data: dict) -> None:
+        self.model = model
+        self.data = data
+        self.optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+
+    def __call__(self) -> None:
+        self.model.train_step(copy.deepcopy(self.data), self.optimizer)
+
+    def profile(self, iters: int) -> dict[str, float]:
+        """Return the median seconds of the teachers, the methods, backward, optimizer, and the rest: forward.
+
+        What runs on a GPU is waited for after each of them, so that they add up to more than a plain step.
+        """
+        owners = dict(backward=[(self.optimizer, 'backward')], optimizer=[(self.optimizer, 'step')])
+        if hasattr(self.model, 'mmkd'):
+            owners['teacher'] = [(teacher.engine, 'record') for teacher in self.model.mmkd.teachers]
+            owners['methods'] = [(method, 'forward') for method in self.model.mmkd.methods.values()]
+        found = {name: [] for name in (*owners, 'forward')}
+        for _ in range(iters):
+            with timed(owners) as seconds:
+                start = now()
+                self()
+                seconds['forward'] = now() - start - sum(seconds.values())
+            for name, value in seconds.items():
+                found[name].append(value)
+        return {name: statistics.median(values) for name, values in found.items()}
 
 
-def teachers_forward(model, data: dict) -> Callable[[], None]:
+@contextmanager
+def timed(owners: dict[str, list[tuple[object, str]]]):
+    """Add up the seconds that are spent in some methods of objects inside the block, by name."""
+    seconds = dict.fromkeys(owners, 0.0)
+
+    def clocked(name, function):
+        def call(*args, **kwargs):
+            start = now()
+            result = function(*args, **kwargs)
+            seconds[name] += now() - start
+            return result
+        return call
+
+    places = [(name, owner, method) for name, found in owners.items() for owner, method in found]
+    try:
+        for name, owner, method in places:
+            setattr(owner, method, clocked(name, getattr(owner, method)))
+        yield seconds
+    finally:
+        for _, owner, method in places:
+            owner.__dict__.pop(method, None)
+
+
+def now() -> float:
+    """Return the time when all that was started is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def teachers_forward(model: nn.Module, data: dict) -> Callable[[], None]:
     """Return the teachers' forward pass as far as the methods ask for it, on the plain networks."""
     spots = model.mmkd.teacher_spots
     if not spots:
         return lambda: None
+    networks = [copy.deepcopy(teacher.model) for teacher in model.mmkd.teachers]
     batch = model.data_preprocessor(copy.deepcopy(data), True)
     rois = None
     if any(teacher.judges_rois(spots) for teacher in model.mmkd.teachers):
@@ -102,46 +175,139 @@ def teachers_forward(model, data: dict) -> Callable[[], None]:
 
     @torch.inference_mode()
     def forward():
-        for teacher, images in zip(model.mmkd.teachers, inputs, strict=True):
-            if not hasattr(teacher.model, 'backbone'):
-                teacher.model(images)
+        for network, images in zip(networks, inputs, strict=True):
+            if not hasattr(network, 'backbone'):
+                network(images)
                 continue
-            features = teacher.model.extract_feat(images)
+            features = network.extract_feat(images)
             if any(spot.startswith('cls_') or 'head' in spot for spot in spots):
-                classify(teacher.model, features, rois)
+                classify(network, features, rois)
 
     return forward
 
 
-def take_turns(parts: dict[str, Callable], iters: int, device: torch.device) -> tuple[dict, dict]:
-    """Run all parts in turns; return the median seconds and, on GPUs, the peak memory of each."""
-    seconds, memory = {name: [] for name in parts}, {}
+def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
+    """Return forward and backward of all layers that methods train, on what they are given in a step.
+
+    Those are the outermost modules with parameters that are called with tensors alone.
+    """
+    calls, depth = [], 0
+    modules = [module for method in model.mmkd.methods.values() for module in method.modules()
+               if any(parameter.requires_grad for parameter in module.parameters())]
+
+    def enter(module, args):
+        nonlocal depth
+        if _only_tensors(args):
+            if not depth:
+                calls.append((module, args))
+            depth += 1
+
+    def leave(module, args, output):
+        nonlocal depth
+        depth -= _only_tensors(args)
+
+    handles = [handle for module in modules
+               for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]
+    batch = model.data_preprocessor(copy.deepcopy(data), True)
+    model.loss(batch['inputs'], batch['data_samples'])
+    for handle in handles:
+        handle.remove()
+    if not calls:
+        return None
+    calls = [(module, _leaves(args)) for module, args in calls]
+
+    def forward_and_backward():
+        outputs = [_tensors(module(*args)) for module, args in calls]
+        sum(one.sum() for given in outputs for one in given if one.requires_grad).backward()
+
+    return forward_and_backward
+
+
+def _only_tensors(value) -> bool:
+    if isinstance(value, (tuple, list)):
+        return bool(value) and all(_only_tensors(one) for one in value)
+    return isinstance(value, Tensor)
+
+
+def _tensors(value) -> list[Tensor]:
+    if isinstance(value, (tuple, list)):
+        return [one for part in value for one in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
+
+
+def _leaves(value):
+    """Return values that are no results of anything, which ask for a gradient where the given ones did."""
+    if isinstance(value, (tuple, list)):
+        return [_leaves(one) for one in value]
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def take_turns(parts: dict[str, Callable], iters: int, device: torch.device) -> dict[str, float]:
+    """Run all parts in turns; return the median seconds of each."""
+    seconds = {name: [] for name in parts}
     for turn in range(iters + 2):  # two to warm up
         for name, part in parts.items():
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-                torch.cuda.reset_peak_memory_stats()
-            start = time.perf_counter()
+            start = now()
             part()
-            if device.type == 'cuda':
-                torch.cuda.synchronize()
-                memory[name] = torch.cuda.max_memory_allocated()
+            end = now()
             if turn >= 2:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}, memory
+                seconds[name].append(end - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak_memory(part: Callable, device: torch.device) -> int:
+    """Return the peak of allocated bytes during a call, above what was allocated before."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        part()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        part()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    level = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak
+
+
+def loading(cfg: Config, batches: int) -> dict:
+    """Return how long the config's own data loader takes for a batch, or why that cannot be told."""
+    try:
+        batches_of = iter(Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=0))
+        next(batches_of)  # workers start, and fill their queues
+        start = time.perf_counter()
+        number = sum(1 for _, _ in zip(range(batches), batches_of, strict=False))
+        return dict(batch_size=cfg.train_dataloader.batch_size, workers=cfg.train_dataloader.num_workers,
+                    seconds=(time.perf_counter() - start) / max(number, 1))
+    except (FileNotFoundError, OSError, RuntimeError) as error:
+        return dict(missing=str(error))
 
 
 def describe(found: dict) -> list[str]:
     """Return the figures as lines of text."""
     titles = dict(student='student alone, its step', teacher="teacher's forward pass",
-                  floor='floor: the two together', distill='distilling step',
-                  against=f'step of {found["against"]}')
-    lines = [f'{titles[name]:40s} {1000 * value:9.1f} ms' + (
-        f'   peak {found["memory"][name] / 2**20:8.0f} MiB' if name in found['memory'] else '')
-        for name, value in found['seconds'].items()]
+                  proxy='what else is trained, forward and backward', floor='floor: all of these together',
+                  distill='distilling step', against=f'step of {found["against"]}')
+    lines = [f'{title:44s} {1000 * found["seconds"][name]:9.1f} ms' + (
+        f'   peak {found["memory"][name] / 2**20:8.1f} MiB' if name in found['memory'] else '')
+        for name, title in titles.items() if name in found['seconds']]
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
                   against='distilling step / the other one')
-    return lines + [f'{ratios[name]:40s} {value:9.3f}' for name, value in found['ratios'].items()]
+    lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in found['ratios'].items()]
+    lines += ['', 'where the time goes:              student   distilling']
+    for name, value in found['profile']['distill'].items():
+        alone = found['profile']['student'].get(name)
+        lines.append(f'    {name:24s} ' + (f'{1000 * alone:9.1f} ms' if alone is not None else ' ' * 12)
+                     + f' {1000 * value:9.1f} ms')
+    of = found['loading']
+    if 'missing' in of:
+        return [*lines, '', f'data loading: not measured ({of["missing"]})']
+    return [*lines, '', f'data loading, {of["batch_size"]} images, {of["workers"]} workers: '
+            f'{1000 * of["seconds"]:.1f} ms a batch']
 
 
 if __name__ == '__main__':

@@ -5,7 +5,9 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
+from ...errors import MMKDError
 from ...models.random_state import preserved_random_state
+from ...models.teachers import fingerprint_of
 from ...registry import HOOKS
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
@@ -15,6 +17,8 @@ MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
 @HOOKS.register_module()
 class TeacherCheckHook(Hook):
     """Checks the teacher's classes and logs its metric on the validation set before training.
+
+    A teacher that answers from a cache is not evaluated; its cache must belong to this training.
 
     Args:
         evaluate: Whether to evaluate the teacher; skipped for a declared-random teacher and on resuming.
@@ -35,10 +39,13 @@ class TeacherCheckHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if not hasattr(model, 'mmkd'):
             return
-        classes = (getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}).get('classes')
+        dataset = runner.train_dataloader.dataset
+        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
         for teacher in model.mmkd.teachers:
             teacher.check_class_names(classes)
-            if self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
+            if teacher.cache is not None:
+                _check_cache(runner, model, teacher, dataset)
+            elif self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
                 with preserved_random_state():  # training draws the same numbers with and without this
                     self._evaluate(runner, teacher)
 
@@ -63,3 +70,18 @@ class TeacherCheckHook(Hook):
                 print_log(
                     f'THE TEACHER IS POOR: {name} is {metrics[name]:.4f}, below {minimum}. Check its '
                     'checkpoint, its class list and its normalisation.', 'current', 40)
+
+
+def _check_cache(runner, model, teacher, dataset) -> None:
+    cache = teacher.cache
+    print_log(f'Comparing the teacher cache {cache.folder!r} with the teacher and the data.', 'current')
+    # Labels of classes that are mixed reach methods as soft labels only.
+    wanting = [name for name, method in model.mmkd.methods.items()
+               if getattr(getattr(method, 'loss', None), 'needs_labels', False)]
+    if wanting and getattr(dataset, 'mix', None):
+        raise MMKDError(f'{", ".join(wanting)}: one true class is needed for every image, and the training '
+                        'data mix images.')
+    cfg = runner.cfg.train_dataloader.dataset
+    cache.check(fingerprint_of(teacher, model, cfg, dataset), getattr(dataset, 'views', None))
+    print_log(f'The teacher answers from the cache {cache.folder!r} and is not evaluated; on the images '
+              f'there, its top-1 accuracy was {cache.top1():.2f} %.', 'current')

@@ -54,7 +54,7 @@ class TeacherGapHook(Hook):
         model = unwrapped(runner)
         data = model.data_preprocessor(copy.deepcopy(data_batch), False)
         teacher = model.mmkd.teacher
-        answers = teacher(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
+        answers = teacher.look(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
         step = Step(model, data['inputs'], data['data_samples'], seen, [answers])
         s, t = (self._layout.logits(outputs)[-1] for outputs in (seen['cls_outputs'], answers['cls_outputs']))
         where = 'teacher' if self._layout.dense else 'all'

@@ -169,7 +169,7 @@ class CRDLoss(FeatureLoss):
         if self.order is None:
             raise MMKDError('CRD does not know the training set; call `connect_dataset` with its labels')
         total, device = len(self.order), student[0].device
-        indices = torch.tensor(sample_indices(samples, total), device=device)
+        indices = torch.tensor(sample_indices(samples, total)).to(device, non_blocking=True)
         compared = torch.cat((indices[:, None], self.draw_negatives(indices)), dim=1)
         with torch.autocast(device.type, enabled=False):
             embedded = [F.normalize(embed(as_vectors(feature)))

@@ -96,6 +96,8 @@ class SpotAdaptiveDistill(Method):
         if len(teachers) != 1:
             raise MMKDError(f'SAKD learns from one teacher, not from {len(teachers)}.')
         teacher, = teachers
+        if self._routes and teacher.engine.precision != 'fp32':
+            raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'softmax':
             raise MMKDError('SAKD is for classifiers that choose one class.')

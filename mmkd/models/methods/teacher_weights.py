@@ -45,7 +45,7 @@ def minimum_norm_weights(gram: Tensor, iterations: int = 200) -> Tensor:
     if len(gram) == 1:
         return weights
     if len(gram) == 2:
-        return _towards(torch.eye(2, dtype=gram.dtype, device=gram.device)[0], gram, gram.new_tensor(1))
+        return _towards(torch.eye(2, dtype=gram.dtype, device=gram.device)[0], gram, gram.new_ones(()))
     for _ in range(iterations):
         weights = _towards(weights, gram, (gram @ weights).argmin())
     return weights

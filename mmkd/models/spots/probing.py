@@ -22,15 +22,21 @@ def record(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
         inputs: A preprocessed batch ``(N, 3, H, W)``.
         rois: Two-stage detectors: boxes to judge, see :func:`classify`.
     """
-    parts = {module.split('.')[0] for place in places.values() for module in place.modules}
     with Recorder(model, places) as recorder:
-        if is_classifier(model) and not hasattr(model, 'backbone'):
-            model(inputs)  # from another library; its parts go by other names
-        else:
-            features = model.extract_feat(inputs)
-            if parts & {'head', 'bbox_head', 'roi_head'}:
-                classify(model, features, rois)
+        run(model, places, inputs, rois)
     return {name: recorder[name] for name in places}
+
+
+def run(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
+        rois: Sequence[Tensor] | None = None) -> None:
+    """Run a network on a batch, with its classification head only if a place is there; see :func:`record`."""
+    if is_classifier(model) and not hasattr(model, 'backbone'):
+        model(inputs)  # from another library; its parts go by other names
+        return
+    features = model.extract_feat(inputs)
+    parts = {module.split('.')[0] for place in places.values() for module in place.modules}
+    if parts & {'head', 'bbox_head', 'roi_head'}:
+        classify(model, features, rois)
 
 
 def classify(model: nn.Module, features: Sequence[Tensor], rois: Sequence[Tensor] | None = None) -> list:

@@ -34,18 +34,24 @@ class Recorder:
     Args:
         model: The network.
         places: What to record, by the name under which it will be read.
+        enough: After how many entries in all the block ends, wherever the network is by then; ``None`` lets
+            it run to its end.
 
-    After the block, ``recorder[name]`` is the list of what was seen, one entry per call of the module.
+    After the block, ``recorder[name]`` is the list of what was seen, one entry per call of the module, and
+    ``recorder.noted`` the number of all entries.
     """
 
-    def __init__(self, model: nn.Module, places: Mapping[str, Place]) -> None:
+    def __init__(self, model: nn.Module, places: Mapping[str, Place], enough: int | None = None) -> None:
         self._model = model
         self._places = places
+        self._enough = enough
+        self.noted = 0
         self._handles = []
         self._seen = {}
 
     def __enter__(self) -> 'Recorder':
         self._seen = {name: [] for name in self._places}
+        self.noted = 0
         for name, place in self._places.items():
             for module in place.modules:
                 found = self._model.get_submodule(module)
@@ -57,10 +63,11 @@ class Recorder:
                 self._handles.append(handle)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind: type | None = None, *_) -> bool:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        return kind is _Enough
 
     def __getitem__(self, name: str) -> list[Any]:
         return [value for _, value in self._seen[name]]
@@ -85,3 +92,10 @@ class Recorder:
         if place.last:
             seen[:] = [entry for entry in seen if entry[0] != module]
         seen.append((module, value))
+        self.noted += 1
+        if self.noted == self._enough:
+            raise _Enough
+
+
+class _Enough(Exception):
+    """All that was asked for has been seen."""

@@ -1,7 +1,9 @@
 from .building import load_strictly, read_teacher_config
+from .cache import TeacherCache, fingerprint_of
 from .normalization import BatchConverter, image_shapes
 from .teacher import Teacher, build_teachers
 
 __all__ = [
-    'BatchConverter', 'Teacher', 'build_teachers', 'image_shapes', 'load_strictly', 'read_teacher_config'
+    'BatchConverter', 'Teacher', 'TeacherCache', 'build_teachers', 'fingerprint_of', 'image_shapes',
+    'load_strictly', 'read_teacher_config'
 ]

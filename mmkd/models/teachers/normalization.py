@@ -58,7 +58,8 @@ class BatchConverter:
         if self.swap_channels:
             inputs = inputs.flip(1)
         if not self.same_statistics:
-            inputs = inputs * self.scale.to(inputs) + self.shift.to(inputs)
+            self.scale, self.shift = self.scale.to(inputs), self.shift.to(inputs)  # copied once
+            inputs = inputs * self.scale + self.shift
         if self.same_statistics and self.same_padding:
             return inputs
         return self._pad(inputs, img_shapes)

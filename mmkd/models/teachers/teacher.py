@@ -1,5 +1,6 @@
 """The frozen teacher."""
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -11,16 +12,16 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ..spots import (
     LogitLayout,
-    Place,
     check_comparable,
     classification_heads,
     classify_map,
     is_classifier,
     logit_layout,
-    record,
     resolve_spot,
 )
 from .building import RANDOM, build_teacher_model, read_teacher_config
+from .cache import TeacherCache, check_spots
+from .engine import Engine
 from .normalization import BatchConverter, image_shapes
 
 
@@ -38,6 +39,11 @@ class Teacher:
         batch_norm: ``'eval'``, or ``'train'``: batch norm uses the statistics of the batch, as in SOKD's
             released code. (There the running ones drift on, which changes nothing in training; here they stay
             as they were loaded.)
+        channels_last: Whether it runs with the channels last in memory.
+        precision: ``'fp32'``; ``'bf16'`` or ``'fp16'``, see :class:`~mmkd.models.teachers.engine.Engine`.
+        compile: Whether ``torch.compile`` makes it faster.
+        cache: Classifiers: a folder with the class logits of the training images, to answer from in place of
+            the network; see :class:`~mmkd.models.teachers.cache.TeacherCache`.
 
     Raises:
         MMKDError: If it cannot be built, or is neither a detector nor a classifier.
@@ -47,22 +53,29 @@ class Teacher:
                  config: str | dict,
                  checkpoint: str | None = None,
                  class_mapping: Sequence[int] | None = None,
-                 batch_norm: str = 'eval') -> None:
+                 batch_norm: str = 'eval',
+                 channels_last: bool = True,
+                 precision: str = 'fp32',
+                 compile: bool = False,
+                 cache: str | None = None) -> None:
         if batch_norm not in ('eval', 'train'):
             raise MMKDError(f"teacher.batch_norm must be 'eval' or 'train', not {batch_norm!r}.")
         self.batch_norm = batch_norm
         self.cfg = read_teacher_config(config)
         self.checkpoint = checkpoint
         self.class_mapping = class_mapping
+        self.cache = None if cache is None else TeacherCache(cache)
         self.model, meta = build_teacher_model(self.cfg, checkpoint)
         if not isinstance(self.model, BaseDetector) and not is_classifier(self.model):
             raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector and no '
                             'MMPretrain classifier.')
+        if self.cache is not None and not is_classifier(self.model):
+            raise MMKDError('teacher.cache holds logits of whole images, so it is for classifiers.')
         self.classes = _class_names(meta)
         self.class_indices = None
         self._converter = None
         self._layout = None
-        self._places: dict[str, Place] = {}
+        self.engine = Engine(self.model, channels_last, precision, compile)
 
     def __deepcopy__(self, memo) -> 'Teacher':
         return self
@@ -100,12 +113,14 @@ class Teacher:
         Raises:
             MMKDError: If the teacher lacks one of them.
         """
-        self._places.update({spot: resolve_spot(self.model, spot, 'teacher') for spot in spots})
+        if self.cache is not None:
+            check_spots(spots)
+        self.engine.places.update({spot: resolve_spot(self.model, spot, 'teacher') for spot in spots})
 
     def judges_rois(self, spots: Sequence[str]) -> bool:
         """Whether the student's boxes are needed for some spots."""
         return any(module.split('.')[0] == 'roi_head'
-                   for spot in spots for module in self._places[spot].modules)
+                   for spot in spots for module in self.engine.places[spot].modules)
 
     def connect_logits(self, student: LogitLayout) -> None:
         """Prepare to give class logits that a student's can be compared with.
@@ -175,7 +190,6 @@ class Teacher:
         instances.labels = match[match.any(dim=1)].int().argmax(dim=1)
         sample.pred_instances = instances
 
-    @torch.no_grad()
     def __call__(self,
                  inputs: Tensor,
                  data_samples: Sequence,
@@ -192,12 +206,23 @@ class Teacher:
         Returns:
             dict: By spot, the list of what was seen there; class logits in the student's classes.
         """
-        spots = self._places if spots is None else spots
+        if self.cache is not None:
+            logits = self.cache.read_samples(data_samples).to(inputs.device)
+            return {spot: [logits] for spot in (self.engine.places if spots is None else spots)}
+        return self.look(inputs, data_samples, rois, spots)
+
+    @torch.no_grad()
+    def look(self,
+             inputs: Tensor,
+             data_samples: Sequence,
+             rois: Sequence[Tensor] | None = None,
+             spots: Sequence[str] | None = None) -> dict[str, list]:
+        """Run the network, whether or not there is a cache of the training images; see :meth:`__call__`."""
+        spots = tuple(self.engine.places) if spots is None else spots
         if not spots:
             return {}
-        places = {spot: self._places[spot] for spot in spots}
         with _batch_statistics(self.model) if self.batch_norm == 'train' else nullcontext():
-            seen = record(self.model, places, self.convert(inputs, data_samples), rois)
+            seen = self.engine.record(spots, self.convert(inputs, data_samples), rois)
         if 'cls_outputs' in seen:
             seen['cls_outputs'] = self.in_students_outputs(seen['cls_outputs'])
         if 'cls_logits' in seen:
@@ -275,7 +300,7 @@ def _build_teacher(cfg: dict) -> Teacher:
     if not isinstance(cfg, dict):
         raise MMKDError('`teacher` must be a dict with `config` and `checkpoint`, or a list of such dicts.')
     cfg = copy.deepcopy(dict(cfg))
-    known = {'config', 'checkpoint', 'class_mapping', 'batch_norm'}
+    known = set(inspect.signature(Teacher).parameters)
     if unknown := set(cfg) - known:
         raise MMKDError(f'`teacher` does not know {sorted(unknown)}; it takes {sorted(known)}.')
     if 'config' not in cfg:

@@ -1,0 +1,21 @@
+# CIFAR-100 in the setting of cifar100_crd.py, resident on the GPU, where there is one: docs/speed_data.md.
+# Tests, which the student's checkpoint is for, read it as ever.
+_base_ = './cifar100_crd.py'
+
+train_dataloader = dict(
+    num_workers=0,
+    sampler=dict(type='mmkd.ViewSampler'),
+    collate_fn=dict(type='mmkd.as_batch'),
+    dataset=dict(
+        _delete_=True,
+        type='mmkd.ResidentDataset',
+        dataset=dict(
+            type='CIFAR100', data_root='data/cifar100', split='train', pipeline=[dict(type='PackInputs')]),
+        crop=32,
+        padding=4,
+        flip=0.5))
+val_dataloader = dict(
+    num_workers=0,
+    collate_fn=dict(type='mmkd.as_batch'),
+    dataset=dict(
+        _delete_=True, type='mmkd.ResidentDataset', dataset=_base_.val_dataloader.dataset))

@@ -1,0 +1,184 @@
+"""A dataset whose random augmentation can be asked for again."""
+import random
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import MMKDError
+from ..registry import DATASETS
+
+
+@DATASETS.register_module()
+class ReplayedDataset(Dataset):
+    """Another dataset, with a fixed number of random views of every image.
+
+    Item ``v * len(dataset) + i`` is image i in view v. While the other dataset's pipeline runs, the
+    generators of Python, NumPy and torch (CPU) are seeded from ``(seed, v, i)``, and afterwards they are what
+    they were. So a view looks the same in any order, worker, rank, epoch and run. A transform that draws from
+    a generator of its own cannot be replayed. :class:`ViewSampler` goes through the views epoch by epoch.
+
+    Samples tell ``sample_idx`` (i) and ``view`` (v) in their metainfo.
+
+    Args:
+        dataset: Config of an MMPretrain dataset.
+        views: Number of views.
+        seed: Other views for another seed.
+        mix: Ways to mix an image with a random other one in the same view, which makes floating-point inputs
+            and soft labels ``gt_score``: a list of ``dict(type='Mixup', alpha=…)`` and
+            ``dict(type='CutMix', alpha=…)``. One of them is drawn for each sample.
+
+    Raises:
+        MMKDError: If ``views`` or ``mix`` cannot be meant so.
+    """
+
+    def __init__(self,
+                 dataset: dict,
+                 views: int = 1,
+                 seed: int = 0,
+                 mix: Sequence[dict] | None = None) -> None:
+        if views < 1:
+            raise MMKDError(f'A ReplayedDataset has at least one view, not {views}.')
+        self.views = views
+        self.seed = seed
+        self.mix = [_check_mix(entry) for entry in mix or []]
+        self.dataset = DATASETS.build(dataset)
+        self._classes = len(self.dataset.metainfo.get('classes') or ())
+        if self.mix and not self._classes:
+            raise MMKDError(f'`mix` makes soft labels, and {type(self.dataset).__name__} does not say what '
+                            'classes there are; give it metainfo=dict(classes=…).')
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        view, number = divmod(index, len(self))
+        if not 0 <= view < self.views:
+            raise IndexError(f'Item {index} of {len(self)} images in {self.views} views.')
+        data = self._in_view(view, number)
+        sample = data['data_samples']
+        if self.mix:
+            generator = np.random.default_rng(self._entropy(view, number, spawn_key=(1, )))
+            other = self._in_view(view, int(generator.integers(len(self))))
+            kind, alpha = self.mix[generator.integers(len(self.mix))]
+            images = data['inputs'].float(), other['inputs'].float()
+            if images[0].shape != images[1].shape:
+                raise MMKDError('`mix` needs images of one size, and the pipeline gives '
+                                f'{tuple(images[0].shape)} and {tuple(images[1].shape)}.')
+            data['inputs'], share = _MIXTURES[kind](*images, generator.beta(alpha, alpha), generator)
+            own, theirs = (_score(one, self._classes) for one in (sample, other['data_samples']))
+            sample.set_gt_score(share * own + (1 - share) * theirs)
+        sample.set_metainfo(dict(sample_idx=number, view=view))
+        return data
+
+    def _in_view(self, view: int, number: int) -> dict:
+        with _seeded(self._entropy(view, number)):
+            return self.dataset[number]
+
+    def _entropy(self, view: int, number: int, spawn_key: tuple[int, ...] = ()) -> np.random.SeedSequence:
+        return np.random.SeedSequence((self.seed, view, number), spawn_key=spawn_key)
+
+    # What MMEngine and methods ask of a dataset
+
+    @property
+    def metainfo(self) -> dict:
+        return self.dataset.metainfo
+
+    def full_init(self) -> None:
+        """Read the annotations, if that has been put off."""
+        self.dataset.full_init()
+
+    def get_data_info(self, index: int) -> dict:
+        """Return what the annotations tell of an image."""
+        return self.dataset.get_data_info(index)
+
+    def get_cat_ids(self, index: int) -> list[int]:
+        """Return the classes of an image."""
+        return self.dataset.get_cat_ids(index)
+
+    def get_gt_labels(self) -> np.ndarray:
+        """Return the class of every image ``(N,)``."""
+        return np.array([self.get_data_info(index)['gt_label'] for index in range(len(self))])
+
+
+def mix_by_mixup(image: Tensor, other: Tensor, share: float, generator: np.random.Generator
+                 ) -> tuple[Tensor, float]:
+    """Blend two images (mixup, Zhang et al., ICLR 2018).
+
+    Args:
+        image: Shape ``(C, H, W)``.
+        other: Of the same shape.
+        share: λ, how much the first one counts.
+        generator: Not used.
+
+    Returns:
+        tuple: The mixture ``(C, H, W)``, and the share of the first one's label.
+    """
+    return share * image + (1 - share) * other, share
+
+
+def mix_by_cutmix(image: Tensor, other: Tensor, share: float, generator: np.random.Generator
+                  ) -> tuple[Tensor, float]:
+    """Paste a box of another image (CutMix, Yun et al., ICCV 2019).
+
+    The box has the image's aspect ratio and 1 - λ of its area, and a uniform centre; what lies outside of the
+    image is cut off, and labels count by the area that is left.
+
+    Args:
+        image: Shape ``(C, H, W)``.
+        other: Of the same shape.
+        share: λ.
+        generator: Where the centre is drawn from.
+
+    Returns:
+        tuple: The mixture ``(C, H, W)``, and the share of the first one's label.
+    """
+    rows, columns = (_interval(size, (1 - share)**0.5, generator) for size in image.shape[-2:])
+    mixture = image.clone()
+    mixture[:, rows, columns] = other[:, rows, columns]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return mixture, 1 - area / (image.shape[-2] * image.shape[-1])
+
+
+_MIXTURES = dict(Mixup=mix_by_mixup, CutMix=mix_by_cutmix)
+
+
+def _interval(size: int, fraction: float, generator: np.random.Generator) -> slice:
+    length, centre = int(size * fraction), int(generator.integers(size))
+    start = centre - length // 2
+    return slice(max(start, 0), min(start + length, size))
+
+
+def _check_mix(entry: dict) -> tuple[str, float]:
+    entry = dict(entry)
+    if set(entry) != {'type', 'alpha'} or entry['type'] not in _MIXTURES or not entry['alpha'] > 0:
+        raise MMKDError("`mix` is a list of dict(type='Mixup', alpha=…) and dict(type='CutMix', alpha=…), "
+                        f'with alpha above 0; it cannot hold {entry}.')
+    return entry['type'], float(entry['alpha'])
+
+
+def _score(sample: BaseDataElement, classes: int) -> Tensor:
+    """Return the label of a sample as shares of classes ``(K,)``."""
+    if 'gt_score' in sample:
+        return sample.gt_score.float()
+    return torch.zeros(classes).index_fill(0, sample.gt_label, 1.0)
+
+
+@contextmanager
+def _seeded(entropy: np.random.SeedSequence):
+    """Seed the CPU's generators inside the block; workers must not touch those of GPUs."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_seed, torch_seed, *numpy_seed = (int(word) for word in entropy.generate_state(6))
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(torch_seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,242 @@
+"""Running a frozen network at the least cost."""
+from collections.abc import Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from ...errors import MMKDError
+from ..spots import Place, Recorder, is_classifier, is_two_stage, record
+from ..spots.probing import run
+
+PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the first batch taught about some places.
+
+    Args:
+        enough: After how many recorded values the network can stop; ``None`` where that may vary.
+        idle: Layers that nothing recorded depends on.
+    """
+    enough: int | None = None
+    idle: tuple[nn.Module, ...] = ()
+
+
+class Engine:
+    """Runs a frozen network as far as the places that are asked for, and not what they do not depend on.
+
+    A dense detector's box branch is left out when only its class logits are wanted, and the network ends
+    where all has been seen. What can be left out is found on the first batch, by running it whole. The first
+    batch also tells by how much the options change what is recorded, which is ``float32`` and contiguous
+    whatever they are.
+
+    Args:
+        model: The network.
+        channels_last: Whether images and weights lie in memory with their channels last; not kept up for
+            networks whose own operators cannot deal with that.
+        precision: ``'fp32'``; or ``'bf16'`` or ``'fp16'``, in which backbone and neck compute.
+        compile: Whether ``torch.compile`` makes backbone and neck faster; where places that are asked for lie
+            inside, the parts between them.
+
+    Attributes:
+        places: All places that will be asked for, by name.
+
+    Raises:
+        MMKDError: If the precision is none of those, or the network has no backbone to apply options to.
+    """
+
+    def __init__(self, model: nn.Module, channels_last: bool = True, precision: str = 'fp32',
+                 compile: bool = False) -> None:
+        if precision not in PRECISIONS:
+            raise MMKDError(f'teacher.precision must be one of {tuple(PRECISIONS)}, not {precision!r}.')
+        if (precision != 'fp32' or compile) and not hasattr(model, 'backbone'):
+            raise MMKDError('teacher.precision and teacher.compile are for networks with a backbone, and '
+                            f'{type(model).__name__} has none.')
+        self.model = model
+        self.channels_last = channels_last
+        self.precision = precision
+        self.compile = compile
+        self._plans: dict[tuple, _Plan] = {}
+        self._prepared = False
+        self.places: dict[str, Place] = {}
+
+    @torch.no_grad()
+    def record(self, names: Sequence[str], inputs: Tensor,
+               rois: Sequence[Tensor] | None = None) -> dict[str, list]:
+        """Return what is seen at some of the places, see :func:`~mmkd.models.spots.record`.
+
+        Args:
+            names: What to record.
+            inputs: A preprocessed batch ``(N, 3, H, W)``.
+            rois: Two-stage detectors: boxes to judge.
+        """
+        key, places = tuple(names), {name: self.places[name] for name in names}
+        if not self._prepared:
+            self._prepare(places, inputs, rois)
+        if key not in self._plans:
+            self._plans[key] = self._plan(places, inputs, rois)
+        return self._run(self._plans[key], places, inputs, rois)
+
+    def _prepare(self, places: Mapping[str, Place], inputs: Tensor, rois: Sequence[Tensor] | None) -> None:
+        # Not before the first batch: until then others copy weights, and the network moves to its device.
+        self._prepared = True
+        options = [name for name, used in (('channels last', self.channels_last), ('compiled', self.compile),
+                                           (self.precision, self.precision != 'fp32')) if used]
+        if not options:
+            return
+        plain = _tensors(record(self.model, places, inputs, rois))
+        parts = [part for part in (getattr(self.model, name, None) for name in ('backbone', 'neck'))
+                 if isinstance(part, nn.Module)]
+        if self.channels_last:
+            self._put_channels_last(parts, plain, places, inputs, rois)
+        if PRECISIONS[self.precision]:
+            _compute_in(PRECISIONS[self.precision], parts)
+        if self.compile:
+            names = {name for place in self.places.values() for name in place.modules}
+            asked = {self.model.get_submodule(name) for name in names}
+            for part in parts:
+                _compile(part, asked)
+        change = _change(plain, _tensors(self._run(_Plan(), places, inputs, rois)))
+        print_log(f'Teacher ({", ".join(options)}): what it gives changes by up to {100 * change:.2g} % of '
+                  'the largest value.', 'current')
+
+    def _put_channels_last(self, parts: Sequence[nn.Module], plain: list[Tensor], places: Mapping[str, Place],
+                           inputs: Tensor, rois: Sequence[Tensor] | None) -> None:
+        self.model.to(memory_format=torch.channels_last)
+        # Operators of MMCV, such as RoIAlign, read memory as if channels came first.
+        handle = parts[-1].register_forward_hook(
+            lambda _, args, output: _map(output, Tensor.contiguous)) if is_two_stage(self.model) else None
+        if _change(plain, _tensors(self._run(_Plan(), places, inputs, rois))) > 1e-3:
+            self.channels_last = False
+            self.model.to(memory_format=torch.contiguous_format)
+            if handle:
+                handle.remove()
+            print_log(f'The teacher {type(self.model).__name__} gives other results with channels last; it '
+                      'runs without.', 'current')
+
+    def _plan(self, places: Mapping[str, Place], inputs: Tensor, rois: Sequence[Tensor] | None) -> _Plan:
+        seen, noted = self._record(_Plan(), places, inputs, rois)
+        if rois is not None:
+            return _Plan()  # a cascade may end earlier in one batch than in another
+        head = getattr(self.model, 'bbox_head', None)
+        if is_classifier(self.model) or head is None:
+            return _Plan(noted)
+        plan = _Plan(noted, tuple(self._idle_layers(head, places, inputs)))
+        try:
+            same = _equal(seen, self._run(plan, places, inputs, rois))
+        except RuntimeError:  # other layers cannot take what stands in for an idle one
+            same = False
+        return plan if same else _Plan(noted)
+
+    def _run(self, plan: _Plan, places: Mapping[str, Place], inputs: Tensor,
+             rois: Sequence[Tensor] | None) -> dict[str, list]:
+        return self._record(plan, places, inputs, rois)[0]
+
+    def _record(self, plan: _Plan, places: Mapping[str, Place], inputs: Tensor,
+                rois: Sequence[Tensor] | None) -> tuple[dict[str, list], int]:
+        own = self.precision != 'fp32'
+        if self.channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        with (torch.autocast(inputs.device.type, enabled=False) if own else nullcontext(),
+              _without(plan.idle), Recorder(self.model, places, plan.enough) as recorder):
+            run(self.model, places, inputs, rois)
+        seen = {name: recorder[name] for name in places}
+        if own:
+            seen = _map(seen, Tensor.float)
+        return (_map(seen, Tensor.contiguous) if self.channels_last else seen), recorder.noted
+
+    def _idle_layers(self, head: nn.Module, places: Mapping[str, Place], inputs: Tensor) -> list[nn.Module]:
+        """Return the outermost modules of a head with parameters that nothing recorded depends on."""
+        parameters = list(head.parameters())
+        try:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            with torch.enable_grad():
+                seen, _ = self._record(_Plan(), places, inputs, None)
+                total = sum(value.sum() for value in _tensors(seen) if value.requires_grad)
+            if not isinstance(total, Tensor):
+                return []
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+        reached = {id(parameter) for parameter, gradient in zip(parameters, gradients, strict=True)
+                   if gradient is not None}
+        return _outermost(head, reached)
+
+
+def _outermost(module: nn.Module, reached: set[int]) -> list[nn.Module]:
+    found = []
+    for child in module.children():
+        parameters = [id(parameter) for parameter in child.parameters()]
+        if parameters and not reached.intersection(parameters) and type(child) not in (nn.ModuleList,
+                                                                                       nn.ModuleDict):
+            found.append(child)
+        else:
+            found += _outermost(child, reached)
+    return found
+
+
+@contextmanager
+def _without(modules: Sequence[nn.Module]):
+    """Let modules hand on what they are given, inside the block."""
+    try:
+        for module in modules:
+            module.forward = _hand_on
+        yield
+    finally:
+        for module in modules:
+            module.__dict__.pop('forward', None)
+
+
+def _hand_on(value, *_, **__):
+    return value
+
+
+def _compute_in(dtype: torch.dtype, parts: Sequence[nn.Module]) -> None:
+    """Let the first part take and the last part give ``float32``, and all compute in another type."""
+    for part in parts:
+        part.to(dtype)
+    parts[0].register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
+    parts[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.float))
+
+
+def _compile(module: nn.Module, asked: set[nn.Module]) -> None:
+    """Compile the largest modules that have no place inside; hooks on compiled ones still see their calls."""
+    if any(inner in asked for inner in module.modules() if inner is not module):
+        for child in module.children():
+            _compile(child, asked)
+    elif not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
+        module.forward = torch.compile(module.forward)
+
+
+def _map(value, function):
+    """Apply a function to all floating point tensors inside a value."""
+    if isinstance(value, Tensor):
+        return function(value) if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {name: _map(one, function) for name, one in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_map(one, function) for one in value)
+    return value
+
+
+def _tensors(value) -> list[Tensor]:
+    found = []
+    _map(value, found.append)
+    return found
+
+
+def _change(plain: list[Tensor], changed: list[Tensor]) -> float:
+    """Return the largest difference, relative to the largest value of the same tensor."""
+    return max(((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()
+               for one, other in zip(plain, changed, strict=True) if one.numel())
+
+
+def _equal(one, other) -> bool:
+    pairs = _tensors(one), _tensors(other)
+    return len(pairs[0]) == len(pairs[1]) and all(map(torch.equal, *pairs))

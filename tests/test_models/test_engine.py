@@ -1,0 +1,171 @@
+"""Running the frozen teacher at the least cost: what it gives stays the same."""
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from mmkd.errors import MMKDError
+from mmkd.models.spots import classification_heads, is_two_stage, record, resolve_spot
+from mmkd.models.teachers.engine import Engine
+from tests import classifiers, families
+
+
+def network(cfg, scope: str):
+    """Build a network with statistics of batch norm that change what it gives."""
+    torch.manual_seed(0)
+    with DefaultScope.overwrite_default_scope(scope):
+        model = MODELS.build(copy.deepcopy(cfg))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 2.0)
+    return model.eval().requires_grad_(False)
+
+
+def engine_for(model, *spots, **options) -> Engine:
+    engine = Engine(model, **options)
+    engine.places.update({spot: resolve_spot(model, spot, 'teacher') for spot in spots})
+    return engine
+
+
+def batch(model, seed: int = 0):
+    """Return images and, for two-stage detectors, boxes for every stage."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(2, 3, 96, 128, generator=generator)
+    if not is_two_stage(model):
+        return images, None
+    boxes = torch.tensor([[0.0, 5.0, 5.0, 40.0, 40.0], [1.0, 10.0, 8.0, 60.0, 50.0]])
+    return images, [boxes] * len(classification_heads(model))
+
+
+def calls_of(model) -> list[str]:
+    """Return a list to which the name of every layer is added when it computes something."""
+    called = []
+
+    def note(name):
+        def hook(module, args, output):
+            if output is not args[0]:
+                called.append(name)
+        return hook
+
+    for name, module in model.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(note(name))
+    return called
+
+
+@pytest.mark.parametrize('family', families.STOCK)
+def test_detectors_give_the_same(family):
+    model = network(families.detector(family), 'mmdet')
+    engine = engine_for(copy.deepcopy(model), 'cls_outputs', 'features', 'cls_logits')
+    for seed in range(2):
+        images, rois = batch(model, seed)
+        expected = record(model, engine.places, images, rois)
+        for spots in (['cls_outputs'], ['features', 'cls_logits']):
+            found = engine.record(spots, images, rois)
+            for spot in spots:
+                mine, other = (classes_of(seen[spot]) for seen in (found, expected))
+                assert len(mine) == len(other) > 0
+                for one, two in zip(mine, other, strict=True):
+                    assert one.is_contiguous()
+                    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
+
+
+def classes_of(seen: list) -> list[torch.Tensor]:
+    """Return all tensors of what was seen, of heads' outputs the class logits."""
+    found = []
+    for value in seen:
+        while isinstance(value, (tuple, list)) and isinstance(value[0], (tuple, list)):
+            value = value[0]
+        found += [value] if isinstance(value, torch.Tensor) else list(value)
+    return found
+
+
+@pytest.mark.parametrize('family', ['retinanet', 'fcos', 'atss', 'gfl'])
+def test_box_branches_are_left_out(family):
+    model = network(families.detector(family), 'mmdet')
+    engine = engine_for(model, 'cls_logits', 'cls_outputs')
+    images, _ = batch(model)
+    engine.record(['cls_logits'], images)
+    called = calls_of(model)
+    engine.record(['cls_logits'], images)
+    heads = {name.split('.')[1] for name in called if name.startswith('bbox_head')}
+    assert any('cls' in name for name in heads)
+    assert not any('reg' in name for name in heads)
+    called.clear()
+    engine.record(['cls_outputs'], images)  # of which the boxes are a part
+    assert any('reg' in name for name in called)
+    called.clear()
+    model.bbox_head(model.extract_feat(images))
+    assert any('reg' in name for name in called)
+
+
+def test_the_network_ends_where_all_has_been_seen():
+    model = network(classifiers.classifier(), 'mmpretrain')
+    engine = engine_for(model, 'stage2', 'cls_logits')
+    images, _ = batch(model)
+    engine.record(['stage2'], images)
+    called = calls_of(model)
+    engine.record(['stage2'], images)
+    assert called[-1].startswith('backbone.layer2') and not any('layer3' in name for name in called)
+    called.clear()
+    engine.record(['stage2', 'cls_logits'], images)
+    assert called[-1] == 'head.fc'
+
+
+def test_an_error_on_the_way_is_not_swallowed():
+    model = network(classifiers.classifier(), 'mmpretrain')
+    engine = engine_for(model, 'cls_logits')
+    with pytest.raises(RuntimeError):
+        engine.record(['cls_logits'], torch.zeros(1, 4, 32, 32))
+
+
+class ReadsMemory(nn.Module):
+    """Takes its input for one whose channels come first, as operators of MMCV do."""
+
+    def forward(self, x):
+        return torch.as_strided(x, x.shape, torch.empty(x.shape).stride())
+
+
+def test_channels_last_is_given_up_where_an_operator_cannot_deal_with_it():
+    model = network(classifiers.classifier(), 'mmpretrain')
+    model.backbone.maxpool = nn.Sequential(ReadsMemory(), model.backbone.maxpool)
+    images, _ = batch(model)
+    engine = engine_for(model, 'cls_logits')
+    expected = record(model, engine.places, images)['cls_logits'][0]
+    torch.testing.assert_close(engine.record(['cls_logits'], images)['cls_logits'][0], expected)
+    assert not engine.channels_last
+
+
+def test_bf16_stays_near():
+    model = network(families.detector('retinanet'), 'mmdet')
+    images, _ = batch(model)
+    engine = engine_for(model, 'features', 'cls_logits', precision='bf16')
+    expected = record(model, engine.places, images)
+    found = engine.record(['features', 'cls_logits'], images)
+    for spot in expected:
+        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
+            assert mine.dtype == torch.float32
+            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+
+
+@pytest.mark.parametrize('spots', [('features', ), ('stage1', 'cls_logits')], ids=str)
+def test_compiled(spots):
+    model = network(classifiers.classifier(), 'mmpretrain')
+    images, _ = batch(model)
+    engine = engine_for(model, *spots, compile=True)
+    expected = record(model, engine.places, images)
+    found = engine.record(spots, images)
+    for spot in spots:
+        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_wrong_options():
+    model = network(classifiers.classifier(), 'mmpretrain')
+    with pytest.raises(MMKDError, match="precision must be one of .*'bf16'.*, not 'int8'"):
+        Engine(model, precision='int8')
+    with pytest.raises(MMKDError, match='for networks with a backbone, and Linear has none'):
+        Engine(nn.Linear(1, 1), compile=True)

@@ -1,0 +1,180 @@
+"""Compute a teacher's class logits for the training images once, for all epochs and students.
+
+    python tools/misc/cache_teacher.py configs/quickstart/classifier_student.py --views 4
+    python tools/train.py configs/quickstart/classifier_student.py --distill kd \\
+        --cfg-options model.teacher.cache=work_dirs/teacher_caches/classifier_student
+
+An interrupted run goes on where it was. The teacher sees exactly what it would see in training; the random
+augmentation is drawn once for every view.
+"""
+import argparse
+import copy
+import os.path as osp
+from glob import escape, glob
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import Runner
+from mmengine.utils import ProgressBar
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mmkd.apis import compose_distillation, is_distillation, prepare_config
+from mmkd.apis.config import (
+    check_annotation_files,
+    replay_training_data,
+    teacher_configs,
+    trains_classifier,
+)
+from mmkd.apis.launching import read_config, run_tool
+from mmkd.checkpoints import remove_partial_files
+from mmkd.errors import MMKDError
+from mmkd.models.spots import LogitLayout, logit_layout
+from mmkd.models.teachers import TeacherCache, fingerprint_of
+from mmkd.models.teachers.cache import check_room, check_spots, pack, view_bytes
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='a config that distils a classifier, or one that names a `teacher`')
+    parser.add_argument('--out', metavar='DIR', help='by default work_dirs/teacher_caches/CONFIG')
+    parser.add_argument('--views', type=int, metavar='V',
+                        help='how many times every image is augmented; 1, or what the data set has')
+    parser.add_argument('--top-k', type=int, default=0, metavar='K',
+                        help='keep the K largest logits of an image, and the probability of the rest; 0: all')
+    parser.add_argument('--batch-size', type=int, metavar='B', help='by default that of the training')
+    parser.add_argument('--workers', type=int, metavar='W', help='by default those of the training')
+    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> Config:
+    """Return the training config with data that can be replayed.
+
+    Raises:
+        MMKDError: If it does not teach a classifier by one teacher.
+    """
+    cfg = read_config(args.config)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    if 'model' in cfg and cfg.get('teacher') and not is_distillation(cfg):
+        compose_distillation(cfg, 'kd')
+    if 'model' not in cfg or not is_distillation(cfg) or not trains_classifier(cfg):
+        raise MMKDError(f'{args.config!r} neither distils a classifier nor names a `teacher` for one.')
+    teachers = teacher_configs(cfg)
+    if len(teachers) != 1:
+        raise MMKDError(f'{args.config!r} has {len(teachers)} teachers; a cache is made for one at a time.')
+    teachers[0].pop('cache', None)
+    check_annotation_files(cfg.train_dataloader, 'train_dataloader')
+    if args.views is not None and 'views' in cfg.train_dataloader.dataset:
+        cfg.train_dataloader.dataset.views = args.views
+    replay_training_data(cfg, 1 if args.views is None else args.views)
+    return prepare_config(cfg)
+
+
+def build_loader(cfg: Config, args: argparse.Namespace) -> DataLoader:
+    """Build a loader of all training images in order."""
+    loader = copy.deepcopy(cfg.train_dataloader)
+    loader.pop('batch_sampler', None)
+    loader.sampler = ConfigDict(type='mmkd.ViewSampler', shuffle=False)
+    loader.drop_last = False
+    loader.batch_size = args.batch_size or loader.batch_size
+    if args.workers is not None:
+        loader.num_workers = args.workers
+    return Runner.build_dataloader(loader, seed=0)
+
+
+def build_student(cfg: Config, device: str) -> nn.Module:
+    """Build the network that distils; its weights are of no use here."""
+    model = dict(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    return MODELS.build(copy.deepcopy(model)).to(device)
+
+
+def answers(student: nn.Module, layout: LogitLayout, data: dict) -> tuple[Tensor, Tensor, int]:
+    """Ask the teacher about a batch, as training does.
+
+    Args:
+        student: The network that distils.
+        layout: Of its logits.
+        data: A batch from the loader.
+
+    Returns:
+        tuple: Logits ``(B, K)``, the images' numbers ``(B,)``, and for how many the largest logit is that of
+        the label (of the larger one in a mixture).
+    """
+    batch = student.data_preprocessor(data, True)
+    samples = batch['data_samples']
+    (logits, ) = layout.logits(
+        student.mmkd.teacher.look(batch['inputs'], samples, spots=['cls_outputs'])['cls_outputs'])
+    target = [sample.gt_score.argmax() if 'gt_score' in sample else sample.gt_label[0] for sample in samples]
+    right = int((logits.argmax(dim=1) == torch.stack(target).to(logits.device)).sum())
+    return logits, torch.tensor([sample.sample_idx for sample in samples]), right
+
+
+def compute_view(student: nn.Module, layout: LogitLayout, loader: DataLoader, kept: int,
+                 progress: ProgressBar) -> tuple[dict[str, Tensor], float]:
+    """Return the packed logits of the view that the loader's sampler is at, and the top-1 accuracy."""
+    view, right = {}, 0
+    for data in loader:
+        logits, numbers, more = answers(student, layout, data)
+        right += more
+        for name, values in pack(logits, kept).items():
+            whole = view.setdefault(name, values.new_empty(len(loader.dataset), *values.shape[1:]))
+            whole[numbers] = values
+        progress.update(len(numbers))
+    return view, 100 * right / len(loader.dataset)
+
+
+def fill(cache: TeacherCache, student: nn.Module, layout: LogitLayout, loader: DataLoader) -> None:
+    """Compute the views that a cache lacks."""
+    missing = [view for view in range(loader.dataset.views) if not cache.has(view)]
+    if len(missing) < loader.dataset.views:
+        print(f'{loader.dataset.views - len(missing)} views are there already.')
+    progress = ProgressBar(len(missing) * len(loader.dataset)) if missing else None
+    for view in missing:
+        loader.sampler.set_epoch(view)
+        packed, top1 = compute_view(student, layout, loader, cache.kept, progress)
+        cache.write(view, packed, top1)
+        print(f"\nview {view}: the teacher's top-1 accuracy is {top1:.2f} %")
+
+
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('cache_teacher', log_level='WARNING')
+    cfg = load(args)
+    out = args.out or osp.join('work_dirs', 'teacher_caches', osp.splitext(osp.basename(args.config))[0])
+    init_default_scope(cfg.get('default_scope', 'mmpretrain'))
+    student = build_student(cfg, args.device)
+    check_spots(student.mmkd.teacher_spots)
+    teacher, layout = student.mmkd.teacher, logit_layout(student, 'student')
+    teacher.connect_logits(layout)
+    teacher.find_spots(['cls_outputs'])
+    loader = build_loader(cfg, args)
+    dataset = loader.dataset
+    kept = args.top_k or layout.num_classes
+    if not 0 < kept <= layout.num_classes or kept < layout.num_classes and layout.activation == 'sigmoid':
+        raise MMKDError(f'--top-k {kept} must be between 1 and {layout.num_classes}, and 0 where classes do '
+                        'not exclude each other.')
+    size = dataset.views * view_bytes(len(dataset), layout.num_classes, kept)
+    there = sum(osp.getsize(path) for path in glob(osp.join(escape(out), 'view_*')))
+    free = check_room(out, size - there)
+    print(f'{len(dataset)} images × {dataset.views} views × {kept} of {layout.num_classes} logits: '
+          f'{size / 2**20:.1f} MiB in {out!r}, {there / 2**20:.1f} MiB of them there already; '
+          f'{free / 2**20:.0f} MiB are free')
+    fingerprint = fingerprint_of(teacher, student, cfg.train_dataloader.dataset, dataset)
+    cache = TeacherCache.create(out, fingerprint, len(dataset), layout.num_classes, kept, dataset.views)
+    remove_partial_files(out)
+    fill(cache, student, layout, loader)
+    print(f"The teacher's top-1 accuracy on these images is {cache.top1():.2f} %. To train with them, use\n\n"
+          f'    --cfg-options model.teacher.cache={out}\n\nor write into the config\n\n'
+          f'    model = dict(teacher=dict(cache={out!r}))')
+
+
+if __name__ == '__main__':
+    run_tool(main)
