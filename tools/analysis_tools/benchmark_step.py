@@ -62,13 +62,17 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--json', metavar='FILE', help='where to write the figures')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
+    parser.add_argument('--against-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='change settings of the other config alone')
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> dict:
     """Return the medians of all parts in seconds, their ratios, and their peak memory in bytes."""
-    configs = {name: load(path, args.cfg_options, args.random_teacher)
-               for name, path in (('distill', args.config), ('against', args.against)) if path}
+    options = args.cfg_options or {}
+    configs = dict(distill=load(args.config, options, args.random_teacher))
+    if args.against:
+        configs['against'] = load(args.against, {**options, **args.against_options}, args.random_teacher)
     models = {name: build(cfg, args.device) for name, cfg in configs.items()}
     alone = student_config(configs['distill'])
     data = random_batch(models['distill'], args.batch, args.size)
@@ -84,12 +88,15 @@ def measure(args: argparse.Namespace) -> dict:
                   student=seconds['distill'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
-    return dict(config=args.config, against=args.against, size=args.size, batch=args.batch, iters=args.iters,
+    profile = {name: parts[name].profile(args.iters) for name in ('student', 'distill')}
+    if models['distill'].mmkd.teacher_spots:
+        ratios['teacher'] = profile['distill']['teacher'] / seconds['teacher']
+    return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
+                against_options=args.against_options, size=args.size, batch=args.batch, iters=args.iters,
                 device=torch.cuda.get_device_name() if device.type == 'cuda' else args.device,
                 threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
                 memory={name: peak_memory(part, device) for name, part in parts.items()},
-                profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
-                loading=loading(configs['distill'], args.iters))
+                profile=profile, loading=loading(configs['distill'], args.iters))
 
 
 class Step:
@@ -276,12 +283,15 @@ def peak_memory(part: Callable, device: torch.device) -> int:
 
 def loading(cfg: Config, batches: int) -> dict:
     """Return how long the config's own data loader takes for a batch, or why that cannot be told."""
+    loader = copy.deepcopy(cfg.train_dataloader)
+    if 'CIFAR' in str(loader.dataset.type):
+        loader.dataset.download = False
     try:
-        batches_of = iter(Runner.build_dataloader(copy.deepcopy(cfg.train_dataloader), seed=0))
+        batches_of = iter(Runner.build_dataloader(loader, seed=0))
         next(batches_of)  # workers start, and fill their queues
         start = time.perf_counter()
         number = sum(1 for _, _ in zip(range(batches), batches_of, strict=False))
-        return dict(batch_size=cfg.train_dataloader.batch_size, workers=cfg.train_dataloader.num_workers,
+        return dict(batch_size=loader.batch_size, workers=loader.num_workers,
                     seconds=(time.perf_counter() - start) / max(number, 1))
     except (FileNotFoundError, OSError, RuntimeError) as error:
         return dict(missing=str(error))
@@ -296,7 +306,8 @@ def describe(found: dict) -> list[str]:
         f'   peak {found["memory"][name] / 2**20:8.1f} MiB' if name in found['memory'] else '')
         for name, title in titles.items() if name in found['seconds']]
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
-                  against='distilling step / the other one')
+                  against='distilling step / the other one',
+                  teacher="teacher in the step / teacher's forward pass")
     lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in found['ratios'].items()]
     lines += ['', 'where the time goes:              student   distilling']
     for name, value in found['profile']['distill'].items():
