@@ -165,7 +165,7 @@ def test_teacher_and_proxies_see_the_mixed_images_and_soft_labels(augment):
     looked_at = []
     model.mmkd.teacher.model.backbone.register_forward_pre_hook(lambda _, args: looked_at.append(args[0]))
     losses = model(**data, mode='loss')
-    (seen, ) = looked_at
+    seen = looked_at[-1]
     mean, std = (torch.tensor(values).flip(0)[:, None, None] for values in (
         teacher_of().data_preprocessor.mean[::-1], teacher_of().data_preprocessor.std[::-1]))
     own_mean, own_std = (torch.tensor(classifier().data_preprocessor[key])[:, None, None]

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -274,8 +275,9 @@ def peak_memory(part: Callable, device: torch.device) -> int:
     with torch.profiler.profile(profile_memory=True) as profiler:
         part()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    clock = 'start_ns' if hasattr(events[0], 'start_ns') else 'start_us'  # torch 2.1 has the latter
     level = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted(events, key=methodcaller(clock)):
         level += event.nbytes()
         peak = max(peak, level)
     return peak
