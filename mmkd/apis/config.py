@@ -64,9 +64,10 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
 
 
 def teacher_configs(cfg: Config) -> list[ConfigDict]:
-    """Return the configs of all teachers of a distilling config."""
+    """Return the configs of all teachers of a distilling config; what is none is told when they are built."""
     teachers = cfg.model.get('teacher') or []
-    return [teachers] if isinstance(teachers, dict) else list(teachers)
+    teachers = [teachers] if isinstance(teachers, dict) else teachers
+    return [teacher for teacher in teachers if isinstance(teacher, dict)]
 
 
 def replay_training_data(cfg: Config, views: int) -> None:

@@ -115,6 +115,15 @@ def test_the_network_ends_where_all_has_been_seen():
     assert called[-1] == 'head.fc'
 
 
+def test_no_boxes():
+    model = network(families.detector('faster_rcnn'), 'mmdet')
+    engine = engine_for(model, 'cls_logits')
+    images, _ = batch(model)
+    for boxes in (torch.zeros(0, 5), torch.tensor([[1.0, 10.0, 8.0, 60.0, 50.0]])):
+        logits, = engine.record(['cls_logits'], images, [boxes])['cls_logits']
+        assert logits.shape == (len(boxes), families.CLASSES + 1)
+
+
 def test_an_error_on_the_way_is_not_swallowed():
     model = network(classifiers.classifier(), 'mmpretrain')
     engine = engine_for(model, 'cls_logits')
