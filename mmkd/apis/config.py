@@ -63,6 +63,17 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     return cfg
 
 
+def model_config(cfg: Config) -> ConfigDict:
+    """Return the config of a whole config's model, with the data preprocessor that MMPretrain has at the top.
+
+    MMEngine's Runner hands that over in the same way.
+    """
+    model = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        model.setdefault('data_preprocessor', copy.deepcopy(cfg.data_preprocessor))
+    return model
+
+
 def teacher_configs(cfg: Config) -> list[ConfigDict]:
     """Return the configs of all teachers of a distilling config; what is none is told when they are built."""
     teachers = cfg.model.get('teacher') or []

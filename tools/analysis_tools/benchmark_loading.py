@@ -8,7 +8,6 @@ student's data preprocessor on the training's device. No network runs beside it.
 Images a second are medians over the turns; compare them only within one run.
 """
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -24,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mmkd.apis import prepare_config, student_config
-from mmkd.apis.config import check_annotation_files
+from mmkd.apis.config import check_annotation_files, model_config
 from mmkd.apis.launching import read_config, run_tool
 
 TURNS = 5
@@ -82,10 +81,7 @@ def build(path: str, cfg_options: dict | None) -> tuple[DataLoader, nn.Module]:
 
 def build_preprocessor(cfg: Config) -> nn.Module:
     """Build the student for its data preprocessor: classes of models have their own defaults."""
-    settings = dict(student_config(cfg).model)
-    if cfg.get('data_preprocessor'):  # MMPretrain's configs have it at their top
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(copy.deepcopy(settings)).data_preprocessor.to(get_device())
+    return MODELS.build(model_config(student_config(cfg))).data_preprocessor.to(get_device())
 
 
 class Stream:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from mmkd.apis import compose_distillation, is_distillation, prepare_config
 from mmkd.apis.config import (
     check_annotation_files,
+    model_config,
     replay_training_data,
     teacher_configs,
     trains_classifier,
@@ -90,10 +91,7 @@ def build_loader(cfg: Config, args: argparse.Namespace) -> DataLoader:
 
 def build_student(cfg: Config, device: str) -> nn.Module:
     """Build the network that distils; its weights are of no use here."""
-    model = dict(cfg.model)
-    if cfg.get('data_preprocessor'):
-        model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    return MODELS.build(copy.deepcopy(model)).to(device)
+    return MODELS.build(model_config(cfg)).to(device)
 
 
 def answers(student: nn.Module, layout: LogitLayout, data: dict) -> tuple[Tensor, Tensor, int]:

@@ -3,7 +3,6 @@
     python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
-import copy
 import time
 
 import torch
@@ -15,6 +14,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmkd.apis import is_distillation, prepare_config
+from mmkd.apis.config import model_config, teacher_configs
 from mmkd.apis.launching import read_config, run_tool
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_classifier, logit_layout
@@ -81,8 +81,7 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
     if not is_distillation(cfg):
         raise MMKDError(f'{path!r} does not distil.')
     if random_teacher:
-        teachers = cfg.model.get('teacher') or []
-        for teacher in teachers if isinstance(teachers, (list, tuple)) else [teachers]:
+        for teacher in teacher_configs(cfg):
             teacher.checkpoint = 'random'
         if 'backbone' in cfg.model.student:
             cfg.model.student.backbone.init_cfg = None
@@ -92,10 +91,7 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
 def build(cfg: Config, device: str) -> nn.Module:
     """Build and initialise a config's network as MMEngine's Runner does, in train mode."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    settings = dict(cfg.model)
-    if cfg.get('data_preprocessor'):  # MMPretrain's configs have it at their top
-        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
-    model = MODELS.build(copy.deepcopy(settings))
+    model = MODELS.build(model_config(cfg))
     model.init_weights()
     if hasattr(model, 'mmkd'):
         tell_labels(model)
