@@ -56,6 +56,14 @@ class ReplayedDataset(Dataset):
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict]:
+        """Return a batch of items; data loaders prefer this, and generators are put back once a batch."""
+        with _put_back():
+            return [self._item(index) for index in indices]
+
+    def _item(self, index: int) -> dict:
         view, number = divmod(index, len(self))
         if not 0 <= view < self.views:
             raise IndexError(f'Item {index} of {len(self)} images in {self.views} views.')
@@ -76,8 +84,8 @@ class ReplayedDataset(Dataset):
         return data
 
     def _in_view(self, view: int, number: int) -> dict:
-        with _seeded(self._entropy(view, number)):
-            return self.dataset[number]
+        _seed(self._entropy(view, number))
+        return self.dataset[number]
 
     def _entropy(self, view: int, number: int, spawn_key: tuple[int, ...] = ()) -> np.random.SeedSequence:
         return np.random.SeedSequence((self.seed, view, number), spawn_key=spawn_key)
@@ -169,16 +177,20 @@ def _score(sample: BaseDataElement, classes: int) -> Tensor:
 
 
 @contextmanager
-def _seeded(entropy: np.random.SeedSequence):
-    """Seed the CPU's generators inside the block; workers must not touch those of GPUs."""
+def _put_back():
+    """Restore the CPU's generators after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    python_seed, torch_seed, *numpy_seed = (int(word) for word in entropy.generate_state(6))
-    random.seed(python_seed)
-    np.random.seed(numpy_seed)
-    torch.default_generator.manual_seed(torch_seed)
     try:
         yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+def _seed(entropy: np.random.SeedSequence) -> None:
+    """Seed the CPU's generators; workers must not touch those of GPUs."""
+    python_seed, torch_seed, numpy_seed = entropy.generate_state(3).tolist()
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(torch_seed)

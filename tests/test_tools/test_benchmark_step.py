@@ -13,10 +13,12 @@ def test_everything_is_measured(run, tmp_path):
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / 'found.json').read_text())
     seconds, ratios = found['seconds'], found['ratios']
-    assert set(seconds) == {'student', 'teacher', 'proxy', 'distill', 'against', 'floor'}
+    assert set(seconds) == {'student', 'teacher', 'proxy', 'distill', 'ended', 'against', 'floor'}
     assert all(value > 0 for value in seconds.values())
     assert seconds['floor'] == seconds['student'] + seconds['teacher'] + seconds['proxy']
     assert set(found['memory']) == {*seconds} - {'floor'}
+    assert found['profile']['distill']['teacher'] > 0
+    assert ratios['ended'] == seconds['ended'] / seconds['student']
     assert found['memory']['distill'] > found['memory']['proxy'] > 0
     assert set(found['profile']['student']) == {'backward', 'optimizer', 'forward'}
     assert all(value > 0 for value in found['profile']['distill'].values())
@@ -38,6 +40,18 @@ def test_peak_memory_counts_what_is_alive_at_a_time():
 
     peak = tool.peak_memory(part, torch.device('cpu'))
     assert 2**22 <= peak < 2**22 + 2**19
+
+
+def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
+    tool = load_tool('analysis_tools/benchmark_step.py')
+    cfg = tool.load('configs/quickstart/shake.py', None, random_teacher=True)
+    model = tool.build(cfg, 'cpu')
+    step = tool.Step(model, cfg, tool.random_batch(model, 1, 64))
+    calls = []
+    monkeypatch.setattr(model.mmkd.teachers[0].engine, 'record', lambda *_: calls.append('teacher'))
+    monkeypatch.setattr(model.mmkd.methods['shake'], 'forward', lambda *_: calls.append('method'))
+    tool.after_the_end(step)()
+    assert calls == [] and model.mmkd.methods['shake'].active
 
 
 def test_a_config_that_does_not_distil(run):

@@ -264,3 +264,15 @@ def test_data_with_views_stay(cached):
     cached.train_dataloader.dataset.views = 2
     assert prepare_config(cached).train_dataloader.dataset == dict(
         type='mmkd.ResidentDataset', views=2, dataset=dict(type='CustomDataset'))
+
+
+def test_the_step_benchmark_reads_a_cache(run, files, tmp_path, request):
+    assert run(TOOL, files / 'distilling.py', '--out', tmp_path / 'logits').code == 0
+    measured = run('analysis_tools/benchmark_step.py', files / 'distilling.py', '--own-data', '--iters', 2,
+                   '--device', 'cpu', '--json', tmp_path / 'found.json', '--cfg-options',
+                   f'model.teacher.cache={tmp_path / "logits"}')
+    assert measured.code == 0, measured.err
+    found = json.loads((tmp_path / 'found.json').read_text())
+    assert found['size'] == [32, 32] and found['batch'] == 4
+    assert found['seconds']['teacher'] > 0 and found['profile']['distill']['teacher'] == 0
+    assert 'teacher' not in found['ratios']

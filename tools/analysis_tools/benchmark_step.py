@@ -6,9 +6,9 @@
 
 The least is the student's own step, plus the teacher's backbone, neck and, where logits are asked for, head,
 plus forward and backward of what else is trained (a proxy, connectors); all of that is measured on the plain
-networks, in the same process, taking turns with the distilling step. Images are noise. Seconds are medians;
-compare them only within one run. Memory is the peak of a step above what lies there before it: weights and
-optimizer states.
+networks, in the same process, taking turns with the distilling step. Images are noise, or with --own-data a
+batch of the config's training data. Seconds are medians; compare them only within one run. Memory is the peak
+of a step above what lies there before it: weights and optimizer states.
 """
 import argparse
 import copy
@@ -56,6 +56,8 @@ def parse_args() -> argparse.Namespace:
                         help='another distilling config of the same student, to measure beside it')
     parser.add_argument('--size', type=int, default=256, help='height and width of the images')
     parser.add_argument('--batch', type=int, default=2, help='images a step')
+    parser.add_argument('--own-data', action='store_true',
+                        help="measure on a batch of the config's training data, not on noise")
     parser.add_argument('--iters', type=int, default=20, help='how often everything is measured')
     parser.add_argument('--random-teacher', action='store_true',
                         help="do not look for the teacher's and the backbone's weights")
@@ -76,28 +78,37 @@ def measure(args: argparse.Namespace) -> dict:
         configs['against'] = load(args.against, {**options, **args.against_options}, args.random_teacher)
     models = {name: build(cfg, args.device) for name, cfg in configs.items()}
     alone = student_config(configs['distill'])
-    data = random_batch(models['distill'], args.batch, args.size)
+    data = own_batch(configs['distill']) if args.own_data else random_batch(
+        models['distill'], args.batch, args.size)
     steps = {name: Step(model, configs[name], data) for name, model in models.items()}
     parts = dict(student=Step(build(alone, args.device), alone, data),
-                 teacher=teachers_forward(models['distill'], data), **steps)
+                 teacher=teachers_forward(models['distill'], data), **steps,
+                 ended=after_the_end(steps['distill']))
     if proxy := trained_parts(models['distill'], data):
         parts['proxy'] = proxy
     device = torch.device(args.device)
     seconds = take_turns(parts, args.iters, device)
     seconds['floor'] = seconds['student'] + seconds['teacher'] + seconds.get('proxy', 0)
     ratios = dict(floor=seconds['distill'] / seconds['floor'],
-                  student=seconds['distill'] / seconds['student'])
+                  student=seconds['distill'] / seconds['student'],
+                  ended=seconds['ended'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
     profile = {name: parts[name].profile(args.iters) for name in ('student', 'distill')}
-    if models['distill'].mmkd.teacher_spots:
+    if profile['distill']['teacher']:  # else a cache answers for it, or it is not asked
         ratios['teacher'] = profile['distill']['teacher'] / seconds['teacher']
     return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
-                against_options=args.against_options, size=args.size, batch=args.batch, iters=args.iters,
+                against_options=args.against_options, own_data=args.own_data,
+                size=list(data['inputs'][0].shape[-2:]), batch=len(data['inputs']), iters=args.iters,
                 device=torch.cuda.get_device_name() if device.type == 'cuda' else args.device,
                 threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
                 memory={name: peak_memory(part, device) for name, part in parts.items()},
                 profile=profile, loading=loading(configs['distill'], args.iters))
+
+
+def own_batch(cfg: Config) -> dict:
+    """Return the first batch of a config's training data."""
+    return next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
 
 
 class Step:
@@ -135,6 +146,20 @@ class Step:
             for name, value in seconds.items():
                 found[name].append(value)
         return {name: statistics.median(values) for name, values in found.items()}
+
+
+def after_the_end(step: Step) -> Callable[[], None]:
+    """Return a distilling step as it is when a schedule has ended all methods."""
+    methods = [method for method in step.model.mmkd.methods.values() if method.active]
+
+    def run():
+        for method in methods:
+            method.active = False
+        step()
+        for method in methods:
+            method.active = True
+
+    return run
 
 
 @contextmanager
@@ -309,6 +334,7 @@ def describe(found: dict) -> list[str]:
         for name, title in titles.items() if name in found['seconds']]
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
                   against='distilling step / the other one',
+                  ended='step after the end / student alone',
                   teacher="teacher in the step / teacher's forward pass")
     lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in found['ratios'].items()]
     lines += ['', 'where the time goes:              student   distilling']
