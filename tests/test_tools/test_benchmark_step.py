@@ -13,11 +13,11 @@ def test_everything_is_measured(run, tmp_path):
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / 'found.json').read_text())
     seconds, ratios = found['seconds'], found['ratios']
-    assert set(seconds) == {'student', 'teacher', 'proxy', 'distill', 'ended', 'against', 'floor'}
+    assert set(seconds) == {'student', 'teacher', 'asked', 'proxy', 'distill', 'ended', 'against', 'floor'}
     assert all(value > 0 for value in seconds.values())
     assert seconds['floor'] == seconds['student'] + seconds['teacher'] + seconds['proxy']
     assert set(found['memory']) == {*seconds} - {'floor'}
-    assert found['profile']['distill']['teacher'] > 0
+    assert ratios['teacher'] == seconds['asked'] / seconds['teacher']
     assert ratios['ended'] == seconds['ended'] / seconds['student']
     assert found['memory']['distill'] > found['memory']['proxy'] > 0
     assert set(found['profile']['student']) == {'backward', 'optimizer', 'forward'}

@@ -7,8 +7,9 @@
 The least is the student's own step, plus the teacher's backbone, neck and, where logits are asked for, head,
 plus forward and backward of what else is trained (a proxy, connectors); all of that is measured on the plain
 networks, in the same process, taking turns with the distilling step. Images are noise, or with --own-data a
-batch of the config's training data. Seconds are medians; compare them only within one run. Memory is the peak
-of a step above what lies there before it: weights and optimizer states.
+batch of the config's training data. All have the same student's weights, which stay as they are (learning
+rates are 0), so that all have the same boxes to deal with. Seconds are medians; compare them only within one
+run. Memory is the peak of a step above what lies there before it: weights and optimizer states.
 """
 import argparse
 import copy
@@ -16,7 +17,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from operator import methodcaller
 from pathlib import Path
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 
 from mmkd.apis import student_config
 from mmkd.apis.launching import run_tool
+from mmkd.checkpoints import student_state_dict
 from mmkd.models.spots import classify
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -80,9 +82,16 @@ def measure(args: argparse.Namespace) -> dict:
     alone = student_config(configs['distill'])
     data = own_batch(configs['distill']) if args.own_data else random_batch(
         models['distill'], args.batch, args.size)
+    if args.random_teacher:
+        settle_norms(models, data)
+    weights = student_state_dict(dict(state_dict=models['distill'].state_dict()))
+    student = build(alone, args.device)
+    student.load_state_dict(weights)
+    if args.against:
+        models['against'].load_state_dict(weights, strict=False)
     steps = {name: Step(model, configs[name], data) for name, model in models.items()}
-    parts = dict(student=Step(build(alone, args.device), alone, data),
-                 teacher=teachers_forward(models['distill'], data), **steps,
+    parts = dict(student=Step(student, alone, data),
+                 **teachers_forward(models['distill'], data), **steps,
                  ended=after_the_end(steps['distill']))
     if proxy := trained_parts(models['distill'], data):
         parts['proxy'] = proxy
@@ -94,16 +103,16 @@ def measure(args: argparse.Namespace) -> dict:
                   ended=seconds['ended'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
-    profile = {name: parts[name].profile(args.iters) for name in ('student', 'distill')}
-    if profile['distill']['teacher']:  # else a cache answers for it, or it is not asked
-        ratios['teacher'] = profile['distill']['teacher'] / seconds['teacher']
+    if 'asked' in seconds:
+        ratios['teacher'] = seconds['asked'] / seconds['teacher']
     return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
                 against_options=args.against_options, own_data=args.own_data,
                 size=list(data['inputs'][0].shape[-2:]), batch=len(data['inputs']), iters=args.iters,
                 device=torch.cuda.get_device_name() if device.type == 'cuda' else args.device,
                 threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
                 memory={name: peak_memory(part, device) for name, part in parts.items()},
-                profile=profile, loading=loading(configs['distill'], args.iters))
+                profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
+                loading=loading(configs['distill'], args.iters))
 
 
 def own_batch(cfg: Config) -> dict:
@@ -111,8 +120,30 @@ def own_batch(cfg: Config) -> dict:
     return next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
 
 
+def settle_norms(models: Mapping[str, nn.Module], data: dict) -> None:
+    """Give the batch norms of students and teachers with random weights the statistics of a batch.
+
+    Frozen ones that change nothing let activations grow from block to block, and a detector's boxes become
+    slivers that cost many times what real ones do.
+    """
+    for model in models.values():
+        batch = model.data_preprocessor(copy.deepcopy(data), True)
+        networks = [(model, batch['inputs'])] + [
+            (teacher.model, teacher.convert(**batch)) for teacher in model.mmkd.teachers]
+        for network, images in networks:
+            training = network.training
+            for module in network.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train()
+                    module.reset_running_stats()
+                    module.momentum = None  # a plain mean
+            with torch.no_grad():
+                network.extract_feat(images) if hasattr(network, 'backbone') else network(images)
+            network.train(training)
+
+
 class Step:
-    """A training step: loss, backward, optimizer.
+    """A training step: loss, backward, optimizer; no weight changes.
 
     Args:
         model: The network that is trained.
@@ -124,6 +155,8 @@ class Step:
         self.model = model
         self.data = data
         self.optimizer = build_optim_wrapper(model, copy.deepcopy(cfg.optim_wrapper))
+        for group in self.optimizer.param_groups:
+            group['lr'] = 0.0
 
     def __call__(self) -> None:
         self.model.train_step(copy.deepcopy(self.data), self.optimizer)
@@ -192,19 +225,24 @@ def now() -> float:
     return time.perf_counter()
 
 
-def teachers_forward(model: nn.Module, data: dict) -> Callable[[], None]:
-    """Return the teachers' forward pass as far as the methods ask for it, on the plain networks."""
+def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], None]]:
+    """Return the teachers' forward pass as far as the methods ask for it.
+
+    Returns:
+        dict: ``teacher``, on copies of the plain networks; ``asked``, as mmkd runs them with their options.
+    """
     spots = model.mmkd.teacher_spots
     if not spots:
-        return lambda: None
-    networks = [copy.deepcopy(teacher.model) for teacher in model.mmkd.teachers]
+        return dict(teacher=lambda: None)
+    teachers = model.mmkd.teachers
+    networks = [copy.deepcopy(teacher.model) for teacher in teachers]
     batch = model.data_preprocessor(copy.deepcopy(data), True)
     rois = None
-    if any(teacher.judges_rois(spots) for teacher in model.mmkd.teachers):
+    if any(teacher.judges_rois(spots) for teacher in teachers):
         with torch.no_grad(), model.mmkd.recorder(model) as recorder:
-            model.loss(batch['inputs'], batch['data_samples'])
+            model.loss(**batch)
         rois = recorder['rois']
-    inputs = [teacher.convert(batch['inputs'], batch['data_samples']) for teacher in model.mmkd.teachers]
+    inputs = [teacher.convert(**batch) for teacher in teachers]
 
     @torch.inference_mode()
     def forward():
@@ -216,7 +254,11 @@ def teachers_forward(model: nn.Module, data: dict) -> Callable[[], None]:
             if any(spot.startswith('cls_') or 'head' in spot for spot in spots):
                 classify(network, features, rois)
 
-    return forward
+    def asked():
+        for teacher in teachers:
+            teacher(**batch, rois=rois, spots=spots)
+
+    return dict(teacher=forward, asked=asked)
 
 
 def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
@@ -327,6 +369,7 @@ def loading(cfg: Config, batches: int) -> dict:
 def describe(found: dict) -> list[str]:
     """Return the figures as lines of text."""
     titles = dict(student='student alone, its step', teacher="teacher's forward pass",
+                  asked='the same as mmkd runs it',
                   proxy='what else is trained, forward and backward', floor='floor: all of these together',
                   distill='distilling step', against=f'step of {found["against"]}')
     lines = [f'{title:44s} {1000 * found["seconds"][name]:9.1f} ms' + (
@@ -335,7 +378,7 @@ def describe(found: dict) -> list[str]:
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
                   against='distilling step / the other one',
                   ended='step after the end / student alone',
-                  teacher="teacher in the step / teacher's forward pass")
+                  teacher="teacher as mmkd runs it / its forward pass")
     lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in found['ratios'].items()]
     lines += ['', 'where the time goes:              student   distilling']
     for name, value in found['profile']['distill'].items():
