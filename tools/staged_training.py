@@ -156,12 +156,18 @@ def read_config(path, options=()):
 
 def load_config(path, options, **settings):
     """Load a config as the tools do, with config options."""
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     cfg = Config.fromfile(path, **settings)
+    merge_options(cfg, options)
+    return cfg
+
+
+def merge_options(cfg, options):
+    """Change a config by options ``KEY=VALUE`` as the tools do."""
+    from mmengine.config import DictAction
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
     cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
-    return cfg
 
 
 @functools.lru_cache

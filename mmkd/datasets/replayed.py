@@ -47,6 +47,7 @@ class ReplayedDataset(Dataset):
         self.seed = seed
         self.mix = [_check_mix(entry) for entry in mix or []]
         self.dataset = DATASETS.build(dataset)
+        self._seeds = None, None
         self._classes = len(self.dataset.metainfo.get('classes') or ())
         if self.mix and not self._classes:
             raise MMKDError(f'`mix` makes soft labels, and {type(self.dataset).__name__} does not say what '
@@ -70,7 +71,7 @@ class ReplayedDataset(Dataset):
         data = self._in_view(view, number)
         sample = data['data_samples']
         if self.mix:
-            generator = np.random.default_rng(self._entropy(view, number, spawn_key=(1, )))
+            generator = np.random.default_rng((self.seed, view, number))
             other = self._in_view(view, int(generator.integers(len(self))))
             kind, alpha = self.mix[generator.integers(len(self.mix))]
             images = data['inputs'].float(), other['inputs'].float()
@@ -84,11 +85,15 @@ class ReplayedDataset(Dataset):
         return data
 
     def _in_view(self, view: int, number: int) -> dict:
-        _seed(self._entropy(view, number))
+        _seed(*self._seeds_of(view)[number].tolist())
         return self.dataset[number]
 
-    def _entropy(self, view: int, number: int, spawn_key: tuple[int, ...] = ()) -> np.random.SeedSequence:
-        return np.random.SeedSequence((self.seed, view, number), spawn_key=spawn_key)
+    def _seeds_of(self, view: int) -> np.ndarray:
+        """Return three seeds for every image ``(N, 3)``; made for all at once, they cost next to nothing."""
+        if view != self._seeds[0]:
+            words = np.random.SeedSequence((self.seed, view)).generate_state(3 * len(self))
+            self._seeds = view, words.reshape(-1, 3)
+        return self._seeds[1]
 
     # What MMEngine and methods ask of a dataset
 
@@ -188,9 +193,8 @@ def _put_back():
         torch.set_rng_state(states[2])
 
 
-def _seed(entropy: np.random.SeedSequence) -> None:
+def _seed(python_seed: int, numpy_seed: int, torch_seed: int) -> None:
     """Seed the CPU's generators; workers must not touch those of GPUs."""
-    python_seed, torch_seed, numpy_seed = entropy.generate_state(3).tolist()
     random.seed(python_seed)
     np.random.seed(numpy_seed)
     torch.default_generator.manual_seed(torch_seed)

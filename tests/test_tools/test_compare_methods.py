@@ -135,6 +135,27 @@ def test_any_method_and_several_together(tmp_path):
         cm.plan(arguments(tmp_path, CLASSIFIER, '--methods', 'kd', 'fitnets'))
 
 
+def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path):
+    args = arguments(
+        tmp_path, 'configs/digits/retinanet_student.py', '--methods', 'kd', 'pkd', 'dkd', '--smoke')
+    with pytest.raises(st.StageError, match=r'RetinaNet, DKD, seed 0: DKD compares .* \(softmax\)'):
+        cm.checked_plan(args)
+    args.methods.remove('dkd')
+    assert cm.checked_plan(args) == cm.plan(args)
+    # What is finished needs no check.
+    args.methods.append('dkd')
+    for stage in cm.plan(args):
+        if stage.method == 'dkd':
+            st.write_json(stage.result_path, {})
+    cm.checked_plan(args)
+
+
+def test_settings_in_names_reach_the_check(tmp_path):
+    args = arguments(tmp_path, CLASSIFIER, '--methods', 'sakd:method=nothing', '--seeds', '1')
+    with pytest.raises(st.StageError, match="SAKD chooses .* not of 'nothing'"):
+        cm.checked_plan(args)
+
+
 def test_a_config_without_a_teacher_is_told(tmp_path):
     with pytest.raises(st.StageError, match='names no teacher'):
         cm.plan(arguments(tmp_path, 'configs/quickstart/classifier_teacher.py'))

@@ -167,6 +167,40 @@ def make_stage(config, method, seed, args, teacher=None):
                          cost=COST.get(method, 1.5), **others)
 
 
+def checked_plan(args):
+    """List all trainings, see :func:`plan`, after building every student once: hours later would be late."""
+    stages = plan(args)
+    for stage in stages:
+        if stage.train and stage.seed == args.first_seed and not stage.finished:
+            check_fit(stage)
+    return stages
+
+
+def check_fit(stage):
+    """Build a student with its methods and a teacher without weights.
+
+    Raises:
+        StageError: If they do not fit.
+    """
+    from mmengine.logging import MMLogger
+    from mmengine.registry import MODELS, init_default_scope
+
+    from mmkd.apis import compose_distillation, prepare_config
+    from mmkd.apis.config import model_config
+    from mmkd.errors import MMKDError
+    MMLogger.get_instance('compare_methods', log_level='WARNING')
+    cfg = st.load_config(stage.config, [])
+    try:
+        compose_distillation(cfg, list(stage.settings['method_settings']), teacher_checkpoint='random')
+        st.merge_options(cfg, [f'{key}={value}' for key, value in
+                               {**stage.options, **stage.train_options}.items()])
+        prepare_config(cfg)
+        init_default_scope(cfg.default_scope)
+        MODELS.build(model_config(cfg))
+    except MMKDError as error:
+        raise st.StageError(f'{stage.title}: {error}') from error
+
+
 def flat(prefix, settings):
     """Return nested settings as config options."""
     options = {}
@@ -379,4 +413,4 @@ def report(stages, args):
 
 if __name__ == '__main__':
     arguments = parse_args()
-    st.run(arguments, arguments.pairs, plan, report)
+    st.run(arguments, arguments.pairs, checked_plan, report)
