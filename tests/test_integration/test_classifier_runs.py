@@ -145,6 +145,12 @@ def test_what_a_first_stage_trains(train, tmp_path, method, trained):
         assert (f'{method}.loss_feature' in entry) == (method == 'ft')
 
 
+def test_a_first_stage_as_long_as_the_training_is_refused(train, tmp_path):
+    with pytest.raises(MMKDError, match='first stage of ft takes 2 epochs, and the whole training has 2'):
+        train(*taught(tmp_path, 'ft'), '--cfg-options', 'model.methods.ft.first_stage_epochs=2', epochs=2)
+    assert not glob(f'{tmp_path}/run/*.pth')
+
+
 def test_where_sakd_distilled_is_written_down(train, tmp_path):
     run = train(*taught(tmp_path, 'sakd'), '--cfg-options', 'model.methods.sakd.method=SP')
     reports = [json.loads(line) for line in (run / 'sakd_epochs.jsonl').read_text().splitlines()]

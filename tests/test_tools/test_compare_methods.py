@@ -150,6 +150,17 @@ def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path)
     cm.checked_plan(args)
 
 
+def test_a_first_stage_that_leaves_no_epoch_is_told(tmp_path):
+    words = 'configs/digits/retinanet_student.py', '--seeds', '1', '--methods'
+    with pytest.raises(st.StageError, match='FT, seed 0: The first stage of ft takes 30 epochs,'):
+        cm.checked_plan(arguments(tmp_path, *words, 'ft'))
+    cm.checked_plan(arguments(tmp_path, *words, 'ft:first_stage_epochs=1'))
+    *_, ft, sakd = cm.plan(arguments(
+        tmp_path, CLASSIFIER, '--smoke', '--seeds', '1', '--methods', 'ft', 'sakd:method=FT'))
+    assert ft.train_options['model.methods.ft.first_stage_epochs'] == 0
+    assert sakd.train_options['model.methods.sakd.first_stage_epochs'] == 0
+
+
 def test_settings_in_names_reach_the_check(tmp_path):
     args = arguments(tmp_path, CLASSIFIER, '--methods', 'sakd:method=nothing', '--seeds', '1')
     with pytest.raises(st.StageError, match="SAKD chooses .* not of 'nothing'"):

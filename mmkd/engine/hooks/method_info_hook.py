@@ -1,7 +1,7 @@
 """What methods have to know of the training around them."""
 import json
 import os.path as osp
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 from ...errors import MMKDError
+from ...models.methods import Method
 from ...registry import HOOKS
 from .running import forget_scalars, rewrap, unwrapped
 
@@ -41,6 +42,7 @@ class MethodInfoHook(Hook):
         if staged and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise MMKDError(f'{", ".join(staged)}: a first stage is counted in epochs, which an '
                             'IterBasedTrainLoop does not have; train by epochs.')
+        check_first_stages(dict(methods), runner.max_epochs)
 
     def before_train_epoch(self, runner) -> None:
         staged = {name: method for name, method in unwrapped(runner).mmkd.methods.items()
@@ -68,6 +70,22 @@ class MethodInfoHook(Hook):
             if report and is_main_process():
                 with open(osp.join(runner.work_dir, f'{name}_epochs.jsonl'), 'a') as file:
                     file.write(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
+
+
+def check_first_stages(methods: Mapping[str, Method], epochs: int) -> None:
+    """Check that every first stage of training leaves epochs to learn the task in.
+
+    Args:
+        methods: By name.
+        epochs: Length of the whole training.
+
+    Raises:
+        MMKDError: If one does not.
+    """
+    for name, method in methods.items():
+        if method.first_stage_epochs >= epochs:
+            raise MMKDError(f'The first stage of {name} takes {method.first_stage_epochs} epochs, and the '
+                            f'whole training has {epochs}; set model.methods.{name}.first_stage_epochs.')
 
 
 def _labels(dataset) -> Sequence[int]:
