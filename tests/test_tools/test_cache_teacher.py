@@ -102,17 +102,19 @@ def test_trainings_with_and_without_a_cache_agree(run, files, tmp_path, request)
                                         dataset=cfg.train_dataloader.dataset)
     cfg.train_dataloader.sampler.type = 'mmkd.ViewSampler'
     cfg.dump(tmp_path / 'replayed.py')
-    running = run(TRAIN, tmp_path / 'replayed.py', '--work-dir', tmp_path / 'running')
+    slowly = 'optim_wrapper.optimizer.lr=0.0001'  # so that rounding does not grow from step to step
+    running = run(TRAIN, tmp_path / 'replayed.py', '--work-dir', tmp_path / 'running',
+                  '--cfg-options', slowly)
     assert running.code == 0, running.err
 
     request.getfixturevalue('teacher_at_rest')
     cached = run(TRAIN, files / 'distilling.py', '--work-dir', tmp_path / 'cached',
-                 '--cfg-options', f'model.teacher.cache={out}')
+                 '--cfg-options', slowly, f'model.teacher.cache={out}')
     assert cached.code == 0, cached.err
     expected, found = losses(tmp_path / 'running'), losses(tmp_path / 'cached')
     assert len(found) == len(expected) == 9 and expected[0]['kd.loss_student'] > 0.1
     for mine, other in zip(found, expected, strict=True):
-        assert mine == pytest.approx(other, rel=3e-3)
+        assert mine == pytest.approx(other, rel=5e-4)
     (log, ) = glob(f'{tmp_path}/cached/*/*.log')
     with open(log) as file:
         assert f'its top-1 accuracy was {top1:.2f} %' in file.read()
