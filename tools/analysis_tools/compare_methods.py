@@ -179,7 +179,9 @@ def make_stage(config, method, seed, args, teacher=None):
 
 def checked_plan(args):
     """List all trainings, see :func:`plan`, after building every student once: hours later would be late."""
+    from mmengine.logging import MMLogger
     stages = plan(args)
+    MMLogger.get_instance('compare_methods').setLevel('WARNING')
     for stage in stages:
         if stage.train and stage.seed == args.first_seed and not stage.finished:
             check_fit(stage)
@@ -192,14 +194,12 @@ def check_fit(stage):
     Raises:
         StageError: If they do not fit.
     """
-    from mmengine.logging import MMLogger
     from mmengine.registry import MODELS, init_default_scope
 
     from mmkd.apis import compose_distillation, prepare_config
     from mmkd.apis.config import model_config
     from mmkd.engine.hooks.method_info_hook import check_first_stages
     from mmkd.errors import MMKDError
-    MMLogger.get_instance('compare_methods', log_level='WARNING')
     cfg = st.load_config(stage.config, [])
     try:
         compose_distillation(cfg, list(stage.settings['method_settings']), teacher_checkpoint='random')
