@@ -123,8 +123,7 @@ def own_batch(cfg: Config) -> dict:
 def settle_norms(models: Mapping[str, nn.Module], data: dict) -> None:
     """Give the batch norms of students and teachers with random weights the statistics of a batch.
 
-    Frozen ones that change nothing let activations grow from block to block, and a detector's boxes become
-    slivers that cost many times what real ones do.
+    Else frozen ones, which change nothing, let activations fade, and a detector's boxes are just its anchors.
     """
     for model in models.values():
         batch = model.data_preprocessor(copy.deepcopy(data), True)
