@@ -27,6 +27,7 @@ def test_everything_is_measured(run, tmp_path):
     assert ratios['floor'] == seconds['distill'] / seconds['floor']
     assert ratios['against'] == seconds['distill'] / seconds['against']
     assert 'distilling step / floor' in ended.out and 'where the time goes' in ended.out
+    assert 'after all methods have ended' in ended.out and 'as mmkd runs it' in ended.out
 
 
 def test_peak_memory_counts_what_is_alive_at_a_time():

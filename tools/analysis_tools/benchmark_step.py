@@ -370,7 +370,8 @@ def describe(found: dict) -> list[str]:
     titles = dict(student='student alone, its step', teacher="teacher's forward pass",
                   asked='the same as mmkd runs it',
                   proxy='what else is trained, forward and backward', floor='floor: all of these together',
-                  distill='distilling step', against=f'step of {found["against"]}')
+                  distill='distilling step', ended='the same after all methods have ended',
+                  against=f'step of {found["against"]}')
     lines = [f'{title:44s} {1000 * found["seconds"][name]:9.1f} ms' + (
         f'   peak {found["memory"][name] / 2**20:8.1f} MiB' if name in found['memory'] else '')
         for name, title in titles.items() if name in found['seconds']]
