@@ -12,7 +12,7 @@ import torch
 from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, prepare_config
-from mmkd.apis.config import check_annotation_files, safe_source
+from mmkd.apis.config import check_annotation_files, is_distillation, safe_source
 from mmkd.apis.launching import (
     add_common_arguments,
     claim_work_dir,
@@ -58,6 +58,9 @@ def compose(args: argparse.Namespace):
         raise MMKDError('--teacher and --teacher-checkpoint go with --distill METHOD; in a distilling '
                         'config, set model.teacher.config and model.teacher.checkpoint.')
     if args.cfg_options:
+        if is_distillation(cfg) and any(key.split('.')[0] == 'teacher' for key in args.cfg_options):
+            raise MMKDError("A distilling config has its teacher under model: set model.teacher.… instead of "
+                            'teacher.… with --cfg-options.')
         cfg.merge_from_dict(args.cfg_options)
     if args.amp:
         if not torch.cuda.is_available():

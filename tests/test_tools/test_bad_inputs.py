@@ -423,6 +423,12 @@ def test_distilling_config_with_distill(refused, files, tmp_path):
             'distils already')
 
 
+def test_teacher_options_of_a_stock_config(refused, files, tmp_path):
+    refused('train.py', [files.student, '--distill', 'kd', '--teacher', files.teacher,
+                         '--teacher-checkpoint', 'random', '--work-dir', tmp_path / 'work',
+                         '--cfg-options', 'teacher.checkpoint=other.pth'], 'model.teacher', '--cfg-options')
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works with a GPU')
 def test_amp_without_a_gpu(train_config):
     train_config('--amp needs a GPU', arguments=['--amp'])

@@ -58,3 +58,9 @@ def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
 def test_a_config_that_does_not_distil(run):
     ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/student.py')
     assert ended.code != 0 and 'does not distil' in ended.err
+
+
+def test_figures_for_a_folder_that_does_not_exist(run, tmp_path):
+    ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/kd.py', '--json',
+                tmp_path / 'no/found.json')
+    assert ended.code == 2 and '--json' in ended.err and ended.out == ''

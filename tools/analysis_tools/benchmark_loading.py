@@ -8,15 +8,15 @@ student's data preprocessor on the training's device. No network runs beside it.
 Images a second are medians over the turns; compare them only within one run.
 """
 import argparse
-import json
 import statistics
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -26,18 +26,11 @@ from mmkd.apis import prepare_config, student_config
 from mmkd.apis.config import check_annotation_files, model_config
 from mmkd.apis.launching import read_config, run_tool
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from benchmarking import name_of, now, run_benchmark  # noqa: E402
+
 TURNS = 5
-
-
-def main() -> None:
-    args = parse_args()
-    MMLogger.get_instance('benchmark', log_level='WARNING')
-    found = measure(args)
-    for line in describe(found):
-        print(line)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(found, file, indent=2)
 
 
 def parse_args() -> argparse.Namespace:
@@ -62,9 +55,8 @@ def measure(args: argparse.Namespace) -> dict:
         for name, stream in streams.items():
             rates[name].append(stream.measure(args.seconds / TURNS))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    device = get_device()
     found = dict(config=args.config, against=args.against, seconds=args.seconds,
-                 device=torch.cuda.get_device_name() if device == 'cuda' else device,
+                 device=name_of(get_device()),
                  threads=torch.get_num_threads(), images_per_second=medians)
     return dict(found, ratio=medians['config'] / medians['against']) if args.against else found
 
@@ -102,10 +94,10 @@ class Stream:
         # What workers prepared during others' turns is not counted.
         for _ in range(1 + self.loader.num_workers * (self.loader.prefetch_factor or 0)):
             next(self.batches)
-        images, start = 0, finished()
+        images, start = 0, now()
         while time.perf_counter() < start + seconds or not images:
             images += len(next(self.batches)['inputs'])
-        return images / (finished() - start)
+        return images / (now() - start)
 
     def _batches(self) -> Iterator[dict]:
         epoch = 0
@@ -118,13 +110,6 @@ class Stream:
             epoch += 1
 
 
-def finished() -> float:
-    """Wait for the GPU, if there is one, and return the time."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def describe(found: dict) -> list[str]:
     """Return the figures as lines of text."""
     lines = [f'{found[name]}: {rate:.0f} images/s' for name, rate in found['images_per_second'].items()]
@@ -134,4 +119,4 @@ def describe(found: dict) -> list[str]:
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_tool(lambda: run_benchmark(parse_args(), measure, describe))

@@ -13,7 +13,6 @@ run. Memory is the peak of a step above what lies there before it: weights and o
 """
 import argparse
 import copy
-import json
 import statistics
 import sys
 import time
@@ -24,7 +23,6 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -34,20 +32,10 @@ from mmkd.apis.launching import run_tool
 from mmkd.checkpoints import student_state_dict
 from mmkd.models.spots import classify
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
 
+from benchmarking import name_of, now, run_benchmark  # noqa: E402
 from misc.dry_run import build, load, random_batch  # noqa: E402
-
-
-def main() -> None:
-    args = parse_args()
-    MMLogger.get_instance('benchmark', log_level='WARNING')
-    found = measure(args)
-    for line in describe(found):
-        print(line)
-    if args.json:
-        with open(args.json, 'w') as file:
-            json.dump(found, file, indent=2)
 
 
 def parse_args() -> argparse.Namespace:
@@ -96,7 +84,7 @@ def measure(args: argparse.Namespace) -> dict:
     if proxy := trained_parts(models['distill'], data):
         parts['proxy'] = proxy
     device = torch.device(args.device)
-    seconds = take_turns(parts, args.iters, device)
+    seconds = take_turns(parts, args.iters)
     seconds['floor'] = seconds['student'] + seconds['teacher'] + seconds.get('proxy', 0)
     ratios = dict(floor=seconds['distill'] / seconds['floor'],
                   student=seconds['distill'] / seconds['student'],
@@ -108,8 +96,7 @@ def measure(args: argparse.Namespace) -> dict:
     return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
                 against_options=args.against_options, own_data=args.own_data,
                 size=list(data['inputs'][0].shape[-2:]), batch=len(data['inputs']), iters=args.iters,
-                device=torch.cuda.get_device_name() if device.type == 'cuda' else args.device,
-                threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
+                device=name_of(args.device), threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
                 memory={name: peak_memory(part, device) for name, part in parts.items()},
                 profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
                 loading=loading(configs['distill'], args.iters))
@@ -120,13 +107,18 @@ def own_batch(cfg: Config) -> dict:
     return next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
 
 
+def preprocessed(model: nn.Module, data: dict) -> dict:
+    """Return a batch as the network takes it; ``data`` can be used again."""
+    return model.data_preprocessor(copy.deepcopy(data), True)
+
+
 def settle_norms(models: Mapping[str, nn.Module], data: dict) -> None:
     """Give the batch norms of students and teachers with random weights the statistics of a batch.
 
     Else frozen ones, which change nothing, let activations fade, and a detector's boxes are just its anchors.
     """
     for model in models.values():
-        batch = model.data_preprocessor(copy.deepcopy(data), True)
+        batch = preprocessed(model, data)
         networks = [(model, batch['inputs'])] + [
             (teacher.model, teacher.convert(**batch)) for teacher in model.mmkd.teachers]
         for network, images in networks:
@@ -217,13 +209,6 @@ def timed(owners: dict[str, list[tuple[object, str]]]):
             owner.__dict__.pop(method, None)
 
 
-def now() -> float:
-    """Return the time when all that was started is done."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], None]]:
     """Return the teachers' forward pass as far as the methods ask for it.
 
@@ -235,7 +220,7 @@ def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], Non
         return dict(teacher=lambda: None)
     teachers = model.mmkd.teachers
     networks = [copy.deepcopy(teacher.model) for teacher in teachers]
-    batch = model.data_preprocessor(copy.deepcopy(data), True)
+    batch = preprocessed(model, data)
     rois = None
     if any(teacher.judges_rois(spots) for teacher in teachers):
         with torch.no_grad(), model.mmkd.recorder(model) as recorder:
@@ -282,7 +267,7 @@ def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
 
     handles = [handle for module in modules
                for handle in (module.register_forward_pre_hook(enter), module.register_forward_hook(leave))]
-    batch = model.data_preprocessor(copy.deepcopy(data), True)
+    batch = preprocessed(model, data)
     model.loss(batch['inputs'], batch['data_samples'])
     for handle in handles:
         handle.remove()
@@ -316,7 +301,7 @@ def _leaves(value):
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
-def take_turns(parts: dict[str, Callable], iters: int, device: torch.device) -> dict[str, float]:
+def take_turns(parts: dict[str, Callable], iters: int) -> dict[str, float]:
     """Run all parts in turns; return the median seconds of each."""
     seconds = {name: [] for name in parts}
     for turn in range(iters + 2):  # two to warm up
@@ -393,4 +378,4 @@ def describe(found: dict) -> list[str]:
 
 
 if __name__ == '__main__':
-    run_tool(main)
+    run_tool(lambda: run_benchmark(parse_args(), measure, describe))
