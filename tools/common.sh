@@ -1,6 +1,7 @@
 # Sourced by the scripts of this folder: where the checkout is, and which Python runs it.
 
-ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# An exported CDPATH would make cd print, and look elsewhere.
+ROOT="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)"
 
 # Some scripts change directory, so a relative path is made absolute first.
 if [[ "${MMKD_PYTHON:-}" == */* && "${MMKD_PYTHON}" != /* ]]; then

@@ -85,7 +85,7 @@ def report(stages, args):
 def compare_classifiers(args):
     """Train and compare classifiers with the general tool."""
     from analysis_tools import compare_methods
-    words = ['configs/quickstart/classifier_student.py', '--methods', 'kd', 'shake_student', 'sokd',
+    words = [CONFIGS / 'classifier_student.py', '--methods', 'kd', 'shake_student', 'sokd',
              '--seeds', args.seeds, '--jobs', args.jobs, '--out', args.work_dir]
     words += ['--data', args.data] if args.data else []
     words += ['--smoke'] if args.smoke else []

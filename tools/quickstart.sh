@@ -11,5 +11,8 @@ done
 
 if [[ -z "${MMKD_PYTHON:-}" ]]; then
     bash "$ROOT/tools/setup_env.sh"
+else
+    # Nothing is written into a foreign environment, so mmkd must be found from here.
+    export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 fi
 exec "$(find_python)" "$ROOT/tools/quickstart.py" "$@"

@@ -157,26 +157,32 @@ def read_config(path, options=()):
 def load_config(path, options, **settings):
     """Load a config as the tools do, with config options."""
     from mmengine.config import Config
-    cfg = Config.fromfile(path, **settings)
-    merge_options(cfg, options)
+    try:
+        cfg = Config.fromfile(path, **settings)
+    except Exception as error:  # a config is Python, and may raise anything
+        raise StageError(f'The config {path} cannot be read ({type(error).__name__}: {error}).') from error
+    cfg.merge_from_dict(parse_options(options))
     return cfg
 
 
-def merge_options(cfg, options):
-    """Change a config by options ``KEY=VALUE`` as the tools do."""
+def parse_options(options):
+    """Read options ``KEY=VALUE`` as the tools do; return values by keys with dots."""
     from mmengine.config import DictAction
     parser = argparse.ArgumentParser()
     parser.add_argument('--cfg-options', nargs='*', action=DictAction, default={})
-    cfg.merge_from_dict(parser.parse_args(['--cfg-options', *options]).cfg_options)
+    return parser.parse_args(['--cfg-options', *options]).cfg_options
 
 
 @functools.lru_cache
 def _read_config(path, options):
     # Without its imports: mmkd need not be loaded to read how long a training is.
     cfg = load_config(path, options, import_custom_modules=False)
+    if not (cfg.get('model') and cfg.get('train_dataloader') and cfg.get('train_cfg', {}).get('max_epochs')):
+        raise StageError(f'{path} is no training config: it has no model, no train_dataloader or no '
+                         'train_cfg.max_epochs.')
     loader = cfg.train_dataloader
     root = Path(loader.dataset.get('data_root') or '').name
-    classifies = cfg.default_scope == 'mmpretrain'
+    classifies = cfg.get('default_scope') == 'mmpretrain'
     return ConfigFacts(
         epochs=cfg.train_cfg.max_epochs,
         batch_size=loader.batch_size,
@@ -517,8 +523,14 @@ def run(args, configs, plan, report):
     start = time.monotonic()
     # As an exception, so that the running training is ended too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    args.work_dir.mkdir(parents=True, exist_ok=True)
-    with (args.work_dir / '.lock').open('w') as lock:
+    # As the trainings, for which teachers and data are named relative to the checkout.
+    os.chdir(ROOT)
+    try:
+        args.work_dir.mkdir(parents=True, exist_ok=True)
+        lock_file = (args.work_dir / '.lock').open('w')
+    except OSError as error:
+        sys.exit(f'The output folder {args.work_dir} cannot be written: {error.strerror}.')
+    with lock_file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -14,8 +14,11 @@ from mmkd.apis import compose_distillation, student_config
 from mmkd.apis.config import check_annotation_files, set_model_wrapper, trains_classifier
 from mmkd.apis.launching import (
     add_common_arguments,
+    check_launcher,
+    check_output,
     claim_work_dir,
     init_cpu_processes,
+    merge_options,
     read_config,
     run_tool,
 )
@@ -40,15 +43,17 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    check_launcher(args.launcher)
     cfg = read_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     if 'model' not in cfg or 'test_dataloader' not in cfg:
         raise MMKDError(f'{args.config!r} has no model or no test_dataloader.')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise MMKDError(f'--out writes a pickle file, whose name ends in .pkl, not {args.out!r}.')
     if bool(args.teacher) != bool(args.teacher_checkpoint):
         raise MMKDError('--teacher CONFIG and --teacher-checkpoint FILE go together.')
+    if args.out:
+        check_output(args.out)
     cfg = student_config(cfg)
     classifies = trains_classifier(cfg)
     if args.teacher:

@@ -12,11 +12,14 @@ import torch
 from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, prepare_config
-from mmkd.apis.config import check_annotation_files, is_distillation, safe_source
+from mmkd.apis.config import check_annotation_files, safe_source
 from mmkd.apis.launching import (
     add_common_arguments,
+    check_launcher,
+    check_training_config,
     claim_work_dir,
     init_cpu_processes,
+    merge_options,
     read_config,
     run_tool,
 )
@@ -48,8 +51,7 @@ def parse_args() -> argparse.Namespace:
 def compose(args: argparse.Namespace):
     """Return the whole config that the arguments ask for."""
     cfg = read_config(args.config)
-    if 'model' not in cfg or 'train_dataloader' not in cfg:
-        raise MMKDError(f'{args.config!r} is no training config: it has no model or no train_dataloader.')
+    check_training_config(cfg, args.config)
     if args.distill:
         if not args.teacher and not cfg.get('teacher') and [name.lower() for name in args.distill] != ['dml']:
             raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
@@ -57,11 +59,7 @@ def compose(args: argparse.Namespace):
     elif args.teacher or args.teacher_checkpoint:
         raise MMKDError('--teacher and --teacher-checkpoint go with --distill METHOD; in a distilling '
                         'config, set model.teacher.config and model.teacher.checkpoint.')
-    if args.cfg_options:
-        if is_distillation(cfg) and any(key.split('.')[0] == 'teacher' for key in args.cfg_options):
-            raise MMKDError("A distilling config has its teacher under model: set model.teacher.… instead of "
-                            'teacher.… with --cfg-options.')
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     if args.amp:
         if not torch.cuda.is_available():
             raise MMKDError('--amp needs a GPU: MMEngine\'s AmpOptimWrapper does not run on CPU.')
@@ -82,6 +80,7 @@ def compose(args: argparse.Namespace):
 
 def main() -> None:
     args = parse_args()
+    check_launcher(args.launcher)
     cfg = compose(args)
     rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
     if rank == 0:

@@ -1,8 +1,9 @@
 # RegNetY-16GF -> DeiT-Ti, ImageNet, 300 epochs: 4 GPUs with 256 images each.
 # The teacher needs timm (pip install timm). Its weights are DeiT's own; this writes them once:
-#     python -c "import os, timm, torch; os.makedirs('checkpoints', exist_ok=True);
-#     model = timm.create_model('regnety_160.deit_in1k', pretrained=True);
-#     torch.save(dict(state_dict=model.state_dict()), 'checkpoints/regnety_160.pth')"
+#     import os, timm, torch
+#     os.makedirs('checkpoints', exist_ok=True)
+#     model = timm.create_model('regnety_160.deit_in1k', pretrained=True)
+#     torch.save(dict(state_dict=model.state_dict()), 'checkpoints/regnety_160.pth')
 _base_ = 'mmpretrain::deit/deit-tiny-distilled_4xb256_in1k.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -14,9 +14,10 @@ def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str
 
     Args:
         cfg: A stock config of MMDetection or MMPretrain; changed in place. It may name a teacher itself, by
-            ``config`` and ``checkpoint`` under ``teacher``; the peer of ``'dml'`` is built like that one.
+            ``config`` and ``checkpoint`` under ``teacher``.
         methods: A preset's name in any case, such as ``'shake'``, or several of them.
-        teacher: The teacher's config, if not the one that ``cfg`` names; only ``'dml'`` works without one.
+        teacher: The teacher's config, if not the one that ``cfg`` names. The peer of ``'dml'`` is built like
+            it, or like the student where there is none; alone it leaves out the teacher that ``cfg`` names.
         teacher_checkpoint: Its weights, or ``'random'``.
 
     Returns:
@@ -37,10 +38,12 @@ def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str
     named = cfg.pop('teacher', None)
     if teacher is not None:
         named = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
-    elif named and list(chosen) == ['dml']:
-        chosen.dml.config, named = named.config, None
     elif named and teacher_checkpoint is not None:
         named.checkpoint = teacher_checkpoint
+    if named and 'dml' in chosen:
+        chosen.dml.config = named.config
+        if list(chosen) == ['dml'] and teacher is None and teacher_checkpoint is None:
+            named = None
     cfg.model = ConfigDict(
         type='mmkd.ClassifierDistiller' if trains_classifier(cfg) else 'mmkd.DetectorDistiller',
         student=cfg.model,

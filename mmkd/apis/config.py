@@ -12,12 +12,13 @@ from ..models.teachers import TeacherCache
 
 def is_distillation(cfg: Config) -> bool:
     """Whether a config's model is one of mmkd's distillers."""
-    return _name(cfg.model.get('type', '')).split('.')[-1] in ('ClassifierDistiller', 'DetectorDistiller')
+    kind = _name((cfg.get('model') or {}).get('type', '')).split('.')[-1]
+    return kind in ('ClassifierDistiller', 'DetectorDistiller')
 
 
 def trains_classifier(cfg: Config) -> bool:
     """Whether a config is one of MMPretrain's."""
-    kind = cfg.model.get('type', '')
+    kind = (cfg.get('model') or {}).get('type', '')
     if is_distillation(cfg):
         return _name(kind).endswith('ClassifierDistiller')
     scope = cfg.get('default_scope', 'mmdet')

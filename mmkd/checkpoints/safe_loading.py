@@ -8,6 +8,7 @@ import hashlib
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from types import SimpleNamespace
 from urllib.parse import urlparse
 
@@ -17,6 +18,7 @@ from mmengine.dist import barrier
 from mmengine.logging import HistoryBuffer, print_log
 from mmengine.optim.scheduler.param_scheduler import OneCycleParamScheduler
 from mmengine.runner import CheckpointLoader
+from torch import nn
 
 from ..errors import MMKDError
 
@@ -26,13 +28,12 @@ SAFE_PREFIX = 'mmkd-safe:'
 UNSAFE_OPT_IN = 'MMKD_ALLOW_UNSAFE_CHECKPOINTS'
 
 _ALLOWED = {
-    'builtins': {'bytearray', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
-    '__builtin__': {'bytearray', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
+    'builtins': {'bytearray', 'bytes', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
+    '__builtin__': {'bytearray', 'bytes', 'complex', 'dict', 'frozenset', 'list', 'set', 'slice', 'tuple'},
     'collections': {'Counter', 'OrderedDict', 'defaultdict'},
     '_codecs': {'encode'},
     'mmengine.logging.history_buffer': {'HistoryBuffer'},
     'mmengine.optim.scheduler.param_scheduler': {'OneCycleParamScheduler'},
-    'numpy': {'dtype'},
     'torch': {
         'BFloat16Storage', 'BoolStorage', 'ByteStorage', 'CharStorage', 'DoubleStorage',
         'FloatStorage', 'HalfStorage', 'IntStorage', 'LongStorage', 'ShortStorage', 'Size', 'device',
@@ -49,7 +50,6 @@ _ALLOWED = {
 }
 for _core in ('numpy.core', 'numpy._core'):
     _ALLOWED[f'{_core}.multiarray'] = {'scalar'}
-    _ALLOWED[f'{_core}.numeric'] = {'_frombuffer'}
 
 
 class _Refused(pickle.UnpicklingError):
@@ -69,33 +69,77 @@ def _known_method(owner, name: str):
     return getattr(owner, name)
 
 
+def _plain_dtype(code, align=False, copy=False) -> np.dtype:
+    """What ``numpy.dtype`` becomes: a type of numbers or text, whose state gives its byte order only."""
+    dtype = np.dtype(code, copy=True) if isinstance(code, str) else None  # a type of its own
+    if dtype is None or dtype.kind not in 'biufcSU':
+        raise _Refused(f'numpy.dtype({code!r})')
+    return dtype
+
+
 def _empty_array(kind, shape, code) -> np.ndarray:
     """What NumPy's ``_reconstruct`` becomes: the state that follows it fills the array."""
     return np.ndarray((0, ), np.int8)
 
 
-# Never the functions themselves: getattr reaches everything, and numpy.ndarray(shape, object, buffer) takes
-# a buffer's bytes for addresses of objects.
+_FROM_BUFFER = np.zeros(1).__reduce_ex__(5)[0]  # in another module with each version of NumPy
+
+
+def _array_over(buffer, dtype, *layout) -> np.ndarray:
+    """What NumPy's ``_frombuffer`` becomes: nobody else can free these buffers."""
+    if type(buffer) not in (bytes, bytearray) or not isinstance(dtype, np.dtype):
+        raise _Refused(f'an array over a {type(buffer).__name__}')
+    return _FROM_BUFFER(buffer, dtype, *layout)
+
+
+# Never the functions themselves: getattr reaches everything, and NumPy takes a file's bytes for addresses of
+# Python objects where the file can name a type of objects, or change a type.
 _STAND_INS = {
     ('builtins', 'getattr'): _known_method,
     ('__builtin__', 'getattr'): _known_method,
+    ('numpy', 'dtype'): _plain_dtype,
     ('numpy', 'ndarray'): None,
-    ('numpy.core.multiarray', '_reconstruct'): _empty_array,
-    ('numpy._core.multiarray', '_reconstruct'): _empty_array,
 }
+for _core in ('numpy.core', 'numpy._core'):
+    _STAND_INS[f'{_core}.multiarray', '_reconstruct'] = _empty_array
+    _STAND_INS[f'{_core}.numeric', '_frombuffer'] = _array_over
 
 
-class _RestrictedUnpickler(pickle.Unpickler):
+def _checked_state(owner, state):
+    """Return the state that an object may be given; classes and functions are shared by the whole process."""
+    if isinstance(owner, np.dtype) and state[1] in ('<', '>', '|', '='):
+        version, _, *others = owner.__reduce__()[2]
+        return (version, state[1], *others)
+    if (isinstance(owner, np.ndarray) and owner.size == 0  # another state would free what a tensor may share
+            or type(owner) in (HistoryBuffer, OrderedDict) and isinstance(state, dict)
+            or type(owner) in (torch.Tensor, nn.Parameter)):
+        return state
+    raise _Refused(f'a state for {type(owner).__name__}')
+
+
+class _RestrictedUnpickler(pickle._Unpickler):
+    """Restricts what is imported, and what is done with it; the latter only the one in Python allows."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str):
         if (module, name) in _STAND_INS:
             return _STAND_INS[module, name]
-        allowed = name in _ALLOWED.get(module, ())
-        if module == 'numpy.dtypes' and name.isidentifier() and name.endswith('DType'):
-            allowed = True
-        if not allowed:
+        if name not in _ALLOWED.get(module, ()):
             raise _Refused(f'{module}.{name}')
         return super().find_class(module, name)
+
+    def load_build(self) -> None:
+        self.stack[-1] = _checked_state(*self.stack[-2:])
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
+    def load_newobj_ex(self) -> None:
+        """Refuse keywords: no type above needs them, and torch's take addresses by them."""
+        raise _Refused(f'{self.stack[-3]!r} with keywords')
+
+    dispatch[pickle.NEWOBJ_EX[0]] = load_newobj_ex
 
 
 def _restricted_load(file, **kwargs):

@@ -1,8 +1,11 @@
 """Checkpoint files are data: what may be inside them, and what is refused without being run."""
 import argparse
+import copyreg
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 import urllib.error
 import zipfile
@@ -131,6 +134,11 @@ VALUES = {
     'numpy float': np.float64(0.1),
     'numpy int': np.int64(3),
     'numpy bool': np.bool_(True),
+    'numpy complex': np.array([1 + 2j]),
+    'numpy bytes': np.array([b'a', b'bc']),
+    'numpy string': np.str_('text'),
+    'numpy matrix by columns': np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    'numpy random state': np.random.RandomState(0).get_state(),
     'numpy dtype': np.dtype('float32'),
     'history': HistoryBuffer([1.0, 2.0], [1, 1]),
     'ordered': OrderedDict(a=1),
@@ -152,6 +160,21 @@ def test_plain_values(tmp_path, name, zipped):
     path = tmp_path / 'file.pth'
     torch.save(dict(state_dict={}, value=VALUES[name]), path, _use_new_zipfile_serialization=zipped)
     assert same(load_checkpoint(path)['value'], VALUES[name])
+
+
+@pytest.mark.parametrize('protocol', [2, 4, 5])
+def test_arrays_of_every_protocol(tmp_path, protocol):
+    arrays = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.ones((2, 3), np.float32)), np.arange(0)]
+    arrays[0].flags.writeable = False
+    torch.save(dict(state_dict={}, value=arrays), tmp_path / 'file.pth', pickle_protocol=protocol)
+    assert same(load_checkpoint(tmp_path / 'file.pth')['value'], arrays)
+
+
+def test_arrays_of_the_other_byte_order(tmp_path):
+    value = [np.arange(3, dtype='>i4'), np.dtype('>i4')]
+    torch.save(dict(state_dict={}, value=value), tmp_path / 'file.pth')
+    array, dtype = load_checkpoint(tmp_path / 'file.pth')['value']
+    assert array.tolist() == [0, 1, 2] and dtype == value[1] != np.dtype('i4')
 
 
 def test_parameter_with_attributes(tmp_path):
@@ -300,12 +323,115 @@ def test_getattr_reaches_nothing(tmp_path, owner, attribute):
         load_checkpoint(tmp_path / 'file.pth')
 
 
-def test_arrays_cannot_be_laid_over_memory(tmp_path):
-    # numpy.ndarray(shape, object, buffer) takes the buffer's bytes for addresses of Python objects.
-    dtype = np.dtype('O')
-    write_zip(tmp_path / 'file.pth', call('numpy', 'ndarray', (1, ), dtype, bytes(8)))
-    with pytest.raises(MMKDError):
+class Made:
+    """Is pickled as a call of a function, with a state for what it gives."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.reduced = (function, arguments, state)
+
+    def __reduce__(self):
+        return self.reduced
+
+
+class MadeWithKeywords:
+    """Is pickled as an object of another class, made with keywords."""
+
+    def __init__(self, kind, *arguments, **keywords):
+        self.reduced = (copyreg.__newobj_ex__, (kind, arguments, keywords))
+
+    def __reduce__(self):
+        return self.reduced
+
+
+# They are in other modules with each version of NumPy.
+_RECONSTRUCT, _SCALAR, _FROM_BUFFER = (
+    value.__reduce_ex__(protocol)[0]
+    for value, protocol in ((np.ones(1), 2), (np.float64(1), 2), (np.ones(1), 5)))
+ADDRESS = b'\x41' * 8
+
+
+def attacks() -> dict:
+    """Return values that ask NumPy and torch to take an address of the file's choice for an object's."""
+    fields = (3, '|', None, ('a', ), {'a': (np.dtype('O'), 0)}, 8, 8, 0)
+    dtypes = dict(
+        code='O8',
+        flags=Made(np.dtype, 'O8', False, True, state=(3, '|', None, None, None, -1, -1, 0)),
+        field=Made(np.dtype, 'V8', False, True, state=fields),
+        part=Made(np.dtype, 'V8', False, True, state=(3, '|', (np.dtype('O'), (1, )), None, None, 8, 8, 0)),
+        hidden=Made(np.dtype, 'f8', False, True, state=fields),
+        several=Made(np.dtype, 'O,f4', False, True, state=(3, '|', None, None, None, 16, 1, 0)),
+        listed=Made(np.dtype, [('a', 'O')]),
+        kind=Made(np.dtype, type(np.dtype('O'))),
+        kind_called=Made(type(np.dtype('O'))))
+    found = dict(
+        storage=MadeWithKeywords(torch.UntypedStorage, 8, allocator=0x41414141),
+        tensor=MadeWithKeywords(torch.Tensor, cdata=0x41414141))
+    for name, dtype in dtypes.items():
+        found |= {
+            f'{name}-scalar': Made(_SCALAR, dtype, ADDRESS),
+            f'{name}-buffer': Made(_FROM_BUFFER, bytearray(ADDRESS), dtype, (1, ), 'C'),
+            f'{name}-array': Made(_RECONSTRUCT, np.ndarray, (0, ), b'b', state=(
+                1, (1, ), dtype, False, ADDRESS))}
+    return found
+
+
+# One process for each file: the attack may end it.
+LOADING = """
+import os, sys
+from mmkd.checkpoints import load_checkpoint
+from mmkd.errors import MMKDError
+for path in sys.argv[1:]:
+    child = os.fork()
+    if child:
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        print(os.path.basename(path), {0: 'refused', 1: 'loaded'}.get(status, status), flush=True)
+        continue
+    try:
+        loaded = load_checkpoint(path)
+        del loaded
+        os._exit(1)
+    except MMKDError:
+        os._exit(0)
+"""
+
+
+def test_addresses_are_never_taken_from_a_file(tmp_path):
+    paths = []
+    for name, value in attacks().items():
+        paths.append(str(tmp_path / name))
+        torch.save(dict(state_dict={}, value=value), paths[-1], pickle_protocol=4)
+    done = subprocess.run([sys.executable, '-c', LOADING, *paths], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert dict(line.split() for line in done.stdout.splitlines()) == dict.fromkeys(attacks(), 'refused')
+
+
+def test_an_arrays_memory_is_not_freed_while_a_tensor_shares_it(tmp_path):
+    state = pickle.dumps((1, (200, ), np.dtype('f4'), False, bytes(800)), 2)[2:-1] + b'b'
+    array = call('numpy.core.multiarray', '_reconstruct', np.ndarray, (0, ), b'b') + b'q\xf0' + state
+    tensor = b'\x8c\x05torch\x8c\x06Tensor\x93h\xf0\x85R'
+    write_zip(tmp_path / 'file.pth', array + tensor + b'\x86' + b'h\xf0' + state + b'\x86')
+    with pytest.raises(MMKDError, match='a state for ndarray'):
         load_checkpoint(tmp_path / 'file.pth')
+
+
+@pytest.mark.parametrize('owner, name', [
+    (b'\x8c\x1fmmengine.logging.history_buffer\x8c\x0dHistoryBuffer\x93', 'type'),
+    (b'\x8c\x0ctorch._utils\x8c\x0f_rebuild_tensor\x93', 'function'),
+    (call('torch.storage', 'UntypedStorage', 1), 'UntypedStorage')])
+def test_nothing_that_is_shared_is_changed(tmp_path, owner, name):
+    write_zip(tmp_path / 'file.pth', owner + pickle.dumps((None, dict(mean=0)), 2)[2:-1] + b'b')
+    with pytest.raises(MMKDError, match=f'a state for {name} besides weights'):
+        load_checkpoint(tmp_path / 'file.pth')
+    assert callable(HistoryBuffer.mean) and not hasattr(torch._utils._rebuild_tensor, 'mean')
+
+
+def test_the_byte_order_of_numpys_own_types_is_not_changed(tmp_path):
+    write_zip(tmp_path / 'file.pth', call('numpy', 'dtype', 'f4') + pickle.dumps(
+        (3, '>', None, None, None, -1, -1, 0), 2)[2:-1] + b'b')
+    try:
+        assert load_checkpoint(tmp_path / 'file.pth')['state_dict'] == np.dtype('>f4')
+    finally:
+        assert np.dtype('f4').isnative
 
 
 @pytest.mark.parametrize('make', [torch.jit.script, lambda module: torch.jit.trace(module, torch.ones(1, 2))],

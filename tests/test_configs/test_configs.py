@@ -1,5 +1,6 @@
 """Every shipped config of a detector builds and steps, and what it saves loads into the stock model."""
 import ast
+import subprocess
 
 import pytest
 import torch
@@ -73,6 +74,14 @@ def demo_batch(model) -> dict:
 
 def test_aliases_name_configs_that_are_tested():
     assert all(name in CONFIGS and name not in ALIASES for name in ALIASES.values())
+
+
+def test_all_are_in_the_repository():
+    if not (REPO / '.git').exists():
+        pytest.skip('not a git checkout')
+    paths = map(str, (REPO / 'configs').rglob('*.py'))
+    ignored = subprocess.run(['git', 'check-ignore', *paths], cwd=REPO, capture_output=True, text=True)
+    assert ignored.returncode == 1, ignored.stdout
 
 
 def test_the_products_are_among_them():

@@ -1,15 +1,19 @@
 """The teacher-student gap that the hook logs, against a straightforward computation."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.structures.bbox import bbox2roi
+from mmdet.testing import demo_mm_inputs
 from mmengine.runner import Runner, load_checkpoint
 
 from mmkd.apis import prepare_config
+from mmkd.engine.hooks import TeacherGapHook
 from mmkd.errors import MMKDError
-from tests.families import detector
-from tests.tiny import distil, tiny_config
+from mmkd.models.spots import Recorder, resolve_spot
+from tests.families import CHANNELS, CLASSES, detector
+from tests.tiny import build, distil, tiny_config
 
 
 def test_gap_on_the_validation_set(digits, teacher_config, teacher_checkpoint, tmp_path):
@@ -64,3 +68,52 @@ def test_pairs_without_comparable_logits_are_refused_at_the_start(digits, tmp_pa
     cfg.work_dir = str(tmp_path)
     with pytest.raises(MMKDError, match='cannot be compared'):
         Runner.from_cfg(prepare_config(cfg)).train()
+
+
+def with_shared_extractor(family: str, size: int):
+    """A detector with masks whose mask branch uses the boxes' extractor."""
+    cfg = detector(family, size)
+    if family == 'cascade_rcnn':
+        masks = detector('mask_rcnn', size)
+        cfg.roi_head.mask_head = masks.roi_head.mask_head
+        cfg.test_cfg.rcnn.mask_thr_binary = 0.5
+    stages = cfg.train_cfg.rcnn
+    for stage in stages if isinstance(stages, list) else [stages]:
+        stage.mask_size = 14
+    cfg.roi_head.mask_roi_extractor = None
+    cfg.roi_head.mask_head.roi_feat_size = 7
+    cfg.roi_head.mask_head.in_channels = CHANNELS
+    cfg.test_cfg.rcnn.update(score_thr=0.0, max_per_img=7)
+    return cfg
+
+
+@pytest.mark.parametrize('family, stages', [('mask_rcnn', 1), ('cascade_rcnn', 3)])
+def test_masks_that_share_the_extractor_of_boxes(family, stages):
+    model = build(distil(with_shared_extractor(family, 8), with_shared_extractor(family, 16),
+                         kd=dict(type='mmkd.KD')))
+    data = demo_mm_inputs(1, [[3, 128, 128]], num_classes=CLASSES, num_items=[2], with_mask=True)
+    runner, hook = SimpleNamespace(model=model.eval()), TeacherGapHook()
+    hook.before_run(runner)
+    hook.before_val_epoch(runner)
+    hook.before_val_iter(runner, 0)
+    with torch.no_grad():
+        model.val_step(data)
+    rois, outputs = (hook._recorder[spot] for spot in ('rois', 'cls_outputs'))
+    assert len(outputs) == stages
+    assert [len(boxes) for boxes in rois] == [len(scores) for scores, _ in outputs]
+    hook.after_val_iter(runner, 0, data)
+    metrics = {}
+    hook.after_val_epoch(runner, metrics)
+    assert metrics['gap/kl'] > 0
+
+
+@pytest.mark.parametrize('family, stages', [('mask_rcnn', 1), ('cascade_rcnn', 3)])
+def test_boxes_that_are_judged_in_training_are_none_of_masks(family, stages):
+    model = build(with_shared_extractor(family, 8))
+    data = model.data_preprocessor(
+        demo_mm_inputs(2, [[3, 128, 128]] * 2, num_classes=CLASSES, num_items=[2, 2], with_mask=True), True)
+    places = {spot: resolve_spot(model, spot, 'student') for spot in ('rois', 'cls_logits')}
+    with Recorder(model, places) as recorder:
+        model.loss(data['inputs'], data['data_samples'])
+    assert len(recorder['rois']) == stages
+    assert [len(boxes) for boxes in recorder['rois']] == [len(logits) for logits in recorder['cls_logits']]

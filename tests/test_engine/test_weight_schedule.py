@@ -120,3 +120,44 @@ def test_stopped_and_resumed_in_two_processes(digits, teacher_config, teacher_ch
     extra = [name for name in last if name.startswith('mmkd.')]
     assert extra and all(torch.equal(first[name], last[name]) for name in extra)
     assert not torch.equal(first['backbone.conv1.weight'], last['backbone.conv1.weight'])
+
+
+def iteration_runner(digits, tmp_path, iters=12, **schedule) -> Runner:
+    """KD of four iterations an epoch, in a loop that counts iterations."""
+    cfg = tiny_config(data=digits)
+    cfg.model = distil(cfg.model, tiny_config('teacher').model, kd=dict(type='mmkd.KD'))
+    cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=1000)
+    cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
+    cfg.param_scheduler = []
+    cfg.default_hooks.teacher_check = dict(evaluate=False)
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1000)
+    cfg.default_hooks.logger.interval = 1
+    cfg.log_processor = dict(window_size=1, by_epoch=False)
+    cfg.custom_hooks = [dict(type='mmkd.WeightScheduleHook', **schedule)]
+    cfg.work_dir = str(tmp_path)
+    return Runner.from_cfg(prepare_config(cfg))
+
+
+@pytest.mark.parametrize('schedule', [dict(decay_from=1), dict(decay_from=4, by_epoch=False)],
+                         ids=['epochs', 'iterations'])
+def test_loops_by_iteration_decay_until_their_last(digits, tmp_path, schedule):
+    runner = iteration_runner(digits, tmp_path, **schedule)
+    method, factors = runner.model.mmkd.methods.kd, []
+    runner.model.mmkd.teacher.model.backbone.register_forward_hook(
+        lambda *_: factors.append((runner.iter, method.scale)))
+    runner.train()
+    assert len(runner.train_dataloader) == 4
+    scales = dict(factors)  # the first batch is looked at more than once
+    assert list(scales) == list(range(12))
+    assert list(scales.values()) == pytest.approx([min(1, 1 - (number - 4) / 8) for number in range(12)])
+
+
+@pytest.mark.parametrize('schedule, why', [
+    (dict(decay_from=3), 'decay from 3 epochs on: training ends after 3'),
+    (dict(decay_from=16, stop=20), 'decay from 16 epochs on: training ends after 3'),
+    (dict(decay_from=12, by_epoch=False), 'decay from 12 iterations on: training ends after 12')])
+def test_a_decay_that_would_begin_after_the_end(digits, tmp_path, schedule, why):
+    runner = iteration_runner(digits, tmp_path, **schedule)
+    with pytest.raises(MMKDError, match=why):
+        runner.train()
+    assert runner.iter == 0

@@ -215,6 +215,25 @@ def test_batch_of_one(zero):
     assert torch.isfinite(value) and torch.isfinite(student.grad).all() and torch.isfinite(loss.memory).all()
 
 
+@pytest.mark.parametrize('first', [True, False])
+@pytest.mark.parametrize('bad', [float('inf'), float('nan')])
+def test_features_that_overflowed_are_forgotten(first, bad):
+    """Under AMP such a step is skipped; nothing of it may stay in the memory or in Z."""
+    loss = connected(mode='any', negatives=40)
+    if not first:
+        loss(*batch())
+    memory, normalizers = loss.memory.clone(), loss.normalizers.clone()
+    (student, ), teacher, samples = batch()
+    student[1, 2] = bad
+    assert not loss([student], teacher, samples).isfinite()
+    assert torch.equal(loss.memory[0, 1], memory[0, 1])
+    assert (loss.memory != memory).any(dim=2)[:, :3].tolist() == [[True, False, True], [True] * 3]
+    assert loss.memory.isfinite().all()
+    assert first or torch.equal(loss.normalizers, normalizers)
+    assert loss(*batch(seed=2)).isfinite()
+    assert (loss.normalizers > 0).all() and loss.normalizers.isfinite().all()
+
+
 def test_relaxed_negatives_need_no_labels():
     loss = CRDLoss(dim=4, negatives=7, mode='any', num_samples=10)
     loss.connect([(6, )], [(5, )])

@@ -3,11 +3,13 @@ import copy
 
 import pytest
 import torch
+from mmcv.ops import DeformConv2dPack, ModulatedDeformConv2dPack
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_two_stage, record, resolve_spot
+from mmkd.models.teachers import engine as engine_module
 from mmkd.models.teachers.engine import Engine
 from tests import classifiers, families
 
@@ -146,6 +148,126 @@ def test_channels_last_is_given_up_where_an_operator_cannot_deal_with_it():
     expected = record(model, engine.places, images)['cls_logits'][0]
     torch.testing.assert_close(engine.record(['cls_logits'], images)['cls_logits'][0], expected)
     assert not engine.channels_last
+
+
+def deform() -> nn.Module:
+    return DeformConv2dPack(16, 16, 3, padding=1)
+
+
+def modulated() -> nn.Module:
+    return ModulatedDeformConv2dPack(16, 16, 3, padding=1)
+
+
+@pytest.fixture
+def log(monkeypatch) -> list[str]:
+    """Lines that the engine logs."""
+    lines = []
+    monkeypatch.setattr(engine_module, 'print_log', lambda line, *_: lines.append(line))
+    return lines
+
+
+@pytest.mark.parametrize('operator, words, first, options', [
+    (deform, 'cannot run with channels last', (), {}),
+    (deform, 'cannot run with channels last', ('stage1', ), {}),
+    (modulated, 'gives other results', (), {}),
+    (modulated, 'gives other results', ('stage1', ), {}),
+    (ReadsMemory, 'gives other results', ('stage1', ), dict(precision='bf16')),
+], ids=['fails', 'fails-later', 'wrong', 'wrong-later', 'wrong-later-half'])
+def test_channels_last_is_given_up_at_whatever_places(operator, words, first, options, log):
+    """Operators that are wrong or fail in such memory may lie behind the places that are asked for first."""
+    model = network(classifiers.classifier(), 'mmpretrain')
+    wrong = operator()
+    with torch.no_grad():
+        for parameter in wrong.parameters():
+            parameter.normal_(std=0.1)
+    model.backbone.layer3 = nn.Sequential(wrong, model.backbone.layer3).eval().requires_grad_(False)
+    images, _ = batch(model)
+    expected = record(copy.deepcopy(model), engine_for(model, 'stage3').places, images)['stage3'][0]
+    engine = engine_for(model, *first, 'stage3', **options)
+    if first:
+        engine.record(first, images)
+        assert engine.channels_last == (words == 'gives other results')  # the whole backbone is run
+    for _ in range(2):
+        found = engine.record(['stage3'], images)['stage3'][0]
+        tolerance = 0.05 if 'precision' in options else 1e-4
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    assert not engine.channels_last
+    assert not any(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+                   for weight in model.parameters() if weight.dim() == 4)
+    assert sum(words in line and 'it runs without' in line for line in log) == 1
+
+
+def test_what_is_compiled_is_compiled_again_without_channels_last():
+    model = network(classifiers.classifier(), 'mmpretrain')
+    backbone = model.backbone
+    for name in ('conv1', 'bn1', 'relu', 'maxpool'):  # compiling takes long
+        setattr(backbone, name, nn.Identity())
+    backbone.layer1, backbone.layer4 = nn.Sequential(nn.Tanh()), nn.Sequential(nn.Tanh())
+    backbone.layer2 = nn.Sequential(ReadsMemory(), nn.Tanh())
+    backbone.layer3 = nn.Sequential(nn.Conv2d(3, 4, 3)).requires_grad_(False)  # its input lies as before
+    images, _ = batch(model)
+    engine = engine_for(model, 'stage1', 'stage3', compile=True)
+    expected = record(copy.deepcopy(model), engine.places, images)['stage3'][0]
+    engine.record(['stage1'], images)
+    assert engine.channels_last
+    for _ in range(2):
+        torch.testing.assert_close(engine.record(['stage3'], images)['stage3'][0], expected)
+    assert not engine.channels_last
+
+
+class ChangesLittle(nn.Module):
+    """Is wrong by one per cent where channels come last."""
+
+    def forward(self, x):
+        return x if x.is_contiguous() else 1.01 * x
+
+
+@pytest.mark.parametrize('options', [{}, dict(precision='bf16')], ids=str)
+def test_a_small_mistake_is_told_from_rounding(options):
+    model = network(classifiers.classifier(), 'mmpretrain')
+    model.backbone.maxpool = nn.Sequential(ChangesLittle(), model.backbone.maxpool)
+    engine = engine_for(model, 'stage2', **options)
+    engine.record(['stage2'], batch(model)[0])
+    assert not engine.channels_last
+
+
+def test_an_idle_layer_that_changes_little_is_run():
+    model = network(families.detector('retinanet'), 'mmdet')
+    head = model.bbox_head
+    plain, images = type(head).forward_single, batch(model)[0]
+
+    def forward_single(self, x):
+        classes, boxes = plain(self, x)
+        return classes + 0.01 * classes.abs().max() * boxes.detach().tanh().sign().mean(), boxes
+
+    head.forward_single = forward_single.__get__(head)
+    with torch.no_grad():
+        head.retina_reg.bias.fill_(1.0)
+    engine = engine_for(model, 'cls_logits')
+    expected = record(model, engine.places, images)['cls_logits']
+    for _ in range(2):
+        found = engine.record(['cls_logits'], images)['cls_logits']
+        for mine, other in zip(classes_of(found), classes_of(expected), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('options', [{}, dict(precision='bf16'), dict(channels_last=False)], ids=str)
+def test_under_autocast_what_is_recorded_is_float32(options, log):
+    model = network(families.detector('retinanet'), 'mmdet')
+    images, _ = batch(model)
+    engine = engine_for(model, 'features', 'cls_logits', **options)
+    expected = record(model, engine.places, images)
+    dtypes = []
+    model.backbone.register_forward_hook(lambda module, args, output: dtypes.append(output[0].dtype))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        for _ in range(2):
+            found = engine.record(['features', 'cls_logits'], images)
+    for spot in expected:
+        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
+            assert mine.dtype == torch.float32
+            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+    assert dtypes[-1] == torch.bfloat16  # the student's autocast covers the teacher
+    assert ("the student's autocast" in log[-1]) == ('precision' not in options)
 
 
 def test_bf16_stays_near():

@@ -3,10 +3,13 @@ import types
 
 import pytest
 import torch
+from mmengine.registry import MODELS
 
+from mmkd.errors import MMKDError
 from mmkd.models.methods import KD
-from mmkd.models.spots import LogitLayout
+from mmkd.models.spots import LogitLayout, check_comparable, logit_layout
 from mmkd.models.step import Step
+from tests.families import detector
 
 DENSE = LogitLayout('sigmoid', 2, strides=(8, 16), anchors=(3, 3))
 
@@ -133,3 +136,32 @@ def test_two_stage_foreground_are_the_boxes_with_an_object():
     step = Step(None, None, [], dict(cls_targets=[((outputs[0][0], labels, None), {})]), [])
     (got, ) = layout.weights('foreground', outputs, layout.logits(outputs), step)
     assert got.tolist() == [1, 0, 1, 0]
+
+
+def anchors(family='retinanet', **settings):
+    cfg = detector(family)
+    cfg.bbox_head.anchor_generator.update(settings)
+    return logit_layout(MODELS.build(cfg), 'student')
+
+
+@pytest.mark.parametrize('settings, number', [
+    (dict(ratios=[2.0, 1.0, 0.5]), 1), (dict(ratios=[0.5, 1.0, 3.0]), 7), (dict(octave_base_scale=8), 1),
+    (dict(base_sizes=[8, 16, 32, 64, 100]), 1), (dict(scale_major=False), 2), (dict(center_offset=0.5), 1)],
+    ids=['order', 'ratios', 'scales', 'sizes', 'major', 'offset'])
+def test_other_anchors_in_the_same_number_are_refused(settings, number):
+    with pytest.raises(MMKDError, match=fr'of the 9 anchors at a place of stride .*, number {number} is '
+                                        r'the box \(.*\) in the student and \(.*\) in the teacher'):
+        check_comparable(anchors(), anchors(**settings))
+
+
+def test_scales_that_a_config_rounds_are_the_same():
+    check_comparable(anchors(), anchors(octave_base_scale=None, scales_per_octave=None,
+                                        scales=[4.0, 5.04, 6.35]))
+
+
+def test_a_single_anchor_stands_for_its_place():
+    one = anchors('atss')
+    assert one.base_anchors and set(one.anchors) == {1}
+    check_comparable(one, anchors('atss', octave_base_scale=4))
+    check_comparable(one, anchors('gfl'))
+    check_comparable(one, logit_layout(MODELS.build(detector('fcos')), 'teacher'))

@@ -265,6 +265,24 @@ def test_ft_second_stage_leaves_the_paraphraser_as_it_is():
     assert loss.encoders.state_dict()['0.1.num_batches_tracked'] == before['0.1.num_batches_tracked'] + 1
 
 
+@pytest.mark.parametrize('use_bn', [False, True])
+def test_ft_without_a_first_stage_never_changes_the_paraphraser(use_bn):
+    student, teacher = maps(*STUDENT), maps(*TEACHER, seed=1)
+    loss = connected(FTLoss(use_bn=use_bn), student, teacher)
+    loss.end_first_stage()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    optimizer = torch.optim.Adam(loss.parameters(), 0.05, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        # What is trained must be reached in every step, for DDP.
+        unreached = sum(parameter.sum() * 0 for parameter in loss.parameters() if parameter.requires_grad)
+        (loss(student, teacher) + unreached).backward()
+        optimizer.step()
+    changed = {name.split('.')[0] for name, value in loss.state_dict().items()
+               if not torch.equal(value, before[name])}
+    assert changed == {'translators'}
+
+
 # OFD
 
 @pytest.mark.parametrize('weight, bias', [(1.0, 0.0), (0.5, 0.8), (-2.0, 1.0), (1.5, -4.0)])
@@ -327,6 +345,20 @@ def test_ofd_measures_margins_in_training_only_and_keeps_given_ones():
     again.load_state_dict(loss.state_dict())
     again.train()(student, maps(*TEACHER, seed=2))
     torch.testing.assert_close(again.margins[1].mean, loss.margins[1].mean)
+
+
+@pytest.mark.parametrize('bad', [-math.inf, math.nan])
+def test_ofd_forgets_what_overflowed(bad):
+    tracker, expected = NegativeMean(2), NegativeMean(2)
+    (good, ) = maps((3, 2, 4, 4))
+    for first in (True, False):
+        overflowed = good.clone()
+        overflowed[0, 1, 2, 2] = bad
+        tracker.update(overflowed)
+        assert tracker.mean.isfinite().all() and (first or torch.equal(tracker.mean[1], expected.mean[1]))
+        tracker.update(good)
+        expected.update(good)
+    torch.testing.assert_close(tracker.mean, expected.mean)
 
 
 def test_ofd_halves_towards_the_first_level_and_pools():

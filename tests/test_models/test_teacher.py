@@ -5,12 +5,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
 from mmkd.models.teachers import Teacher
 from mmkd.models.teachers.normalization import BatchConverter
+from tests import classifiers
 from tests.tiny import build, distil, tiny_config
 
 NORMALISATIONS = {
@@ -78,6 +79,32 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
         expected = stock.roi_head._bbox_forward(features, rois)['cls_score']
     assert rois.shape == (4 * model.train_cfg.rcnn.sampler.num, 5)
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('whole', [False, True], ids=['model', 'config'])
+def test_a_teacher_of_unknown_normalisation_is_refused(whole):
+    """MMPretrain's networks have their data preprocessor at the top of a config, not in the model."""
+    pytest.importorskip('mmpretrain')
+    cfg = classifiers.teacher_of()
+    preprocessor = cfg.pop('data_preprocessor')
+    cfg = dict(model=cfg, default_scope='mmpretrain') if whole else cfg
+
+    def distilling(student=None):
+        student = student or classifiers.classifier()
+        with DefaultScope.overwrite_default_scope('mmpretrain'):
+            return build(classifiers.distil(student, cfg, kd=dict(type='mmkd.KD')))
+
+    with pytest.raises(MMKDError, match='no data_preprocessor to tell .* with its mean and std'):
+        distilling()
+    student = classifiers.classifier()
+    student.data_preprocessor = dict(type='mmpretrain.ClsDataPreprocessor')
+    images = torch.rand(2, 3, 32, 32)
+    assert distilling(student).mmkd.teacher.convert(images, [None] * 2) is images
+    cfg['data_preprocessor'] = dict(preprocessor)
+    assert not torch.equal(distilling().mmkd.teacher.convert(images, [None] * 2), images)
+    for meant in (dict(type='mmpretrain.ClsDataPreprocessor'), dict(to_rgb=True)):  # as YOLOX has it
+        cfg['data_preprocessor'] = meant
+        distilling()
 
 
 def test_teacher_stays_in_eval_and_out_of_the_module_tree(teacher_config, teacher_checkpoint):

@@ -188,6 +188,7 @@ def step(weights, tmp_path, monkeypatch):
         for view in range(2):
             made.write(view, cache.pack(taught.flip(0), kept), top1=0.0)
         cached = build(distilling(weights, tmp_path, method))
+        cached.mmkd.teacher.cache.check(ORIGIN, 2)
         monkeypatch.setattr(cached.mmkd.teacher.model, 'extract_feat', lambda *_: pytest.fail('it ran'))
         return cached.loss(**data), expected
 
@@ -213,17 +214,41 @@ def test_a_step_with_some_logits_differs_and_is_finite(step):
 @pytest.mark.parametrize('method, spot', [
     ('mmkd.FitNet', 'stage2'), ('mmkd.SP', 'last_stage'), ('mmkd.SOKD', 'backbone.layer4:input')])
 def test_methods_that_want_more_than_logits_are_refused(weights, tmp_path, method, spot):
-    make(tmp_path)
+    make(tmp_path, kept=CLASSES, classes=CLASSES)
     build(distilling(weights, method=method))
     with pytest.raises(MMKDError, match=f"class logits only.*'{spot}'"):
         build(distilling(weights, tmp_path, method))
 
 
 def test_images_that_are_no_view_are_refused(weights, tmp_path):
-    make(tmp_path)
+    make(tmp_path, kept=CLASSES, classes=CLASSES)
     model = build(distilling(weights, tmp_path))
     with pytest.raises(MMKDError, match='no numbered view'):
         model.loss(**batch(model))
+
+
+def test_a_cache_that_was_not_compared_is_not_read(weights, tmp_path):
+    """Nothing else would tell a script without the hook that its cache is of other images."""
+    make(tmp_path, kept=CLASSES, classes=CLASSES, views=2)
+    model = build(distilling(weights, tmp_path))
+    data = batch(model)
+    for index, sample in enumerate(data['data_samples']):
+        sample.set_metainfo(dict(sample_idx=index, view=0))
+    for wrong in (dict(ORIGIN, seed=1), None):
+        with pytest.raises(MMKDError, match=r'has not been compared .*mmkd\.TeacherCheckHook'):
+            model.loss(**data)
+        if wrong:
+            with pytest.raises(MMKDError, match='seed was 0 and is 1'):
+                model.mmkd.teacher.cache.check(wrong, 2)
+    model.mmkd.teacher.look(data['inputs'], data['data_samples'])  # runs the network
+    model.mmkd.teacher.cache.check(ORIGIN, 2)
+    assert model.loss(**data)['method.loss_student'].isfinite()
+
+
+def test_a_cache_of_another_number_of_classes_is_refused(weights, tmp_path):
+    make(tmp_path, classes=20)
+    with pytest.raises(MMKDError, match=f'holds logits of 20 classes, and the student knows {CLASSES};'):
+        build(distilling(weights, tmp_path))
 
 
 def test_detectors_are_refused(teacher_config, tmp_path):

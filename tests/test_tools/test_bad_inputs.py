@@ -429,6 +429,81 @@ def test_teacher_options_of_a_stock_config(refused, files, tmp_path):
                          '--cfg-options', 'teacher.checkpoint=other.pth'], 'model.teacher', '--cfg-options')
 
 
+@pytest.mark.parametrize('key, instead', [
+    ('teacher.checkpoint', 'model.teacher.checkpoint'),
+    ('methods.shake.weight', 'model.methods.shake.weight'),
+    ('student.test_cfg.rcnn', 'model.student.test_cfg.rcnn'),
+    ('model.backbone.depth', 'model.student.backbone.depth')])
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'misc/dry_run.py'])
+def test_options_that_would_change_nothing(refused, files, tmp_path, tool, key, instead):
+    words = [] if tool == 'misc/dry_run.py' else ['--work-dir', tmp_path / 'work']
+    refused(tool, [files.distilling, *([files.weights] if tool == 'test.py' else []), *words,
+                   '--cfg-options', f'{key}=1'], f'set {instead} instead of {key}')
+
+
+@pytest.mark.parametrize('option, said', [('train_cfg.max_epochs', 'KEY=VALUE, without spaces'),
+                                          ('a=[1,(2]', 'brackets')])
+@pytest.mark.parametrize('tool', ['train.py', 'misc/dry_run.py', 'misc/cache_teacher.py',
+                                  'analysis_tools/benchmark_step.py', 'analysis_tools/benchmark_loading.py'])
+def test_an_option_that_cannot_be_read(run, files, tool, option, said):
+    ended = run(tool, files.distilling, '--cfg-options', 'a.b=1', option)
+    assert ended.code == 2
+    assert 'error: --cfg-options: ' in ended.err and said in ended.err
+
+
+@pytest.mark.parametrize('tool, option, value', [
+    ('misc/dry_run.py', '--batch', '0'), ('misc/dry_run.py', '--size', '-1'),
+    ('misc/dry_run.py', '--steps', 'two'), ('analysis_tools/benchmark_step.py', '--iters', '0'),
+    ('misc/cache_teacher.py', '--batch-size', '0'), ('misc/cache_teacher.py', '--workers', '-1')])
+def test_numbers_too_small(run, files, tool, option, value):
+    ended = run(tool, files.distilling, option, value)
+    assert ended.code == 2
+    assert f'argument {option}: must be a whole number from ' in ended.err and repr(value) in ended.err
+
+
+@pytest.mark.parametrize('tool', ['misc/dry_run.py', 'misc/cache_teacher.py',
+                                  'analysis_tools/benchmark_step.py'])
+@pytest.mark.parametrize('device', ['gpu', 'cuda:99'])
+def test_a_device_that_is_not_there(run, files, tool, device):
+    ended = run(tool, files.distilling, '--device', device)
+    assert ended.code == 2 and f'argument --device: {device!r} cannot be used here' in ended.err
+
+
+@pytest.mark.parametrize('launcher, variable', [
+    ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')])
+@pytest.mark.parametrize('tool', ['train.py', 'test.py'])
+def test_a_launcher_that_did_not_start_this(refused, files, tmp_path, monkeypatch, tool, launcher, variable):
+    monkeypatch.delenv(variable, raising=False)
+    refused(tool, [files.student, *([files.weights] if tool == 'test.py' else []), '--work-dir',
+                   tmp_path / 'work', '--launcher', launcher], f'--launcher {launcher}', variable)
+
+
+@pytest.mark.parametrize('tool, arguments, said', [
+    ('misc/dry_run.py', [], 'does not distil'),
+    ('model_converters/export_teacher.py', ['out.pth', '--config'], 'does not distil'),
+    ('analysis_tools/benchmark_loading.py', [], 'no training config')])
+def test_a_config_without_a_model(refused, files, tool, arguments, said):
+    schedule = str(REPO / 'configs/_base_/schedules/crd_240e.py')
+    refused(tool, [*([files.weights] if arguments else []), *arguments, schedule], 'crd_240e.py', said)
+
+
+@pytest.mark.parametrize('tool, arguments', [
+    ('test.py', lambda files, out: [files.teacher, files.weights, '--out', out / 'found.pkl']),
+    ('model_converters/export_student.py', lambda files, out: [files.weights, out / 'student.pth']),
+    ('model_converters/export_teacher.py',
+     lambda files, out: [files.weights, out / 'teacher.pth', '--config', files.distilling])])
+def test_outputs_that_cannot_be_written(refused, files, tmp_path, tool, arguments):
+    (tmp_path / 'file').write_text('precious')
+    words = ['--work-dir', tmp_path / 'work'] if tool == 'test.py' else []
+    refused(tool, [*arguments(files, tmp_path / 'file'), *words], tmp_path / 'file', 'cannot be written')
+
+
+def test_predictions_to_a_folder(refused, files, tmp_path):
+    (tmp_path / 'found.pkl').mkdir()
+    refused('test.py', [files.teacher, files.weights, '--work-dir', tmp_path / 'work', '--out',
+                        tmp_path / 'found.pkl'], tmp_path / 'found.pkl', 'is a folder')
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='mixed precision works with a GPU')
 def test_amp_without_a_gpu(train_config):
     train_config('--amp needs a GPU', arguments=['--amp'])
@@ -589,6 +664,23 @@ def test_predictions_to_a_file_that_is_no_pickle(refused, files, tmp_path):
 
 
 # The whole way, as a user sees it
+
+
+def test_scripts_find_the_checkout_with_an_exported_cdpath():
+    done = subprocess.run(
+        ['bash', '-c', f'source {REPO.name}/tools/common.sh; echo "$ROOT"'], cwd=REPO.parent, text=True,
+        capture_output=True, env={**os.environ, 'CDPATH': str(REPO.parent)})
+    assert done.stdout == f'{REPO}\n', done.stderr
+
+
+def test_quickstart_finds_mmkd_where_it_is_not_installed(tmp_path):
+    python = tmp_path / 'python'
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH"\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        ['bash', REPO / 'tools/quickstart.sh'], cwd=tmp_path, text=True, capture_output=True,
+        env={**os.environ, 'MMKD_PYTHON': './python', 'PYTHONPATH': '/other'})
+    assert done.stdout == f'{REPO}:/other\n', done.stderr
 
 
 def test_a_process_ends_with_status_2_and_no_traceback(files, tmp_path):

@@ -4,25 +4,13 @@ import json
 import pytest
 from mmengine.config import Config
 
-from tests.tiny import load_tool
+from tests.tiny import REPO, load_tool
 
 pytest.importorskip('mmpretrain')
 
 TOOL = 'analysis_tools/benchmark_loading.py'
-RESIDENT = '''
-_base_ = './plain.py'
-
-train_dataloader = dict(
-    num_workers=0,
-    sampler=dict(type='mmkd.ViewSampler'),
-    collate_fn=dict(type='mmkd.as_batch'),
-    dataset=dict(
-        _delete_=True,
-        type='mmkd.ResidentDataset',
-        dataset=_base_.train_dataloader.dataset,
-        crop=16,
-        padding=2))
-'''
+RESIDENT = (REPO / 'configs/resident/classifier_resident.py').read_text().replace(
+    '../quickstart/classifier_student.py', './plain.py')
 
 
 @pytest.fixture(scope='module')

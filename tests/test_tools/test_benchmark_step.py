@@ -1,6 +1,7 @@
 """The cost of a step, against its floor."""
 import json
 
+import pytest
 import torch
 
 from tests.tiny import load_tool
@@ -43,6 +44,26 @@ def test_peak_memory_counts_what_is_alive_at_a_time():
     assert 2**22 <= peak < 2**22 + 2**19
 
 
+def test_a_part_that_allocates_nothing_has_no_peak():
+    tool = load_tool('analysis_tools/benchmark_step.py')
+    assert tool.peak_memory(lambda: None, torch.device('cpu')) == 0
+
+
+@pytest.mark.parametrize('other', [
+    ['configs/dml/dml_resnet32x4_resnet8x4_cifar100.py'],
+    ['configs/quickstart/shake.py', '--against-options',
+     'model.student.roi_head.bbox_head.fc_out_channels=24']])
+def test_against_another_student(refused, other):
+    refused('analysis_tools/benchmark_step.py', ['configs/quickstart/kd.py', '--random-teacher', '--against',
+                                                 *other], '--against must have the same student', other[0])
+
+
+def test_own_data_that_are_not_there(refused):
+    refused('analysis_tools/benchmark_step.py', [
+        'configs/quickstart/kd.py', '--random-teacher', '--own-data', '--cfg-options',
+        'train_dataloader.dataset.ann_file=none.json'], 'none.json', 'train_dataloader')
+
+
 def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
     tool = load_tool('analysis_tools/benchmark_step.py')
     cfg = tool.load('configs/quickstart/shake.py', None, random_teacher=True)
@@ -64,3 +85,8 @@ def test_figures_for_a_folder_that_does_not_exist(run, tmp_path):
     ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/kd.py', '--json',
                 tmp_path / 'no/found.json')
     assert ended.code == 2 and '--json' in ended.err and ended.out == ''
+
+
+def test_figures_into_a_folder(refused, tmp_path):
+    refused('analysis_tools/benchmark_step.py', ['configs/quickstart/kd.py', '--json', tmp_path],
+            tmp_path, 'is a folder')

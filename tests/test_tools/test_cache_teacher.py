@@ -219,6 +219,11 @@ def test_a_disk_that_is_full(refused, files, tmp_path, monkeypatch):
     refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'logits', '--views', 2], 'fewer --views')
 
 
+def test_a_cache_in_place_of_a_file(refused, files, tmp_path):
+    (tmp_path / 'logits').write_text('precious')
+    refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'logits'], 'cannot be written')
+
+
 # Preparing
 
 

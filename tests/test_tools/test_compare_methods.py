@@ -85,6 +85,41 @@ def test_command_is_the_same_in_any_checkout(tmp_path):
         "--first-seed 0 --cfg-options a.b=1 'c=[1,2]' --jobs 2 --smoke")
 
 
+def test_called_from_another_folder(tmp_path, monkeypatch):
+    """A pair lies there, or else in the checkout."""
+    (tmp_path / 'mine_student.py').write_text(f"_base_ = {str(REPO / CLASSIFIER)!r}")
+    monkeypatch.chdir(tmp_path)
+    args = arguments(tmp_path, 'mine_student.py', CLASSIFIER, '--methods', 'kd', '--seeds', '1', '--smoke')
+    assert args.pairs == [str(tmp_path.resolve() / 'mine_student.py'), CLASSIFIER]
+    monkeypatch.setattr(st.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(st, 'run_stages', lambda stages, session: planned.extend(stages))
+    planned = []
+    st.run(args, args.pairs, cm.checked_plan, lambda *_: None)
+    assert [stage.settings['pair'] for stage in planned] == ['mine'] * 3 + ['classifier'] * 3
+    assert {stage.config for stage in planned if stage.method != 'teacher'} == {
+        tmp_path.resolve() / 'mine_student.py', REPO / CLASSIFIER}
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / 'out').write_text('precious')
+    monkeypatch.setattr(st.signal, 'signal', lambda *_: None)
+    args = arguments(tmp_path, CLASSIFIER)
+    with pytest.raises(SystemExit, match='cannot be written'):
+        st.run(args, args.pairs, cm.plan, cm.report)
+
+
+@pytest.mark.parametrize(('content', 'said'), [
+    ("_base_ = '{root}/configs/_base_/schedules/crd_240e.py'", 'no training config'),
+    ("_base_ = '{root}/{pair}'\nteacher = dict(config='none.py')", 'the teacher none.py'),
+    ("_base_ = '{root}/configs/crd/cifar10_resnet32x4_resnet8x4.py'\n"
+     "train_dataloader = dict(dataset=dict(data_root='none'))", 'does not exist'),
+    ('model = dict(', 'cannot be read')])
+def test_pairs_that_cannot_be_trained(tmp_path, content, said):
+    (tmp_path / 'pair.py').write_text(content.replace('{root}', str(REPO)).replace('{pair}', CLASSIFIER))
+    with pytest.raises(st.StageError, match=said):
+        cm.plan(arguments(tmp_path, str(tmp_path / 'pair.py'), '--smoke'))
+
+
 def test_where_things_lie_by_default():
     args = cm.parse_args([CLASSIFIER])
     assert args.work_dir == st.ROOT / 'work_dirs/compare_methods'
@@ -107,6 +142,7 @@ def test_options_go_to_teacher_and_students(tmp_path):
 @pytest.mark.parametrize(('words', 'said'), [
     (('configs/none.py', ), 'there is no config configs/none.py'),
     ((CLASSIFIER, CLASSIFIER), 'same name'),
+    (('--cfg-options', 'a=1', 'b'), "'b' is not KEY=VALUE, without spaces"),
     (('--jobs', '0'), '--jobs must be at least 1')])
 def test_bad_arguments_are_told(tmp_path, capsys, words, said):
     with pytest.raises(SystemExit):

@@ -82,6 +82,17 @@ def test_parts_that_no_stock_teacher_has(monkeypatch, tmp_path, method):
         run(monkeypatch, tmp_path, 'retinanet', method)
 
 
+@pytest.mark.parametrize('number', [0, 2])
+def test_a_teacher_checkpoint_for_no_or_several_teachers(refused, tmp_path, number):
+    teacher = dict(config='teacher.py', checkpoint='random')
+    Config(dict(model=dict(
+        type='mmkd.DetectorDistiller', student=detector('retinanet'), teacher=[teacher] * number,
+        methods=dict(m=dict(type='mmkd.DML'))))).dump(tmp_path / 'config.py')
+    refused('model_converters/export_teacher.py',
+            [tmp_path / 'epoch_1.pth', tmp_path / 'improved.pth', '--config', tmp_path / 'config.py',
+             '--teacher-checkpoint', 'teacher.pth'], f'has {number or "no"} teachers')
+
+
 def test_a_run_without_a_bridge(monkeypatch, tmp_path):
     with pytest.raises(MMKDError, match='0 knowledge bridges or tuned teachers'):
         run(monkeypatch, tmp_path, 'retinanet', dict(type='mmkd.KD'))

@@ -46,6 +46,13 @@ def test_bad_input(tmp_path, content, said):
         ps.read_reports(ps.find_reports(tmp_path))
 
 
+@pytest.mark.parametrize('out', ['none/spots.png', 'spots.xyz'])
+def test_a_picture_that_cannot_be_written(run, tmp_path, out):
+    write(tmp_path / 'sakd_epochs.jsonl', 1)
+    ended = run('analysis_tools/plot_spots.py', tmp_path, '--out', tmp_path / out)
+    assert ended.code == 2 and 'cannot be written' in ended.err and str(tmp_path / out) in ended.err
+
+
 def test_an_epoch_that_is_not_there(run, tmp_path):
     write(tmp_path / 'sakd_epochs.jsonl', 1, 2)
     ended = run('analysis_tools/plot_spots.py', tmp_path, '--epoch', '7')

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader
 
 from mmkd.apis import prepare_config, student_config
 from mmkd.apis.config import check_annotation_files, model_config
-from mmkd.apis.launching import read_config, run_tool
+from mmkd.apis.launching import (
+    OptionsAction,
+    check_training_config,
+    merge_options,
+    read_config,
+    run_tool,
+)
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -41,7 +47,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--seconds', type=float, default=20,
                         help=f'how long each config is measured, in {TURNS} turns')
     parser.add_argument('--json', metavar='FILE', help='where to write the figures')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
     return parser.parse_args()
 
@@ -64,7 +70,8 @@ def measure(args: argparse.Namespace) -> dict:
 def build(path: str, cfg_options: dict | None) -> tuple[DataLoader, nn.Module]:
     """Build a config's train dataloader and its student's data preprocessor, as in training."""
     cfg = read_config(path)
-    cfg.merge_from_dict(cfg_options or {})
+    check_training_config(cfg, path)
+    merge_options(cfg, cfg_options)
     check_annotation_files(cfg.train_dataloader, 'train_dataloader')
     cfg = prepare_config(cfg)
     init_default_scope(cfg.get('default_scope', 'mmdet'))

@@ -16,20 +16,22 @@ import copy
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from operator import methodcaller
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmkd.apis import student_config
-from mmkd.apis.launching import run_tool
+from mmkd.apis.config import check_annotation_files
+from mmkd.apis.launching import OptionsAction, at_least, device, run_tool
 from mmkd.checkpoints import student_state_dict
+from mmkd.errors import MMKDError
 from mmkd.models.spots import classify
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
@@ -44,18 +46,19 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a distilling config')
     parser.add_argument('--against', metavar='CONFIG',
                         help='another distilling config of the same student, to measure beside it')
-    parser.add_argument('--size', type=int, default=256, help='height and width of the images')
-    parser.add_argument('--batch', type=int, default=2, help='images a step')
+    parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the images')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images a step')
     parser.add_argument('--own-data', action='store_true',
                         help="measure on a batch of the config's training data, not on noise")
-    parser.add_argument('--iters', type=int, default=20, help='how often everything is measured')
+    parser.add_argument('--iters', type=at_least(1), default=20, help='how often everything is measured')
     parser.add_argument('--random-teacher', action='store_true',
                         help="do not look for the teacher's and the backbone's weights")
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--json', metavar='FILE', help='where to write the figures')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
                         help='change settings of both configs')
-    parser.add_argument('--against-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--against-options', nargs='+', action=OptionsAction, default={},
+                        metavar='KEY=VALUE',
                         help='change settings of the other config alone')
     return parser.parse_args()
 
@@ -66,9 +69,14 @@ def measure(args: argparse.Namespace) -> dict:
     configs = dict(distill=load(args.config, options, args.random_teacher))
     if args.against:
         configs['against'] = load(args.against, {**options, **args.against_options}, args.random_teacher)
+    if args.own_data:
+        check_annotation_files(configs['distill'].train_dataloader, 'train_dataloader')
     models = {name: build(cfg, args.device) for name, cfg in configs.items()}
+    if len({frozenset(shapes_of(model).items()) for model in models.values()}) > 1:
+        raise MMKDError(f'--against must have the same student, and that of {args.against!r} has other '
+                        'weights.')
     alone = student_config(configs['distill'])
-    data = own_batch(configs['distill']) if args.own_data else random_batch(
+    data = own_batch(configs['distill'], models.values()) if args.own_data else random_batch(
         models['distill'], args.batch, args.size)
     if args.random_teacher:
         settle_norms(models, data)
@@ -102,9 +110,20 @@ def measure(args: argparse.Namespace) -> dict:
                 loading=loading(configs['distill'], args.iters))
 
 
-def own_batch(cfg: Config) -> dict:
-    """Return the first batch of a config's training data."""
-    return next(iter(Runner.build_dataloader(cfg.train_dataloader, seed=0)))
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of a student's weights by name."""
+    weights = student_state_dict(dict(state_dict=model.state_dict()))
+    return {name: value.shape for name, value in weights.items()}
+
+
+def own_batch(cfg: Config, models: Iterable[nn.Module]) -> dict:
+    """Return the first batch of a config's training data; as in training, teachers' caches must fit them."""
+    loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
+    for model in models:
+        for teacher in model.mmkd.teachers:
+            if teacher.cache is not None:
+                teacher.check_cache(model, cfg.train_dataloader.dataset, loader.dataset)
+    return next(iter(loader))
 
 
 def preprocessed(model: nn.Module, data: dict) -> dict:
@@ -326,6 +345,8 @@ def peak_memory(part: Callable, device: torch.device) -> int:
     with torch.profiler.profile(profile_memory=True) as profiler:
         part()
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == '[memory]']
+    if not events:  # nothing was allocated
+        return 0
     clock = 'start_ns' if hasattr(events[0], 'start_ns') else 'start_us'  # torch 2.1 has the latter
     level = peak = 0
     for event in sorted(events, key=methodcaller(clock)):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
+from mmkd.apis.launching import check_output
 from mmkd.errors import MMKDError
 
 
@@ -28,10 +29,12 @@ def run_benchmark(args: argparse.Namespace, measure: Callable[[argparse.Namespac
     """Measure, print the figures, and write them to ``args.json`` if it is given.
 
     Raises:
-        MMKDError: Before anything is measured, if that file's folder does not exist.
+        MMKDError: Before anything is measured, if that file cannot be written.
     """
     if args.json and not Path(args.json).resolve().parent.is_dir():
         raise MMKDError(f'The folder of --json {args.json!r} does not exist.')
+    if args.json:
+        check_output(args.json)
     MMLogger.get_instance('benchmark', log_level='WARNING')
     found = measure(args)
     for line in describe(found):

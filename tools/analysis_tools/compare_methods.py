@@ -58,13 +58,25 @@ def parse_args(arguments=None):
     st.finish_arguments(parser, args, 'compare_methods')
     order = [*TITLES, *(name for name in args.methods if name not in TITLES)]
     args.methods = [name for name in order if name in args.methods or name == 'student']
+    for option in args.cfg_options:
+        if '=' not in option:
+            parser.error(f'--cfg-options: {option!r} is not KEY=VALUE, without spaces')
+    for pair in args.pairs:
+        if not find(pair):
+            parser.error(f'there is no config {pair}')
+    args.pairs = [find(pair) for pair in args.pairs]
     names = [name_of(pair) for pair in args.pairs]
     if len(set(names)) < len(names):
         parser.error('two pairs have the same name')
-    for pair in args.pairs:
-        if not Path(st.ROOT, pair).is_file():
-            parser.error(f'there is no config {pair}')
     return args
+
+
+def find(pair):
+    """Return the path of a pair, here or else in the checkout, and relative to that if inside; or nothing."""
+    for path in (Path(pair).resolve(), st.ROOT / pair):
+        if path.is_file():
+            return str(path.relative_to(st.ROOT) if path.is_relative_to(st.ROOT) else path)
+    return None
 
 
 def name_of(pair):
@@ -86,11 +98,28 @@ def plan(args):
         facts = st.read_config(config, args.cfg_options)
         if not facts.teacher:
             raise st.StageError(f'{pair} names no teacher; add teacher=dict(config=…, checkpoint=…) to it.')
+        if not Path(st.ROOT, facts.teacher).is_file():
+            raise st.StageError(f'{pair} names the teacher {facts.teacher}, which is no file in the '
+                                'checkout; name it by an absolute path.')
+        if not facts.digits:
+            check_data(config, args.cfg_options)
         teacher = make_stage(config, 'teacher', 0, args)
         stages.append(teacher)
         stages += [make_stage(config, method, seed, args, teacher)
                    for seed in seeds_of(args) for method in args.methods]
     return stages
+
+
+def check_data(config, options):
+    """Check that the data of a pair are there, or are downloaded."""
+    from mmkd.apis.config import check_annotation_files
+    from mmkd.errors import MMKDError
+    cfg = st.load_config(config, options)
+    try:
+        for split in ('train_dataloader', 'val_dataloader', 'val_evaluator'):
+            check_annotation_files(cfg.get(split), split)
+    except MMKDError as error:
+        raise st.StageError(f'{config}: {error}') from error
 
 
 def parse_method(name):
@@ -198,13 +227,14 @@ def check_fit(stage):
 
     from mmkd.apis import compose_distillation, prepare_config
     from mmkd.apis.config import model_config
+    from mmkd.apis.launching import merge_options
     from mmkd.engine.hooks.method_info_hook import check_first_stages
     from mmkd.errors import MMKDError
     cfg = st.load_config(stage.config, [])
     try:
         compose_distillation(cfg, list(stage.settings['method_settings']), teacher_checkpoint='random')
-        st.merge_options(cfg, [f'{key}={value}' for key, value in
-                               {**stage.options, **stage.train_options}.items()])
+        merge_options(cfg, st.parse_options(
+            f'{key}={value}' for key, value in {**stage.options, **stage.train_options}.items()))
         prepare_config(cfg)
         init_default_scope(cfg.default_scope)
         model = MODELS.build(model_config(cfg))

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from mmkd.apis.launching import run_tool
-from mmkd.errors import MMKDError
+from mmkd.errors import MMKDError, one_line
 
 
 def main() -> None:
@@ -85,7 +85,10 @@ def plot(reports: dict[int, dict], epoch: int, out: Path) -> None:
     right.set(xlabel='class', title=f'epoch {epoch}')
     right.set_yticks(range(len(spots)), spots)
     figure.colorbar(image, ax=right, label='share distilled')
-    figure.savefig(out, dpi=130)
+    try:
+        figure.savefig(out, dpi=130)
+    except (OSError, ValueError) as error:  # the latter: no such format
+        raise MMKDError(f'The picture {str(out)!r} cannot be written ({one_line(error)}).') from None
     plt.close(figure)
 
 

@@ -13,7 +13,7 @@ import os.path as osp
 from glob import escape, glob
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
@@ -29,7 +29,15 @@ from mmkd.apis.config import (
     teacher_configs,
     trains_classifier,
 )
-from mmkd.apis.launching import read_config, run_tool
+from mmkd.apis.launching import (
+    OptionsAction,
+    at_least,
+    check_folder,
+    device,
+    merge_options,
+    read_config,
+    run_tool,
+)
 from mmkd.checkpoints import remove_partial_files
 from mmkd.errors import MMKDError
 from mmkd.models.spots import LogitLayout, logit_layout
@@ -42,14 +50,16 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config that distils a classifier, or one that names a `teacher`')
     parser.add_argument('--out', metavar='DIR', help='by default work_dirs/teacher_caches/CONFIG')
-    parser.add_argument('--views', type=int, metavar='V',
+    parser.add_argument('--views', type=at_least(1), metavar='V',
                         help='how many times every image is augmented; 1, or what the data set has')
     parser.add_argument('--top-k', type=int, default=0, metavar='K',
                         help='keep the K largest logits of an image, and the probability of the rest; 0: all')
-    parser.add_argument('--batch-size', type=int, metavar='B', help='by default that of the training')
-    parser.add_argument('--workers', type=int, metavar='W', help='by default those of the training')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--batch-size', type=at_least(1), metavar='B',
+                        help='by default that of the training')
+    parser.add_argument('--workers', type=at_least(0), metavar='W',
+                        help='by default those of the training')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
@@ -60,8 +70,7 @@ def load(args: argparse.Namespace) -> Config:
         MMKDError: If it does not teach a classifier by one teacher.
     """
     cfg = read_config(args.config)
-    if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+    merge_options(cfg, args.cfg_options)
     if 'model' in cfg and cfg.get('teacher') and not is_distillation(cfg):
         compose_distillation(cfg, 'kd')
     if 'model' not in cfg or not is_distillation(cfg) or not trains_classifier(cfg):
@@ -166,6 +175,7 @@ def main() -> None:
           f'{size / 2**20:.1f} MiB in {out!r}, {there / 2**20:.1f} MiB of them there already; '
           f'{free / 2**20:.0f} MiB are free')
     fingerprint = fingerprint_of(teacher, student, cfg.train_dataloader.dataset, dataset)
+    check_folder(out, 'folder of --out')
     cache = TeacherCache.create(out, fingerprint, len(dataset), layout.num_classes, kept, dataset.views)
     remove_partial_files(out)
     fill(cache, student, layout, loader)

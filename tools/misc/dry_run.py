@@ -7,7 +7,7 @@ import time
 
 import torch
 from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -15,7 +15,7 @@ from torch import nn
 
 from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.config import model_config, teacher_configs
-from mmkd.apis.launching import read_config, run_tool
+from mmkd.apis.launching import OptionsAction, at_least, device, merge_options, read_config, run_tool
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_classifier, logit_layout
 
@@ -24,13 +24,13 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a distilling config')
-    parser.add_argument('--steps', type=int, default=2, help='training steps to take')
-    parser.add_argument('--size', type=int, default=256, help='height and width of the random images')
-    parser.add_argument('--batch', type=int, default=2, help='images a step')
+    parser.add_argument('--steps', type=at_least(1), default=2, help='training steps to take')
+    parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the random images')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images a step')
     parser.add_argument('--random-teacher', action='store_true',
                         help='do not look for the teacher\'s and the backbone\'s weights')
-    parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
@@ -76,8 +76,7 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
         MMKDError: If it does not distil.
     """
     cfg = read_config(path)
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
+    merge_options(cfg, cfg_options)
     if not is_distillation(cfg):
         raise MMKDError(f'{path!r} does not distil.')
     if random_teacher:

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from mmkd.apis.launching import run_tool
+from mmkd.apis.launching import check_output, run_tool
 from mmkd.checkpoints import load_checkpoint, student_state_dict, write_whole
 from mmkd.errors import MMKDError
 
@@ -26,10 +26,11 @@ def export(checkpoint: str, out: str) -> dict:
         dict: What was written: ``state_dict`` and ``meta`` with ``dataset_meta``, ``cfg``, ``epoch``…
 
     Raises:
-        MMKDError: If the checkpoint cannot be read or ``out`` exists.
+        MMKDError: If the checkpoint cannot be read, or ``out`` exists or cannot be written.
     """
     if os.path.exists(out):
         raise MMKDError(f'{out!r} exists already; choose another name.')
+    check_output(out)
     loaded = load_checkpoint(checkpoint)
     meta = loaded.get('meta') or {}
     kept = ('dataset_meta', 'cfg', 'epoch', 'iter', 'mmengine_version')

@@ -1,7 +1,8 @@
 """Write the improved teacher that SOKD's knowledge bridge (or a tuned teacher) has become.
 
-    python tools/model_converters/export_teacher.py work_dirs/sokd_retinanet_r50/epoch_24.pth \
-        --config configs/sokd/sokd_retinanet_r101_r50_fpn_2x_coco.py improved_teacher.pth
+    python tools/model_converters/export_teacher.py \
+        work_dirs/sokd_retinanet_r101_r50_fpn_2x_coco/epoch_24.pth improved_teacher.pth \
+        --config configs/sokd/sokd_retinanet_r101_r50_fpn_2x_coco.py
 
 The result is an ordinary MMDetection or MMPretrain checkpoint, with its config inside: the teacher's
 weights, and the trained part in place of its own.
@@ -16,7 +17,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 from mmkd.apis import is_distillation
-from mmkd.apis.launching import read_config, run_tool
+from mmkd.apis.config import model_config, teacher_configs
+from mmkd.apis.launching import check_output, read_config, run_tool
 from mmkd.checkpoints import load_checkpoint, write_whole
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import KnowledgeBridge, TunedTeacher
@@ -27,13 +29,18 @@ def main() -> None:
     args = parse_args()
     if os.path.exists(args.out):
         raise MMKDError(f'{args.out!r} exists already; choose another name.')
+    check_output(args.out)
     cfg = read_config(args.config)
     if not is_distillation(cfg):
         raise MMKDError(f'{args.config!r} does not distil.')
     if args.teacher_checkpoint:
-        cfg.model.teacher.checkpoint = args.teacher_checkpoint
+        teachers = teacher_configs(cfg)
+        if len(teachers) != 1:
+            raise MMKDError(f'{args.config!r} has {len(teachers) or "no"} teachers; --teacher-checkpoint is '
+                            'for the one of a config.')
+        teachers[0].checkpoint = args.teacher_checkpoint
     init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(cfg.model)
+    model = MODELS.build(model_config(cfg))
     loaded = load_checkpoint(args.checkpoint)
     weights = {name: value for name, value in loaded['state_dict'].items() if name.startswith('mmkd.')}
     own = {name for name in model.state_dict() if name.startswith('mmkd.')}

@@ -7,7 +7,6 @@ from mmengine.model import is_model_wrapper
 
 from ...errors import MMKDError
 from ...models.random_state import preserved_random_state
-from ...models.teachers import fingerprint_of
 from ...registry import HOOKS
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
@@ -81,7 +80,6 @@ def _check_cache(runner, model, teacher, dataset) -> None:
     if wanting and getattr(dataset, 'mix', None):
         raise MMKDError(f'{", ".join(wanting)}: one true class is needed for every image, and the training '
                         'data mix images.')
-    cfg = runner.cfg.train_dataloader.dataset
-    cache.check(fingerprint_of(teacher, model, cfg, dataset), getattr(dataset, 'views', None))
+    teacher.check_cache(model, runner.cfg.train_dataloader.dataset, dataset)
     print_log(f'The teacher answers from the cache {cache.folder!r} and is not evaluated; on the images '
               f'there, its top-1 accuracy was {cache.top1():.2f} %.', 'current')

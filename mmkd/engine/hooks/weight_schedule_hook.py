@@ -25,7 +25,8 @@ class WeightScheduleHook(Hook):
         decay_from: In epochs, or in iterations with ``by_epoch=False``.
         stop: In the same unit.
         decay: ``'linear'`` or ``'cosine'``.
-        by_epoch: The unit of ``decay_from`` and ``stop``.
+        by_epoch: The unit of ``decay_from`` and ``stop``. An epoch is the length of the training data loader,
+            in loops by iteration, too.
     """
 
     priority = 'HIGH'
@@ -54,10 +55,14 @@ class WeightScheduleHook(Hook):
         if unknown := set(self.methods) - set(known):
             raise MMKDError(f'WeightScheduleHook: there is no method {sorted(unknown)}; the config has '
                             f'{known}.')
-        self._end = runner.max_epochs if self.by_epoch else runner.max_iters
+        self._end = self._in_unit(runner.max_iters, runner)
+        if self.decay_from is not None and self.decay_from >= self._end:
+            unit = 'epochs' if self.by_epoch else 'iterations'
+            raise MMKDError(f'WeightScheduleHook cannot decay from {self.decay_from} {unit} on: training '
+                            f'ends after {self._end:g}.')
 
     def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        now = runner.iter / len(runner.train_dataloader) if self.by_epoch else runner.iter
+        now = self._in_unit(runner.iter, runner)
         model = unwrapped(runner)
         for name in self.methods:
             model.mmkd.methods[name].scale = self.factor(runner.iter, now)
@@ -69,6 +74,10 @@ class WeightScheduleHook(Hook):
                 forget_scalars(runner, name)
             print_log(f'Distillation has ended for {", ".join(running)}.', 'current')
             rewrap(runner)
+
+    def _in_unit(self, iterations: int, runner) -> float:
+        # Not by the loop's epochs: one that counts iterations has only one.
+        return iterations / len(runner.train_dataloader) if self.by_epoch else iterations
 
     def factor(self, iteration: int, now: float) -> float:
         """Return the factor of the losses.

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..losses.base import check_maps
+from ..losses.base import BatchNorm, check_maps
 
 
 @MODELS.register_module()
@@ -51,7 +51,7 @@ class ConvConnector(BaseModule):
         channels = self.out_channels or teacher[0]
         layers = [self._convolution(student, channels, teacher[1:])]
         if self.norm:
-            layers.append(nn.BatchNorm2d(channels))
+            layers.append(BatchNorm(channels))
         if self.relu:
             layers.append(nn.ReLU())
         self.layers = nn.Sequential(*layers)

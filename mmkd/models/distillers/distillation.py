@@ -1,4 +1,5 @@
 """All that distillation adds to a student, in one module."""
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -32,7 +33,14 @@ class Distillation(BaseModule):
     def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict | Sequence[dict] | None,
                  methods: Mapping[str, dict]) -> None:
         super().__init__()
+        if not isinstance(methods, Mapping):
+            raise MMKDError('`methods` must be a dict of methods by name, such as '
+                            f"dict(shake=dict(type='mmkd.SHAKE')), not a {type(methods).__name__}.")
         self.methods = ModuleDict({name: _build_method(name, cfg) for name, cfg in methods.items()})
+        owners = [name for name, method in self.methods.items() if method.task_losses]
+        if len(owners) > 1:
+            raise MMKDError(f'The methods {" and ".join(owners)} would each replace the task loss of the '
+                            'student; only one of them can (DeiT, or standardize_task).')
         self.teachers = build_teachers(teacher)
         for one in self.teachers:
             one.connect(student)
@@ -105,12 +113,17 @@ class Distillation(BaseModule):
         spots = self.teacher_spots
         taught = [teacher(inputs, data_samples, seen.get('rois'), spots) for teacher in self.teachers]
         step = Step(student, inputs, data_samples, seen, taught)
-        losses = {}
-        for name, method in self.active_methods.items():
-            own = _scaled(own, 0.0 if method.in_first_stage else method.student_task)
-            losses.update({f'{name}.{key}': value
-                           for key, value in _scaled(method(step), method.scale).items()})
-        return {**own, **losses, **self._waiting()}
+        methods = self.active_methods
+        tasks = {name: 0.0 if method.in_first_stage else method.student_task
+                 for name, method in methods.items()}
+        losses = _scaled(own, math.prod(tasks.values()))
+        for name, method in methods.items():
+            found = method(step)
+            task = {key: found.pop(key) for key in method.task_losses if key in found}
+            others = math.prod(factor for other, factor in tasks.items() if other != name)
+            found = {**_scaled(task, others), **_scaled(found, method.scale)}
+            losses.update({f'{name}.{key}': value for key, value in found.items()})
+        return {**losses, **self._waiting()}
 
     def _waiting(self) -> dict[str, Tensor]:
         """Return zeros that depend on all that another method's first stage keeps waiting, for DDP."""
@@ -131,7 +144,7 @@ def _scaled(losses: dict, factor: float) -> dict:
 
 
 def _build_method(name: str, cfg: dict) -> Method:
-    if '.' in name or hasattr(ModuleDict, name):
+    if '.' in name or 'loss' in name or hasattr(ModuleDict, name):  # MMEngine adds up all that is a 'loss'
         raise MMKDError(f'A method cannot be called {name!r}; choose another key in `methods`.')
     kind = cfg.get('type') if isinstance(cfg, Mapping) else None
     if kind is None:

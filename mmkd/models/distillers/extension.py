@@ -24,6 +24,15 @@ class Distilled:
             self.mmkd = Distillation(self, student_cfg, teacher, methods)
         self._register_load_state_dict_pre_hook(_keep_our_names)
 
+    def init_weights(self) -> None:
+        # A rule for the whole network (`init_cfg` of the model) is the student's, and not for what is added.
+        mmkd = self._modules.pop('mmkd')
+        try:
+            super().init_weights()
+        finally:
+            self._modules['mmkd'] = mmkd
+        mmkd.init_weights()
+
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
         """Return the network's own losses and those of the methods.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, check_weight, pooled_alike
 
 
 def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -36,7 +36,7 @@ def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float
 def conv_bn(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> nn.ModuleList:
     """Build a 1x1 convolution and a batch norm per level, from the student's channels to the teacher's."""
     return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(s[0], t[0], 1, bias=False), nn.BatchNorm2d(t[0]))
+        nn.Sequential(nn.Conv2d(s[0], t[0], 1, bias=False), BatchNorm(t[0]))
         for s, t in zip(student, teacher, strict=True))
 
 
@@ -65,6 +65,9 @@ class ABLoss(FeatureLoss):
                  margin: float = 1.0,
                  level_weights: Sequence[float] | None = None) -> None:
         super().__init__(weight)
+        check_weight(first_weight, 'first_weight')
+        for level_weight in level_weights or ():
+            check_weight(level_weight, 'level_weights')
         self.first_weight = first_weight
         self.margin = margin
         self.level_weights = level_weights

@@ -51,7 +51,7 @@ class ATLoss(FeatureLoss):
 
     Args:
         weight: β/2 in the paper, whose value belongs to the form.
-        p: Power of the activations.
+        p: Power of the activations, 1 at least.
         form: ``'mean'`` over places (released code), or ``'paper'``.
     """
 
@@ -59,6 +59,8 @@ class ATLoss(FeatureLoss):
         super().__init__(weight)
         if form not in ('mean', 'paper'):
             raise MMKDError(f"ATLoss knows form='mean' and form='paper', not {form!r}.")
+        if not p >= 1:  # where a feature is 0, the gradient would be infinite
+            raise MMKDError(f'`p` of ATLoss must be at least 1, not {p!r}.')
         self.p = p
         self.form = form
 

@@ -1,4 +1,6 @@
 """What losses of features have in common."""
+import math
+import numbers
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -28,6 +30,7 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
+        check_weight(weight)
         self.weight = weight
 
     def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
@@ -113,7 +116,10 @@ class FeatureLoss(nn.Module):
         raise NotImplementedError
 
     def end_first_stage(self) -> None:
-        """Freeze what the first stage trained and the second must leave alone."""
+        """Freeze what the first stage trained and the second must leave alone.
+
+        Without a first stage it is called at once, before training.
+        """
 
     def connect_dataset(self, labels: Sequence[int]) -> None:
         """Learn the classes of the training set, before training and before a checkpoint is loaded.
@@ -149,6 +155,20 @@ class LogitLoss(nn.Module):
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Return half precision as float32, and others as they are."""
     return tensor.float() if tensor.dtype.itemsize < 4 else tensor
+
+
+def check_weight(value: float, name: str = 'weight') -> None:
+    """Check that the weight of a loss is a finite number of at least 0.
+
+    Args:
+        value: What was given.
+        name: What messages call it.
+
+    Raises:
+        MMKDError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        raise MMKDError(f'`{name}` must be a finite number of at least 0, not {value!r}.')
 
 
 def check_same_channels(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
@@ -187,3 +207,16 @@ def pooled_alike(one: Tensor, other: Tensor,
     one, other = at_least_float32(one), at_least_float32(other)
     return (one if one.shape[-2:] == size else pool(one, size),
             other if other.shape[-2:] == size else pool(other, size))
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes its running statistics where a batch has one value per channel, without variance.
+
+    That is a map of 1x1, or a pooled feature, in a batch of one image.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() > x.shape[1]:
+            return super().forward(x)
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias,
+                                        eps=self.eps)

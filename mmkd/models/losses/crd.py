@@ -190,7 +190,8 @@ class CRDLoss(FeatureLoss):
             all_reduce(estimate, op='mean')
         normalizers = torch.where(self.normalizers > 0, self.normalizers, estimate)
         if self.training:
-            self.normalizers = normalizers
+            # One of features that overflowed would stay. It is of all ranks together, so all decide alike.
+            self.normalizers = torch.where(normalizers.isfinite(), normalizers, self.normalizers)
         return normalizers
 
     @torch.no_grad()
@@ -201,6 +202,9 @@ class CRDLoss(FeatureLoss):
         # Writing to one row several times has no defined order on GPUs: the last one is written each time.
         same = indices[:, None] == indices
         last = torch.where(same, torch.arange(len(indices), device=indices.device), -1).amax(dim=1)
-        rows = self.momentum * self.memory[:, indices] + (1 - self.momentum) * embedded[:, last]
+        old = self.memory[:, indices]
+        rows = F.normalize(self.momentum * old + (1 - self.momentum) * embedded[:, last], dim=2)
+        # A row that is not finite would never recover, and spoil every batch that draws it.
+        rows = torch.where(rows.isfinite().all(dim=2, keepdim=True), rows, old)
         # Not in place: backward needs the old memory.
-        self.memory = self.memory.index_copy(1, indices, F.normalize(rows, dim=2))
+        self.memory = self.memory.index_copy(1, indices, rows)

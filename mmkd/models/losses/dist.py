@@ -3,7 +3,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32
+from .base import LogitLoss, at_least_float32, check_weight
 
 
 def mean_pearson_distance(one: Tensor, two: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
@@ -43,6 +43,8 @@ class DISTLoss(LogitLoss):
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()
+        check_weight(beta, 'beta')
+        check_weight(gamma, 'gamma')
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature

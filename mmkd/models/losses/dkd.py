@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32
+from .base import LogitLoss, at_least_float32, check_weight
 from .kl import bernoulli_kl_divergence, kl_divergence
 
 
@@ -53,6 +53,8 @@ class DKDLoss(LogitLoss):
 
     def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
         super().__init__()
+        check_weight(alpha, 'alpha')
+        check_weight(beta, 'beta')
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature

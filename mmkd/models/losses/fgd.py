@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, resized
+from .base import FeatureLoss, at_least_float32, check_maps, check_weight, resized
 from .mgd import alignment
 
 
@@ -111,6 +111,9 @@ class FGDLoss(FeatureLoss):
     def __init__(self, weight: float = 1.0, foreground: float = 1e-3, background: float = 5e-4,
                  attention: float = 5e-4, global_: float = 5e-6, temperature: float = 0.5) -> None:
         super().__init__(weight)
+        for name, value in dict(foreground=foreground, background=background, attention=attention,
+                                global_=global_).items():
+            check_weight(value, name)
         self.foreground = foreground
         self.background = background
         self.attention = attention

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, check_maps, check_same_channels, pooled_alike
+from .base import FeatureLoss, check_maps, check_same_channels, check_weight, pooled_alike
 
 
 def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor:
@@ -44,7 +44,8 @@ class FSPLoss(FeatureLoss):
     RepDistiller's; equation 2 of the paper sums them.
 
     Args:
-        first_weight: w in the first stage; 50 in RepDistiller's settings.
+        first_weight: w in the first stage. RepDistiller's script names 50, which its code multiplies by 0;
+            its first stage has weight 1.
         weight: w afterwards.
         max_pool: Whether the larger level is max pooled, as in the paper, instead of average pooled, as in
             RepDistiller.
@@ -54,6 +55,7 @@ class FSPLoss(FeatureLoss):
 
     def __init__(self, first_weight: float = 1.0, weight: float = 0.0, max_pool: bool = False) -> None:
         super().__init__(weight)
+        check_weight(first_weight, 'first_weight')
         self.first_weight = first_weight
         self.max_pool = max_pool
 

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+from mmengine.dist import all_reduce_params
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, pooled_alike
 
 
 def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool = True) -> Tensor:
@@ -45,7 +46,7 @@ def convolutions(layer: type[nn.Module], channels: Sequence[int], use_bn: bool) 
     """Stack 3x3 (transposed) convolutions, each with a leaky ReLU, through the given numbers of channels."""
     layers = []
     for before, after in pairwise(channels):
-        layers += [layer(before, after, 3, padding=1), *[nn.BatchNorm2d(after)] * use_bn, nn.LeakyReLU(0.1)]
+        layers += [layer(before, after, 3, padding=1), *[BatchNorm(after)] * use_bn, nn.LeakyReLU(0.1)]
     return nn.Sequential(*layers)
 
 
@@ -114,4 +115,7 @@ class FTLoss(FeatureLoss):
         for t, encoder, decoder in zip(teacher, self.encoders, self.decoders, strict=True):
             t = at_least_float32(t)
             losses.append(F.mse_loss(at_least_float32(decoder(encoder(t))), t))
+        if self.training:
+            # Running statistics, which factors depend on later, are alike on all ranks and in checkpoints.
+            all_reduce_params([one for one in self.encoders.buffers() if one.is_floating_point()], op='mean')
         return sum(losses)

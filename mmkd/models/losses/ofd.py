@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ...registry import MODELS
@@ -71,11 +72,15 @@ class NegativeMean(nn.Module):
 
     @torch.no_grad()
     def update(self, feature: Tensor) -> None:
-        """Count in a batch of features ``(N, C, H, W)``."""
-        count = (feature < 0).sum((0, 2, 3))
-        mean = at_least_float32(feature).clamp(max=0).sum((0, 2, 3)) / count.clamp(min=1)
-        seen = count > 0
-        self.mean.lerp_(mean.to(self.mean.dtype), self.rate * seen)
+        """Count in a batch of features ``(N, C, H, W)``, those of all ranks together."""
+        total = at_least_float32(feature).clamp(max=0).sum((0, 2, 3))
+        sums = torch.stack((total, (feature < 0).sum((0, 2, 3)).to(total.dtype)))
+        all_reduce(sums)
+        total, count = sums
+        mean = total / count.clamp(min=1)
+        # What overflowed would stay in the mean for good.
+        seen = (count > 0) & mean.isfinite()
+        self.mean.lerp_(torch.where(seen, mean, 0).to(self.mean.dtype), self.rate * seen)
         self.rate.div_(1 + self.rate * seen)
 
     @torch.no_grad()

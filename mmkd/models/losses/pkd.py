@@ -17,14 +17,17 @@ def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
     Args:
         student: Feature map ``(N, C, H, W)``.
         teacher: Feature map ``(N, C, H, W)``; no gradient flows into it when it is detached.
-        eps: Added to the standard deviation, so that a constant channel gives no division by zero.
+        eps: Added to the standard deviation, so that a constant channel gives no division by zero. It is
+            standardised to zeros; so is a single value (one sample, 1x1), which costs nothing therefore.
 
     Returns:
         Tensor: A scalar, in float32 at least.
     """
     normed = []
+    # A single value has no sample variance, but its channel is constant.
+    correction = min(1, student.numel() // student.shape[1] - 1)
     for feature in (at_least_float32(student), at_least_float32(teacher)):
-        std, mean = torch.std_mean(feature, dim=(0, 2, 3), keepdim=True)
+        std, mean = torch.std_mean(feature, dim=(0, 2, 3), correction=correction, keepdim=True)
         normed.append((feature - mean) / (std + eps))
     return (normed[0] - normed[1]).square().mean() / 2
 

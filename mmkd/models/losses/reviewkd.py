@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import BatchNorm, FeatureLoss, at_least_float32
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, pooled: Sequence[int] = (4, 2, 1)) -> Tensor:
@@ -121,15 +121,3 @@ class AttentionBasedFusion(nn.Module):
         if x.shape[-2:] != size:
             x = F.interpolate(x, size, mode='nearest')
         return self.expand_norm(self.expand(x)), x
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that takes its running statistics where a batch has one value per channel, without variance.
-
-    That is a pooled feature in a batch of one image.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.numel() > x.shape[1]:
-            return super().forward(x)
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)

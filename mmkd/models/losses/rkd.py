@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss, at_least_float32, check_weight
 
 
 def differences(feature: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,6 +80,8 @@ class RKDLoss(FeatureLoss):
     def __init__(self, weight: float = 1.0, distance_weight: float = 25.0,
                  angle_weight: float = 50.0) -> None:
         super().__init__(weight)
+        check_weight(distance_weight, 'distance_weight')
+        check_weight(angle_weight, 'angle_weight')
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

@@ -24,8 +24,11 @@ class Method(BaseModule, metaclass=ABCMeta):
     student_task: float = 1.0
     """Weight of the student's own loss, in the losses of all methods together a product."""
 
+    task_losses: tuple[str, ...] = ()
+    """Which of its losses stand in place of the student's own; no schedule scales them."""
+
     scale: float = 1.0
-    """Factor of all this method's losses; a schedule sets it."""
+    """Factor of all this method's other losses; a schedule sets it."""
 
     active: bool = True
     """Whether the method is used at all; a schedule ends it."""

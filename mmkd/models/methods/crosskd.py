@@ -15,7 +15,7 @@ from torch.func import functional_call
 from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import bernoulli_kl_divergence
-from ..losses.base import at_least_float32
+from ..losses.base import at_least_float32, check_weight
 from ..losses.distribution import edge_divergence
 from ..spots import logit_layout
 from ..step import Step
@@ -61,6 +61,9 @@ class CrossKD(Method):
                  reg_weight: float | None = None,
                  align: bool = True) -> None:
         super().__init__()
+        check_weight(cls_weight, 'cls_weight')
+        if reg_weight is not None:
+            check_weight(reg_weight, 'reg_weight')
         self.start = start
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight

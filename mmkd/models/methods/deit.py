@@ -34,6 +34,7 @@ class DeiT(Method):
     """
 
     student_task = 0.0
+    task_losses = ('loss_class', )
 
     def __init__(self, hard: bool = True, weight: float | None = None, temperature: float = 3.0) -> None:
         super().__init__()

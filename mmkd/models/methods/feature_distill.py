@@ -10,7 +10,7 @@ from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import FeatureLoss, at_least_float32
 from ..random_state import separate_random_state
-from ..spots import is_classifier, probe, resolve_spot
+from ..spots import common_probe_size, is_classifier, probe, resolve_spot
 from ..step import Step
 from .base import Method
 
@@ -63,8 +63,10 @@ class FeatureDistill(Method):
         self._choose_spots(student)
         self.losses.extend(self._build_loss() for _ in teachers[1:])
         for teacher, loss in zip(teachers, self.losses, strict=True):
-            own = _shapes(student, self.student_spots, 'student')
-            other = _shapes(teacher.model, self.teacher_spots, 'teacher')
+            teacher.connect_maps()
+            size = common_probe_size(student, teacher.model)
+            own = _shapes(student, self.student_spots, 'student', size)
+            other = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
             self.shapes = own, other
             try:
                 if len(own) != len(other):
@@ -75,6 +77,8 @@ class FeatureDistill(Method):
                     own = [_shape_of(connector, shape) for connector, shape in
                            zip(self.connectors[-1], own, strict=True)]
                 loss.connect(own, other)
+                if not self.first_stage_epochs:
+                    loss.end_first_stage()  # what it would have trained stays as it is
             except MMKDError as error:
                 raise MMKDError(
                     f'{self.name} cannot compare what the student gives at {_listed(self.student_spots)} '
@@ -158,9 +162,10 @@ def _flattened(seen: list) -> list[Tensor]:
     return [level for call in seen for level in (call if isinstance(call, (tuple, list)) else [call])]
 
 
-def _shapes(model: nn.Module, spots: Sequence[str], role: str) -> list[tuple[int, ...]]:
+def _shapes(model: nn.Module, spots: Sequence[str], role: str,
+            size: tuple[int, int] | None) -> list[tuple[int, ...]]:
     """Return the shape of a sample's feature at every level of some spots."""
-    seen = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots})
+    seen = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots}, size=size)
     shapes = []
     for spot in spots:
         levels = _flattened(seen[spot])
@@ -182,7 +187,10 @@ def _shape_of(connector: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _as_tuple(spots: str | Sequence[str]) -> tuple[str, ...]:
-    return (spots, ) if isinstance(spots, str) else tuple(spots)
+    spots = (spots, ) if isinstance(spots, str) else spots
+    if not isinstance(spots, (tuple, list)) or not spots or not all(isinstance(one, str) for one in spots):
+        raise MMKDError(f'A `spot` is a name or a list of names, not {spots!r}.')
+    return tuple(spots)
 
 
 def _listed(spots: Sequence[str]) -> str:

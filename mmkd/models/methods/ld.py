@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import kl_divergence
+from ..losses.base import check_weight
 from ..losses.distribution import edge_divergence
 from ..spots import logit_layout
 from ..step import Step
@@ -60,6 +61,8 @@ class LD(Method):
         super().__init__()
         if min(temperature, kd_temperature) <= 0:
             raise MMKDError(f'The temperatures must be above 0, not {temperature} and {kd_temperature}.')
+        for name, value in (('weight', weight), ('vlr_weight', vlr_weight), ('kd_weight', kd_weight)):
+            check_weight(value, name)
         self.weight = weight
         self.vlr_weight = vlr_weight
         self.temperature = temperature

@@ -7,10 +7,13 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import LogitLoss, at_least_float32, standardize_logits
+from ..losses.base import check_weight
 from ..spots import LogitLayout, logit_layout
 from ..step import Step
 from .base import Method
 from .proxy_distill import mean_over_ranks
+
+_MIXED = '{} needs one true class for every image; it cannot be used with images that are mixed.'
 
 
 @MODELS.register_module()
@@ -38,6 +41,8 @@ class LogitDistill(Method):
         self.loss = MODELS.build(loss)
         if not isinstance(self.loss, LogitLoss):
             raise MMKDError(f'{type(self.loss).__name__} compares no class logits.')
+        check_weight(weight)
+        check_weight(student_task, 'student_task')
         self.weight = weight
         self.student_task = student_task
         self.standardize = standardize
@@ -51,9 +56,8 @@ class LogitDistill(Method):
         if self.layout.activation != 'softmax' or self.layout.dense:
             raise MMKDError(f'{name} compares distributions over classes (softmax); the student '
                             f'{type(student).__name__} tells for every class whether it is there. Use KD.')
-        if self.loss.needs_labels and (student_cfg.get('train_cfg') or {}).get('augments'):
-            raise MMKDError(f'{name} needs one true class for every image; it cannot be used with images '
-                            'that are mixed (train_cfg.augments).')
+        if self.loss.needs_labels and getattr(student.data_preprocessor, 'batch_augments', None) is not None:
+            raise MMKDError(_MIXED.format(name))
         for teacher in teachers:
             teacher.connect_logits(self.layout)
         self.student_spots = self.teacher_spots = ('cls_outputs', )
@@ -97,5 +101,7 @@ class LogitDistill(Method):
 
     def _labels(self, step: Step) -> list[Tensor]:
         if self.layout.of_images:
+            if any('gt_score' in sample for sample in step.data_samples):  # data may mix images as well
+                raise MMKDError(_MIXED.format(type(self.loss).__name__.removesuffix('Loss')))
             return [torch.cat([sample.gt_label for sample in step.data_samples])]
         return [args[1] for args, _ in step.student_seen['cls_targets']]

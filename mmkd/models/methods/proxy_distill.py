@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
+from ..losses.base import check_weight
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
 from ..spots import WHERE, LogitLayout, logit_layout
@@ -82,8 +83,13 @@ class ProxyDistill(Method):
                  imitate_teacher_by: str = 'kl',
                  teacher_weights: str = 'equal') -> None:
         super().__init__()
-        if temperature <= 0:
-            raise MMKDError(f'The temperature must be above 0, not {temperature}.')
+        check_weight(temperature, 'temperature')
+        if temperature == 0:
+            raise MMKDError('The temperature must be above 0.')
+        for name, value in (('proxy_task', proxy_task), ('teacher_to_proxy', teacher_to_proxy),
+                            ('student_to_proxy', student_to_proxy), ('proxy_to_student', proxy_to_student),
+                            ('student_task', student_task)):
+            check_weight(value, name)
         for name, value, known in (('where', where, (None, *WHERE)),
                                    ('imitate_teacher_by', imitate_teacher_by, ('kl', 'mse')),
                                    ('teacher_weights', teacher_weights, ('equal', 'adaptive'))):
@@ -96,6 +102,7 @@ class ProxyDistill(Method):
         self.proxy_to_student = proxy_to_student
         self.student_task = 0.0 if standardize_task else student_task
         self.standardized_task = student_task if standardize_task else 0.0
+        self.task_losses = ('loss_task', ) if standardize_task else ()
         self.where = where
         self.standardize = standardize
         self.imitate_teacher_by = imitate_teacher_by

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError, nearest_names
 from ...registry import MODELS
 from ..losses import kl_divergence
+from ..losses.base import check_weight
 from ..random_state import separate_random_state
 from ..spots import is_classifier, logit_layout, probe, resolve_spot
 from ..spots.policy import SpotPolicy
@@ -72,6 +73,7 @@ class SpotAdaptiveDistill(Method):
         if not isinstance(self.inner, (FeatureDistill, LogitDistill, type(None))):
             raise MMKDError(
                 f'SAKD chooses spots of methods of features or of logits, not of {method["type"]!r}.')
+        check_weight(kd_weight, 'kd_weight')
         self.strategy = strategy
         self.kd_weight = kd_weight
         self.temperature = temperature
@@ -254,6 +256,6 @@ def SAKD(method: str = 'FitNet', strategy: str = 'adaptive', gamma: float | None
     if gamma is None:
         gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
     if method == 'FSP':  # not in a stage of its own, where there are no choices, but all along
-        settings = dict(weight=50.0, first_stage_epochs=0, **settings)
-    inner = dict(type=f'mmkd.{method}', protocol='sakd', **settings)
+        settings = {**dict(weight=50.0, first_stage_epochs=0), **settings}
+    inner = {**dict(type=f'mmkd.{method}', protocol='sakd'), **settings}
     return SpotAdaptiveDistill(inner, strategy, gamma=gamma, **own)

@@ -88,7 +88,7 @@ ZOO = (
     Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
           trains=True, settings=dict(first_stage_epochs=30)),
     Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
-          settings=dict(first_stage_epochs=30, first_weight=50.0, connector=_WHERE_NEEDED)),
+          settings=dict(first_stage_epochs=30, connector=_WHERE_NEEDED)),
     Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
           trains=True, settings=dict(first_stage_epochs=30)),
     # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.

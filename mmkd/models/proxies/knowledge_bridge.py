@@ -30,7 +30,10 @@ class KnowledgeBridge(Proxy):
     ``tools/model_converters/export_teacher.py`` writes the teacher with the bridge in its place.
 
     Args:
-        start: ``'random'`` weights (the released code), or the ``'teacher'``'s.
+        start: ``'random'`` weights (the released code), or the ``'teacher'``'s. Where the teacher's backbone
+            keeps the statistics of its batch norms in training (``norm_eval=True``, as MMDetection's ResNets
+            do), a copy of its last stage with its weights keeps them as well; one with random weights has to
+            learn its own.
         last_stage: Detectors: whether to copy the last stage of the backbone and the neck, too.
     """
 
@@ -42,6 +45,7 @@ class KnowledgeBridge(Proxy):
             raise MMKDError(f"KnowledgeBridge knows start='random' and start='teacher', not {start!r}.")
         self.start = start
         self.last_stage = last_stage
+        self._copied = ()  # in a tuple: a part of this module by another name
 
     def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
@@ -73,6 +77,7 @@ class KnowledgeBridge(Proxy):
         self.tail.neck, self.tail.head = copy.deepcopy(model.neck), copy.deepcopy(model.head)
         self.tail.with_neck = model.with_neck
         self.tail.requires_grad_(True).train()
+        self._copied = (self.tail.backbone, )
         if self.start == 'random':
             _forget(self.tail)
 
@@ -91,6 +96,7 @@ class KnowledgeBridge(Proxy):
             part.requires_grad_(True)
             if self.start == 'random':
                 _forget(part)
+        self._copied = (self.stage, )
         self.stage_input = f'backbone.{names[-1]}:input'
         self.teacher_spots = (self.stage_input, 'backbone')
         if is_two_stage(model):
@@ -99,6 +105,16 @@ class KnowledgeBridge(Proxy):
     def init_weights(self) -> None:
         if self.start == 'random':
             super().init_weights()
+
+    def train(self, mode: bool = True) -> 'KnowledgeBridge':
+        """Set the mode of all but those batch norms that keep the teacher's statistics."""
+        super().train(mode)
+        for stage in self._copied:
+            keeps = self.start == 'teacher' and getattr(self.teacher.model.backbone, 'norm_eval', False)
+            for module in stage.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.train(mode and not keeps)
+        return self
 
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         seen = step.teachers_seen[index]

@@ -1,5 +1,6 @@
 """Proxies that are whole networks: a peer, and a teacher that goes on learning."""
 import copy
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -57,6 +58,7 @@ class Network(BaseModule):
             load_strictly(self.model, weights, "teacher's weights")
         self.layout = logit_layout(self.model, 'proxy')
         check_comparable(layout, self.layout)
+        self.layout = dataclasses.replace(self.layout, standardized_task=layout.standardized_task)
         self.convert = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
         self.convert.keep_size = True
         self.student_spots = ('rois', ) if self.layout.of_boxes else ()
@@ -74,8 +76,11 @@ class Network(BaseModule):
         inputs = self.convert(step.inputs, image_shapes(self.model, step.inputs, step.data_samples))
         rois = step.student_seen.get('rois')
         with separate_random_state():  # its sampling and dropout must not shift the student's numbers
-            if not task:
-                return record(self.model, self._places('cls_outputs'), inputs, rois)['cls_outputs'], None
+            if not task or self.layout.standardized_task:
+                outputs = record(self.model, self._places('cls_outputs'), inputs, rois)['cls_outputs']
+                # The network's own loss() compares labels with logits as they come.
+                own = dataclasses.replace(step, student=self.model)
+                return outputs, classification_loss(self.layout, own, outputs) if task else None
             spots = ('features', ) if self.layout.of_boxes else ('cls_outputs', )
             with Recorder(self.model, self._places(*spots)) as recorder:
                 losses = self.model.loss(inputs, step.data_samples)

@@ -1,5 +1,5 @@
 from .logits import WHERE, LogitLayout, check_comparable, logit_layout
-from .probing import classify, classify_map, probe, record
+from .probing import classify, classify_map, common_probe_size, probe, record
 from .recorder import Place, Recorder
 from .resolve import (
     NAMED_SPOTS,
@@ -13,6 +13,7 @@ from .stages import keep_last_stage, last_stage, resolution_stages, run_last_sta
 
 __all__ = [
     'LogitLayout', 'NAMED_SPOTS', 'Place', 'Recorder', 'WHERE', 'check_comparable', 'classification_heads',
-    'classify', 'classify_map', 'is_classifier', 'is_two_stage', 'keep_last_stage', 'last_stage',
-    'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot', 'run_last_stage'
+    'classify', 'classify_map', 'common_probe_size', 'is_classifier', 'is_two_stage', 'keep_last_stage',
+    'last_stage', 'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot',
+    'run_last_stage'
 ]

@@ -1,4 +1,5 @@
 """What the logits of a network belong to, and when those of two networks can be compared."""
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class LogitLayout:
         reads: Which of the head's outputs make up the logits: the first, or class and objectness (YOLOX).
         of_images: Whether this is a classifier, with a row of logits for every image.
         standardized_task: Classifiers: whether labels are compared with standardised logits.
+        base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) around a place at 0.
     """
     activation: str = 'softmax'
     num_classes: int = 0
@@ -43,6 +45,7 @@ class LogitLayout:
     reads: tuple[int, ...] = (0, )
     of_images: bool = False
     standardized_task: bool = False
+    base_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     @property
     def dense(self) -> bool:
@@ -181,12 +184,14 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
         return LogitLayout('softmax', heads[0].num_classes, stage_weights=tuple(stages))
     (head, ) = heads
     priors = head.prior_generator
+    boxes = getattr(priors, 'base_anchors', ())  # places without boxes have none
     return LogitLayout(
         'sigmoid' if getattr(head, 'use_sigmoid_cls', False) else 'softmax',
         head.num_classes,
         strides=tuple(max(stride) if isinstance(stride, (tuple, list)) else stride
                       for stride in priors.strides),
         anchors=tuple(priors.num_base_priors),
+        base_anchors=tuple(tuple(map(tuple, level.tolist())) for level in boxes),
         reads=(0, 2) if isinstance(head, YOLOXHead) else (0, ))
 
 
@@ -227,10 +232,28 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     if student.anchors != teacher.anchors:
         raise MMKDError(f'{start}there are {list(student.anchors)} anchors per place in the student and '
                         f'{list(teacher.anchors)} in the teacher.{end}')
+    if difference := _other_anchor(student, teacher):
+        raise MMKDError(f'{start}{difference}, so that they judge other boxes.{end}')
     stages = len(student.stage_weights), len(teacher.stage_weights)
     if stages[1] not in (1, stages[0]):
         raise MMKDError(f'{start}the student has {stages[0]} stages and the teacher {stages[1]}; every '
                         f'stage of a cascade judges boxes that the one before has refined.{end}')
+
+
+def _other_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:
+    """Return in which anchor two networks with as many of them differ, in words.
+
+    Where there is one at a place, its size says nothing about what the logits are of.
+    """
+    for stride, own, other in zip(student.strides, student.base_anchors, teacher.base_anchors, strict=False):
+        for number, (mine, theirs) in enumerate(zip(own, other, strict=True), 1):
+            # Scales that a config rounds, such as 5.04 for 4 * 2^(1/3), are the same.
+            same = all(math.isclose(a, b, abs_tol=stride / 100) for a, b in zip(mine, theirs, strict=True))
+            if len(own) > 1 and not same:
+                boxes = ['({:.1f}, {:.1f}, {:.1f}, {:.1f})'.format(*box) for box in (mine, theirs)]
+                return (f'of the {len(own)} anchors at a place of stride {stride}, number {number} is the '
+                        f'box {boxes[0]} in the student and {boxes[1]} in the teacher')
+    return None
 
 
 def _image_logits(output) -> Tensor:

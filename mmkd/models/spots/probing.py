@@ -4,12 +4,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+try:
+    from mmpretrain.models.backbones import ResNet_CIFAR
+except ImportError:  # needed for classifiers only
+    ResNet_CIFAR = ()
+
 from ...errors import MMKDError
 from .recorder import Place, Recorder
 from .resolve import classification_heads, is_classifier, is_two_stage
 
 _DETECTOR_SIZE = 256  # large enough for a few places on the coarsest of the usual levels
 _CLASSIFIER_SIZE = 224
+_CIFAR_SIZE = 32
 
 
 def record(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
@@ -78,7 +84,8 @@ def classify_map(model: nn.Module, features: Tensor) -> Tensor:
     raise MMKDError(f'A {type(model).__name__} has no head that can be run by itself.')
 
 
-def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False) -> dict[str, list]:
+def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False,
+          size: tuple[int, int] | None = None) -> dict[str, list]:
     """Run a blank image through a network, in eval mode, and return what is seen at some places.
 
     Batch statistics and train modes stay as they are.
@@ -87,8 +94,10 @@ def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False) -> 
         model: The network.
         places: What to record, by name.
         grad: Whether what is seen shall be differentiable.
+        size: Height and width of the image; by default, one that the network can look at. To compare shapes
+            of two networks, see :func:`common_probe_size`.
     """
-    size = probe_size(model)
+    size = size or _own_size(model) or (_CLASSIFIER_SIZE, _CLASSIFIER_SIZE)
     inputs = torch.zeros(1, 3, *size, device=next(model.parameters()).device)
     modes = {module: module.training for module in model.modules()}
     model.eval()
@@ -104,13 +113,29 @@ def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False) -> 
             module.training = mode
 
 
-def probe_size(model: nn.Module) -> tuple[int, int]:
-    """Return a height and width that a network can look at."""
+def common_probe_size(*models: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width at which shapes of several networks can be compared.
+
+    They are trained on the same images, but few classifiers know of which size: vision transformers and
+    networks for CIFAR do. Those that know none are looked at in the size of those that do.
+
+    Returns:
+        tuple: For :func:`probe`; ``None`` if none of them knows, or they contradict one another, so that each
+        has to be looked at in its own size.
+    """
+    known = {size for size in map(_own_size, models) if size is not None}
+    return known.pop() if len(known) == 1 else None
+
+
+def _own_size(model: nn.Module) -> tuple[int, int] | None:
+    """Return the height and width that a network is made for, if that can be known."""
     if not is_classifier(model):
         return _DETECTOR_SIZE, _DETECTOR_SIZE
-    own = getattr(getattr(model, 'backbone', None), 'img_size', None)  # vision transformers, CIFAR networks
+    backbone = getattr(model, 'backbone', None)
+    if isinstance(backbone, ResNet_CIFAR):
+        return _CIFAR_SIZE, _CIFAR_SIZE
+    own = getattr(backbone, 'img_size', None)  # vision transformers, mmkd's networks for CIFAR
     of_timm = getattr(getattr(model, 'model', None), 'default_cfg', None)
     if own is None and of_timm:
         own = of_timm['input_size'][-2:]
-    own = own or _CLASSIFIER_SIZE
-    return (own, own) if isinstance(own, int) else tuple(own)
+    return (own, own) if isinstance(own, int) else own and tuple(own)

@@ -21,7 +21,8 @@ NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits
                     classifiers: a tuple, mostly of one pooled feature ``(N, C)``
 ``stages``          the maps ``(N, C, H, W)`` that the backbone's stages give; ``stage1``, ``stage2``, … and
                     ``last_stage`` are single ones
-``preactivations``  the same before the stages' last ReLU
+``preactivations``  the same before the stages' last ReLU; of VGG, whose stages end with a max pooling, before
+                    that as well, with twice the height and width
 ``cls_logits``      classifiers: logits ``(N, K)``; two-stage: class logits ``(R, K+1)`` of R boxes; dense: a
                     map per level ``(N, A*K, H_l, W_l)`` for A anchors
 ``cls_inputs``      what the classification head is called with: ``features``, or RoI features
@@ -90,7 +91,8 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
     if is_two_stage(model):
         spots.update(
             cls_targets=Place(_inside(head, 'loss_cls'), 'call'),
-            rois=Place(_siblings(head, 'bbox_roi_extractor'), 'input', 1))
+            # Masks may come from the same extractor, which is called for boxes first.
+            rois=Place(_siblings(head, 'bbox_roi_extractor'), 'input', 1, first=True))
     return spots
 
 
@@ -103,26 +105,31 @@ def stage_names(backbone: nn.Module) -> list[str]:
 
 
 def _stage_spots(backbone: nn.Module) -> dict[str, Place]:
-    names = [f'backbone.{name}' for name in stage_names(backbone)]
-    if not names:
+    own = stage_names(backbone)
+    if not own:
         return {}
+    names = [f'backbone.{name}' for name in own]
     spots = {f'stage{number}': Place(name) for number, name in enumerate(names, 1)}
     spots.update(stages=Place(tuple(names)), last_stage=Place(names[-1]))
-    ends = [_last_relu(backbone.get_submodule(name)) for name in stage_names(backbone)]
+    ends = [_last_relu(backbone, name) for name in own]
     if all(ends):
-        modules = tuple(f'{name}.{end}' for name, end in zip(names, ends, strict=True))
+        modules = tuple(f'backbone.{end}' for end in ends)
         spots['preactivations'] = Place(modules, 'input', 0, last=True)
     else:
         spots['preactivations'] = spots['stages']
     return spots
 
 
-def _last_relu(stage: nn.Module) -> str | None:
+def _last_relu(backbone: nn.Module, stage: str) -> str | None:
     """Return the name of the ReLU that a stage ends with, if it is a module."""
-    name, last = list(stage.named_children())[-1]
+    module = backbone.get_submodule(stage)
+    if isinstance(module, nn.MaxPool2d):  # the last layer of a stage of VGG, in one sequence with all others
+        sequence, _, index = stage.rpartition('.')
+        return _last_relu(backbone, f'{sequence}.{int(index) - 1}')
+    name, last = list(module.named_children())[-1]
     if isinstance(last, nn.ReLU):
-        return name
-    return f'{name}.relu' if isinstance(getattr(last, 'relu', None), nn.ReLU) else None
+        return f'{stage}.{name}'
+    return f'{stage}.{name}.relu' if isinstance(getattr(last, 'relu', None), nn.ReLU) else None
 
 
 def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:

@@ -58,6 +58,7 @@ class TeacherCache:
                             ) from None
         self._opened: dict[int, dict[str, Tensor]] = {}
         self._verified: set[int] = set()
+        self._checked = False
 
     @classmethod
     def create(cls, folder: str, fingerprint: Mapping, images: int, classes: int, kept: int,
@@ -111,12 +112,15 @@ class TeacherCache:
         """Return the logits ``(B, K)`` of samples that tell ``view`` and ``sample_idx``.
 
         Raises:
-            MMKDError: If they do not.
+            MMKDError: If they do not, or :meth:`check` has not been called.
         """
         if not all('view' in sample and 'sample_idx' in sample for sample in data_samples):
             raise MMKDError(
                 f'The teacher cache {self.folder!r} was asked about images that are no numbered view; the '
                 'training data must be a ReplayedDataset or another one with `views`.')
+        if not self._checked:
+            raise MMKDError(f'The teacher cache {self.folder!r} has not been compared with this training; '
+                            'keep mmkd.TeacherCheckHook among its hooks (mmkd.apis.prepare_config adds it).')
         return self.read([sample.view for sample in data_samples],
                          [sample.sample_idx for sample in data_samples])
 
@@ -171,6 +175,7 @@ class TeacherCache:
                             'train_dataloader.dataset.views.')
         for view in range(views):
             self._verify(view)
+        self._checked = True
 
     def top1(self) -> float:
         """Return the teacher's top-1 accuracy on the views that are there, in percent."""

@@ -7,14 +7,21 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ...errors import MMKDError
-from ..spots import Place, Recorder, is_classifier, is_two_stage, record
+from ...errors import MMKDError, one_line
+from ..spots import Place, Recorder, is_classifier, is_two_stage
 from ..spots.probing import run
 
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
-_ROUNDING = 0.05
-"""What half precision, TF32 and other kernels may change, relative to the largest value; mistakes do more."""
+_ROUNDING = 1e-3
+"""What another memory format may change in float32, relative to the largest value. Rounding changes about
+1e-6; an operator that reads memory wrongly may change no more than some per cent, being one of many."""
+
+_ROUNDING_TF32 = 1e-2
+"""The same on GPUs, where convolutions may round to TF32 (11 bits, 5e-4) in one format only."""
+
+_ROUNDING_HALF = 0.05
+"""The same where the network computes in half precision, of which bfloat16 rounds to 8 bits (4e-3)."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,13 @@ class Engine:
 
     A dense detector's box branch is left out when only its class logits are wanted, and the network ends
     where all has been seen. What can be left out is found on the first batch, by running it whole. The first
-    batch also tells by how much the options change what is recorded, which is ``float32`` and contiguous
-    whatever they are.
+    batch also tells by how much the options change what is recorded. Whatever they are, and whether or not
+    the student's autocast covers the network, it is ``float32`` and contiguous.
 
     Args:
         model: The network.
         channels_last: Whether images and weights lie in memory with their channels last; not kept up for
-            networks whose own operators cannot deal with that.
+            networks whose own operators cannot deal with that. Checked when places are first asked for.
         precision: ``'fp32'``; or ``'bf16'`` or ``'fp16'``, in which backbone and neck compute.
         compile: Whether ``torch.compile`` makes backbone and neck faster; where places that are asked for lie
             inside, the parts between them.
@@ -64,6 +71,7 @@ class Engine:
         self.precision = precision
         self.compile = compile
         self._plans: dict[tuple, _Plan] = {}
+        self._compiled: list[nn.Module] = []
         self._prepared = False
         self.places: dict[str, Place] = {}
 
@@ -78,48 +86,76 @@ class Engine:
             rois: Two-stage detectors: boxes to judge.
         """
         key, places = tuple(names), {name: self.places[name] for name in names}
-        if not self._prepared:
-            self._prepare(places, inputs, rois)
         if key not in self._plans:
+            self._prepare(places, inputs, rois)
             self._plans[key] = self._plan(places, inputs, rois)
         return self._run(self._plans[key], places, inputs, rois)
 
     def _prepare(self, places: Mapping[str, Place], inputs: Tensor, rois: Sequence[Tensor] | None) -> None:
+        if self._prepared and not self.channels_last:
+            return
+        with torch.autocast(inputs.device.type, enabled=False), _uncompiled(self._compiled):
+            plain = self._check_channels_last(places, inputs, rois)
+        if self._prepared:
+            return
         # Not before the first batch: until then others copy weights, and the network moves to its device.
         self._prepared = True
-        options = [name for name, used in (('channels last', self.channels_last), ('compiled', self.compile),
-                                           (self.precision, self.precision != 'fp32')) if used]
-        if not options:
-            return
-        plain = _tensors(record(self.model, places, inputs, rois))
-        parts = [part for part in (getattr(self.model, name, None) for name in ('backbone', 'neck'))
-                 if isinstance(part, nn.Module)]
-        if self.channels_last:
-            self._put_channels_last(parts, plain, places, inputs, rois)
         if PRECISIONS[self.precision]:
-            _compute_in(PRECISIONS[self.precision], parts)
+            _compute_in(PRECISIONS[self.precision], self._parts())
         if self.compile:
             names = {name for place in self.places.values() for name in place.modules}
             asked = {self.model.get_submodule(name) for name in names}
-            for part in parts:
-                _compile(part, asked)
-        change = _change(plain, _tensors(self._run(_Plan(), places, inputs, rois)))
-        print_log(f'Teacher ({", ".join(options)}): what it gives changes by up to {100 * change:.2g} % of '
-                  'the largest value.', 'current')
+            self._compiled = [module for part in self._parts() for module in _compile(part, asked)]
+        one = inputs.new_ones(1, 1)
+        options = [name for name, used in (
+            ('channels last', self.channels_last), ('compiled', self.compile),
+            (self.precision, self.precision != 'fp32'),
+            ("the student's autocast", self.precision == 'fp32' and (one @ one).dtype != one.dtype)) if used]
+        if options:
+            change = _change(plain, _tensors(self._run(_Plan(), places, inputs, rois)))
+            print_log(f'Teacher ({", ".join(options)}): what it gives changes by up to {100 * change:.2g} % '
+                      'of the largest value.', 'current')
 
-    def _put_channels_last(self, parts: Sequence[nn.Module], plain: list[Tensor], places: Mapping[str, Place],
-                           inputs: Tensor, rois: Sequence[Tensor] | None) -> None:
-        self.model.to(memory_format=torch.channels_last)
-        # Operators of MMCV, such as RoIAlign, read memory as if channels came first.
-        handle = parts[-1].register_forward_hook(
-            lambda _, args, output: _map(output, Tensor.contiguous)) if is_two_stage(self.model) else None
-        if not _change(plain, _tensors(self._run(_Plan(), places, inputs, rois))) < _ROUNDING:
-            self.channels_last = False
-            self.model.to(memory_format=torch.contiguous_format)
-            if handle:
-                handle.remove()
-            print_log(f'The teacher {type(self.model).__name__} gives other results with channels last; it '
-                      'runs without.', 'current')
+    def _parts(self) -> list[nn.Module]:
+        return [part for part in (getattr(self.model, name, None) for name in ('backbone', 'neck'))
+                if isinstance(part, nn.Module)]
+
+    def _check_channels_last(self, places: Mapping[str, Place], inputs: Tensor,
+                             rois: Sequence[Tensor] | None) -> list[Tensor]:
+        """Run the network with channels first, then last; the latter is undone for good if it is wrong.
+
+        Returns:
+            list: What is recorded with channels first.
+        """
+        wanted = self.channels_last
+        self._lay_out(False)
+        plain = _tensors(self._run(_Plan(), places, inputs, rois))
+        if not wanted:
+            return plain
+        if not self._prepared and is_two_stage(self.model):
+            # Operators of MMCV, such as RoIAlign, read memory as if channels came first.
+            self._parts()[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.contiguous))
+        self._lay_out(True)
+        try:
+            change = _change(plain, _tensors(self._run(_Plan(), places, inputs, rois)))
+            problem = f'gives other results with channels last (by {100 * change:.2g} % of the largest value)'
+        except RuntimeError as error:
+            change, problem = float('inf'), f'cannot run with channels last ({one_line(error)})'
+        if not change < self._rounding(inputs.device):
+            self._lay_out(False)
+            if self._compiled:
+                torch.compiler.reset()  # what is compiled takes the weights to lie as they did
+            print_log(f'The teacher {type(self.model).__name__} {problem}; it runs without.', 'current')
+        return plain
+
+    def _lay_out(self, channels_last: bool) -> None:
+        self.channels_last = channels_last
+        self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+    def _rounding(self, device: torch.device) -> float:
+        if self._prepared and self.precision != 'fp32':
+            return _ROUNDING_HALF
+        return _ROUNDING if device.type == 'cpu' else _ROUNDING_TF32
 
     def _plan(self, places: Mapping[str, Place], inputs: Tensor, rois: Sequence[Tensor] | None) -> _Plan:
         seen, noted = self._record(_Plan(), places, inputs, rois)
@@ -131,7 +167,7 @@ class Engine:
         plan = _Plan(noted, tuple(self._idle_layers(head, places, inputs)))
         try:
             same = _change(_tensors(seen), _tensors(self._run(plan, places, inputs, rois))) < _ROUNDING
-        except RuntimeError:  # other layers cannot take what stands in for an idle one
+        except (MMKDError, RuntimeError):  # other layers cannot take what stands in for an idle one
             same = False
         return plan if same else _Plan(noted)
 
@@ -147,9 +183,8 @@ class Engine:
         with (torch.autocast(inputs.device.type, enabled=False) if own else nullcontext(),
               _without(plan.idle), Recorder(self.model, places, plan.enough) as recorder):
             run(self.model, places, inputs, rois)
-        seen = {name: recorder[name] for name in places}
-        if own:
-            seen = _map(seen, Tensor.float)
+        # The student's autocast covers a teacher of float32, too.
+        seen = _map({name: recorder[name] for name in places}, _float)
         return (_map(seen, Tensor.contiguous) if self.channels_last else seen), recorder.noted
 
     def _idle_layers(self, head: nn.Module, places: Mapping[str, Place], inputs: Tensor) -> list[nn.Module]:
@@ -208,13 +243,33 @@ def _compute_in(dtype: torch.dtype, parts: Sequence[nn.Module]) -> None:
     parts[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.float))
 
 
-def _compile(module: nn.Module, asked: set[nn.Module]) -> None:
-    """Compile the largest modules that have no place inside; hooks on compiled ones still see their calls."""
+def _compile(module: nn.Module, asked: set[nn.Module]) -> list[nn.Module]:
+    """Compile the largest modules that have no place inside; hooks on compiled ones still see their calls.
+
+    Returns:
+        list: These modules.
+    """
     if any(inner in asked for inner in module.modules() if inner is not module):
-        for child in module.children():
-            _compile(child, asked)
-    elif not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
-        module.forward = torch.compile(module.forward)
+        return [found for child in module.children() for found in _compile(child, asked)]
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
+        return []
+    module.forward = torch.compile(module.forward)
+    return [module]
+
+
+@contextmanager
+def _uncompiled(modules: Sequence[nn.Module]):
+    """Let compiled modules run as they are written, inside the block."""
+    compiled = {module: module.__dict__.pop('forward') for module in modules}
+    try:
+        yield
+    finally:
+        for module, forward in compiled.items():
+            module.forward = forward
+
+
+def _float(value: Tensor) -> Tensor:
+    return value.float() if value.element_size() < 4 else value
 
 
 def _map(value, function):

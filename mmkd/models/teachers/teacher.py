@@ -20,7 +20,7 @@ from ..spots import (
     resolve_spot,
 )
 from .building import RANDOM, build_teacher_model, read_teacher_config
-from .cache import TeacherCache, check_spots
+from .cache import TeacherCache, check_spots, fingerprint_of
 from .engine import Engine
 from .normalization import BatchConverter, image_shapes
 
@@ -96,8 +96,8 @@ class Teacher:
             student: The student network; its data preprocessor tells what batches look like.
 
         Raises:
-            MMKDError: If the teacher is for another task, or the student's batches cannot be converted into
-                this teacher's.
+            MMKDError: If the teacher is for another task, nothing tells how its images are normalised, or the
+                student's batches cannot be converted into this teacher's.
         """
         if is_classifier(student) and not is_classifier(self.model):
             raise MMKDError(f'The teacher {type(self.model).__name__} is no MMPretrain classifier; '
@@ -105,6 +105,12 @@ class Teacher:
         if is_classifier(self.model) and not is_classifier(student):
             raise MMKDError(f'The teacher {type(self.model).__name__} is no MMDetection detector; '
                             'a detector can only be taught by one.')
+        # One without mean and std (YOLOX) is meant so; none at all means that the config is not whole.
+        if self.cfg.model.get('data_preprocessor') is None and getattr(
+                student.data_preprocessor, '_enable_normalize', False):
+            raise MMKDError("The student's images are normalised, and the teacher's config has no "
+                            'data_preprocessor to tell how its own are; add the one that it was trained '
+                            'with, with its mean and std.')
         self._converter = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
 
     def find_spots(self, spots: Sequence[str]) -> None:
@@ -122,6 +128,10 @@ class Teacher:
         return any(module.split('.')[0] == 'roi_head'
                    for spot in spots for module in self.engine.places[spot].modules)
 
+    def connect_maps(self) -> None:
+        """Prepare to give maps that a student's are compared with place by place: on the same canvas."""
+        self._converter.keep_size = True
+
     def connect_logits(self, student: LogitLayout) -> None:
         """Prepare to give class logits that a student's can be compared with.
 
@@ -129,12 +139,17 @@ class Teacher:
             student: The layout of the student's logits.
 
         Raises:
-            MMKDError: If they cannot be compared, or the classes differ and there is no mapping.
+            MMKDError: If they cannot be compared, the classes differ and there is no mapping, or a cache
+                holds logits of another number of classes.
         """
+        if self.cache is not None and self.cache.classes != student.num_classes:
+            raise MMKDError(f'The teacher cache {self.cache.folder!r} holds logits of {self.cache.classes} '
+                            f'classes, and the student knows {student.num_classes}; make another one with '
+                            'tools/misc/cache_teacher.py.')
         own = self._layout = logit_layout(self.model, 'teacher')
         check_comparable(student, own)
-        # Places of a dense head match only when both see the same canvas.
-        self._converter.keep_size |= own.dense
+        if own.dense:
+            self.connect_maps()
         if self.class_mapping is None:
             if student.num_classes != own.num_classes:
                 raise MMKDError(
@@ -189,6 +204,19 @@ class Teacher:
         instances = instances[match.any(dim=1)]
         instances.labels = match[match.any(dim=1)].int().argmax(dim=1)
         sample.pred_instances = instances
+
+    def check_cache(self, student: nn.Module, dataset_cfg: Mapping, dataset) -> None:
+        """Check that the cache was made from this teacher and these data; it is not read before.
+
+        Args:
+            student: The student network.
+            dataset_cfg: The config of the training data.
+            dataset: The training data.
+
+        Raises:
+            MMKDError: If it was not, or lacks some of their views.
+        """
+        self.cache.check(fingerprint_of(self, student, dataset_cfg, dataset), getattr(dataset, 'views', None))
 
     def __call__(self,
                  inputs: Tensor,

@@ -1,0 +1,13 @@
+# The quickstart's classifier with its digits resident in memory, and random crops: docs/speed_data.md.
+_base_ = '../quickstart/classifier_student.py'
+
+train_dataloader = dict(
+    num_workers=0,
+    sampler=dict(type='mmkd.ViewSampler'),
+    collate_fn=dict(type='mmkd.as_batch'),
+    dataset=dict(
+        _delete_=True,
+        type='mmkd.ResidentDataset',
+        dataset=_base_.train_dataloader.dataset,
+        crop=16,
+        padding=2))
