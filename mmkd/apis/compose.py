@@ -42,7 +42,7 @@ def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str
         named.checkpoint = teacher_checkpoint
     if named and 'dml' in chosen:
         chosen.dml.config = named.config
-        if list(chosen) == ['dml'] and teacher is None and teacher_checkpoint is None:
+        if list(chosen) == ['dml'] and teacher is None:
             named = None
     cfg.model = ConfigDict(
         type='mmkd.ClassifierDistiller' if trains_classifier(cfg) else 'mmkd.DetectorDistiller',
