@@ -265,7 +265,8 @@ def test_a_peer_is_built_like_the_named_teacher():
     cfg = compose_distillation(copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), 'DML')
     assert cfg.model.methods.dml == dict(type='mmkd.DML', config='configs/crd/networks/resnet32x4.py')
     assert 'teacher' not in cfg.model and 'teacher' not in cfg
-    cfg = compose_distillation(copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), ['dml', 'kd'])
+    cfg = compose_distillation(
+        copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), ['dml', 'kd'])
     assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/crd/networks/resnet32x4.py'
     cfg = compose_distillation(copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), 'dml',
                                'configs/crd/networks/vgg13.py', 'vgg13.pth')
