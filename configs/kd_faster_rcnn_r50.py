@@ -1,1 +1,1 @@
-_base_ = './kd/kd_faster-rcnn_r101_r50_fpn_2x_coco.py'
+_base_ = './detection/kd/kd_faster-rcnn_r101_r50_fpn_2x_coco.py'

@@ -1,1 +1,1 @@
-_base_ = './shake/shake_faster-rcnn_r101_r50_fpn_2x_coco.py'
+_base_ = './detection/shake/shake_faster-rcnn_r101_r50_fpn_2x_coco.py'

@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: digits, and a teacher that has learnt."""
+"""Fixtures that many tests share: digits, and a teacher that has learned."""
 import os
 
 import pytest
@@ -8,7 +8,7 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 import mmkd  # noqa: F401
-from tests.tiny import REPO, forget_runs, load_tool, tiny_config
+from tests.helpers.tiny import REPO, forget_runs, load_tool, tiny_config
 
 os.chdir(REPO)  # configs name each other relative to the repository, as users do
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from pathlib import Path
 import quickstart_report as qr
 import staged_training as st
 
-CONFIGS = st.ROOT / 'configs/quickstart'
+CONFIGS = st.ROOT / 'configs/examples/quickstart'
 COST = dict(teacher=1.2, student=1.0, kd=1.25, shake=1.35)
 
 
@@ -68,7 +68,7 @@ def report(stages, args):
     results['teacher'] = results['teacher'][0]
     facts = st.read_config(CONFIGS / 'student.py')
     settings = dict(images=st.images_of(facts, args), epochs={stage.method: stage.epochs for stage in stages})
-    summary = qr.summarise(results, list(range(args.seeds)), settings)
+    summary = qr.summarize(results, list(range(args.seeds)), settings)
     st.write_json(args.work_dir / 'summary.json', summary)
     qr.plot_curves(args.work_dir / 'curves.png',
                    {method: [stage.work_dir for stage in runs[method]] for method in qr.METHODS})

@@ -58,7 +58,7 @@ def score(metrics):
     return next((name, metrics[name]) for name in SCORES if name in metrics)
 
 
-def summarise(results, seeds, settings):
+def summarize(results, seeds, settings):
     """Sum up all runs.
 
     Args:
@@ -114,7 +114,7 @@ def format_table(summary):
     """Lay out the summary for the terminal, in AP points.
 
     Args:
-        summary (dict): As of :func:`summarise`.
+        summary (dict): As of :func:`summarize`.
 
     Returns:
         str: The table.
@@ -246,18 +246,18 @@ def is_right(detection, truths):
     return False
 
 
-def _draw(axes, box, colour, label_below=False):
+def _draw(axes, box, color, label_below=False):
     from matplotlib.patches import Rectangle
     label, x1, y1, x2, y2 = box
     axes.add_patch(
-        Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=colour, linewidth=1.2))
+        Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color, linewidth=1.2))
     # At the edge of the image the label goes into the box, or it would be cut off.
     if label_below:
         place = dict(x=x2, y=min(y2, 151), va='top', ha='right')
     else:
         place = dict(x=x1, y=max(y1, 8), va='bottom', ha='left')
     axes.text(s=label, color='black', fontsize=8, **place,
-              bbox=dict(facecolor=colour, edgecolor='none', pad=0.8))
+              bbox=dict(facecolor=color, edgecolor='none', pad=0.8))
 
 
 def _val_images(data, num_images):

@@ -264,7 +264,7 @@ if torch.cuda.is_available():
 boxes = torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], device=device)
 try:
     kept = nms(boxes, torch.tensor([.8, .9, .7], device=device), 0.5)[1]
-    # On a ramp that counts columns, bins centred on columns 0.5 and 2.5 hold those numbers.
+    # On a ramp that counts columns, bins centerd on columns 0.5 and 2.5 hold those numbers.
     ramp = torch.arange(8., device=device).expand(1, 1, 8, 8).contiguous()
     rois = torch.tensor([[0., 0, 0, 4, 4]], device=device)
     pooled = roi_align(ramp, rois, (2, 2), 1.0, 2, 'avg', True)

@@ -12,7 +12,8 @@ from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, student_config
 from mmkd.apis.config import check_annotation_files, set_model_wrapper, trains_classifier
-from mmkd.apis.launching import (
+from mmkd.checkpoints import load_checkpoint, student_state_dict
+from mmkd.cli import (
     add_common_arguments,
     check_launcher,
     check_output,
@@ -22,7 +23,6 @@ from mmkd.apis.launching import (
     read_config,
     run_tool,
 )
-from mmkd.checkpoints import load_checkpoint, student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.teachers.building import load_strictly
 

@@ -1,8 +1,8 @@
 """Train a detector or a classifier, with or without distillation.
 
-    python tools/train.py configs/shake_faster_rcnn_r50.py
-    python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
-    python tools/train.py configs/crd/resnet32x4_resnet8x4.py --distill shake
+python tools/train.py configs/shake_faster_rcnn_r50.py
+python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
+python tools/train.py configs/cifar/resnet32x4_resnet8x4.py --distill shake
 """
 import argparse
 import os
@@ -13,7 +13,8 @@ from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, prepare_config
 from mmkd.apis.config import check_annotation_files, safe_source
-from mmkd.apis.launching import (
+from mmkd.checkpoints import latest_checkpoint, remove_partial_files
+from mmkd.cli import (
     add_common_arguments,
     check_launcher,
     check_training_config,
@@ -23,7 +24,6 @@ from mmkd.apis.launching import (
     read_config,
     run_tool,
 )
-from mmkd.checkpoints import latest_checkpoint, remove_partial_files
 from mmkd.errors import MMKDError
 
 

@@ -22,7 +22,7 @@ def trains_classifier(cfg: Config) -> bool:
     if is_distillation(cfg):
         return _name(kind).endswith('ClassifierDistiller')
     scope = cfg.get('default_scope', 'mmdet')
-    return scope == 'mmpretrain' or isinstance(kind, str) and kind.startswith('mmpretrain.')
+    return scope == 'mmpretrain' or (isinstance(kind, str) and kind.startswith('mmpretrain.'))
 
 
 def prepare_config(cfg: Config, distributed: bool = False) -> Config:

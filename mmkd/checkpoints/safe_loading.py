@@ -110,8 +110,8 @@ def _checked_state(owner, state):
     if isinstance(owner, np.dtype) and state[1] in ('<', '>', '|', '='):
         version, _, *others = owner.__reduce__()[2]
         return (version, state[1], *others)
-    if (isinstance(owner, np.ndarray) and owner.size == 0  # another state would free what a tensor may share
-            or type(owner) in (HistoryBuffer, OrderedDict) and isinstance(state, dict)
+    if ((isinstance(owner, np.ndarray) and owner.size == 0)  # another state would free what a tensor may share
+            or (type(owner) in (HistoryBuffer, OrderedDict) and isinstance(state, dict))
             or type(owner) in (torch.Tensor, nn.Parameter)):
         return state
     raise _Refused(f'a state for {type(owner).__name__}')

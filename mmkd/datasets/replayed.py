@@ -18,7 +18,7 @@ class ReplayedDataset(Dataset):
     """Another dataset, with a fixed number of random views of every image.
 
     Item ``v * len(dataset) + i`` is image i in view v. While the other dataset's pipeline runs, the
-    generators of Python, NumPy and torch (CPU) are seeded from ``(seed, v, i)``, and afterwards they are what
+    generators of Python, NumPy and torch (CPU) are seeded from ``(seed, v, i)``, and afterward they are what
     they were. So a view looks the same in any order, worker, rank, epoch and run. A transform that draws from
     a generator of its own cannot be replayed. :class:`ViewSampler` goes through the views epoch by epoch.
 
@@ -138,14 +138,14 @@ def mix_by_cutmix(image: Tensor, other: Tensor, share: float, generator: np.rand
                   ) -> tuple[Tensor, float]:
     """Paste a box of another image (CutMix, Yun et al., ICCV 2019).
 
-    The box has the image's aspect ratio and 1 - λ of its area, and a uniform centre; what lies outside of the
+    The box has the image's aspect ratio and 1 - λ of its area, and a uniform center; what lies outside of the
     image is cut off, and labels count by the area that is left.
 
     Args:
         image: Shape ``(C, H, W)``.
         other: Of the same shape.
         share: λ.
-        generator: Where the centre is drawn from.
+        generator: Where the center is drawn from.
 
     Returns:
         tuple: The mixture ``(C, H, W)``, and the share of the first one's label.
@@ -161,8 +161,8 @@ _MIXTURES = dict(Mixup=mix_by_mixup, CutMix=mix_by_cutmix)
 
 
 def _interval(size: int, fraction: float, generator: np.random.Generator) -> slice:
-    length, centre = int(size * fraction), int(generator.integers(size))
-    start = centre - length // 2
+    length, center = int(size * fraction), int(generator.integers(size))
+    start = center - length // 2
     return slice(max(start, 0), min(start + length, size))
 
 

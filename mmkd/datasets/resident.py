@@ -160,7 +160,7 @@ class ResidentDataset:
         return self.source.metainfo
 
     @property
-    def CLASSES(self) -> Sequence[str] | None:
+    def CLASSES(self) -> Sequence[str] | None:  # noqa: N802  as MMPretrain calls it
         return self.metainfo.get('classes')
 
     def get_data_info(self, idx: int) -> dict:

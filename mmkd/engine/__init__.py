@@ -1,5 +1,5 @@
-from .hooks import *  # noqa: F401,F403
-from .optimizers import *  # noqa: F401,F403
+from .hooks import *  # noqa: F403
+from .optimizers import *  # noqa: F403
 from .workers import seed_worker
 
 __all__ = ['seed_worker']

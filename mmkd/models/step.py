@@ -13,11 +13,11 @@ class Step:
         student: The student network.
         inputs: Its preprocessed batch ``(N, 3, H, W)``.
         data_samples: The samples of the batch.
-        student_seen: By spot, the list of what the student's calls gave.
-        teachers_seen: The same for each teacher; without gradient.
+        student_outputs: By spot, the list of what the student's calls gave.
+        teacher_outputs: The same for each teacher; without gradient.
     """
     student: nn.Module
     inputs: Tensor
     data_samples: Sequence
-    student_seen: Mapping[str, list]
-    teachers_seen: Sequence[Mapping[str, list]]
+    student_outputs: Mapping[str, list]
+    teacher_outputs: Sequence[Mapping[str, list]]

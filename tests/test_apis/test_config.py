@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
 from mmkd.apis.config import check_annotation_files
 from mmkd.errors import MMKDError
-from tests.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distil, tiny_config
 
 STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
 PURE_PYTHON = """
@@ -123,7 +123,7 @@ def test_load_from_becomes_safe_once():
     assert student_config(cfg).load_from == 'epoch_12.pth'
 
 
-@pytest.mark.parametrize('distributed, gpu', [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(('distributed', 'gpu'), [(True, False), (True, True), (False, False)])
 def test_wrapper_for_distributed_training_on_cpu(monkeypatch, distributed, gpu):
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: gpu)
     cfg = prepare_config(composed(), distributed=distributed)
@@ -236,7 +236,7 @@ def test_composing_twice():
         compose_distillation(composed(), 'kd', 'teacher.py', 'random')
 
 
-@pytest.mark.parametrize('method, offered', [('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
+@pytest.mark.parametrize(('method', 'offered'), [('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
 def test_composing_with_a_method_that_is_not_there(method, offered):
     cfg = stock()
     with pytest.raises(MMKDError, match=offered) as caught:
@@ -279,7 +279,7 @@ def test_stock_config_in_pure_python(tmp_path):
     assert set(student.state_dict()) == {name for name in model.state_dict() if not name.startswith('mmkd.')}
 
 
-@pytest.mark.parametrize('model, expected', [
+@pytest.mark.parametrize(('model', 'expected'), [
     (distil(dict(), 'teacher.py'), True), (dict(type='DetectorDistiller'), True),
     (dict(type='FasterRCNN'), False), (dict(), False)])
 def test_is_distillation(model, expected):

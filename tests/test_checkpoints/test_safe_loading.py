@@ -308,7 +308,7 @@ def test_names_outside_the_allowlist(tmp_path, name, form):
     assert sentence.startswith('The teacher checkpoint ') and sentence.count('\n') == 0
 
 
-@pytest.mark.parametrize('owner, attribute', [
+@pytest.mark.parametrize(('owner', 'attribute'), [
     (call('builtins', 'dict'), 'clear'),
     (b'\x8c\x08builtins\x8c\x04dict\x93', '__subclasses__'),
     (b'\x8c\x1fmmengine.logging.history_buffer\x8c\x0dHistoryBuffer\x93', '__init__'),
@@ -414,7 +414,7 @@ def test_an_arrays_memory_is_not_freed_while_a_tensor_shares_it(tmp_path):
         load_checkpoint(tmp_path / 'file.pth')
 
 
-@pytest.mark.parametrize('owner, name', [
+@pytest.mark.parametrize(('owner', 'name'), [
     (b'\x8c\x1fmmengine.logging.history_buffer\x8c\x0dHistoryBuffer\x93', 'type'),
     (b'\x8c\x0ctorch._utils\x8c\x0f_rebuild_tensor\x93', 'function'),
     (call('torch.storage', 'UntypedStorage', 1), 'UntypedStorage')])
@@ -455,7 +455,7 @@ def test_opting_in(tmp_path, monkeypatch):
 # Files that are no checkpoints
 
 
-@pytest.mark.parametrize('content, words', [
+@pytest.mark.parametrize(('content', 'words'), [
     (b'', 'truncated'), (b'no checkpoint at all', 'no PyTorch checkpoint'), (b'PK\x03\x04rest', 'truncated')])
 def test_broken_files(tmp_path, content, words):
     (tmp_path / 'file.pth').write_bytes(content)
@@ -470,7 +470,7 @@ def test_missing_file_and_folder(tmp_path):
             load_checkpoint(path)
 
 
-@pytest.mark.parametrize('content, words', [([1], 'holds a list'), (dict(model={}), r"\['model'\]")])
+@pytest.mark.parametrize(('content', 'words'), [([1], 'holds a list'), (dict(model={}), r"\['model'\]")])
 def test_other_content(tmp_path, content, words):
     torch.save(content, tmp_path / 'file.pth')
     with pytest.raises(MMKDError, match=words):

@@ -18,13 +18,13 @@ from mmkd.apis import compose_distillation, is_distillation, prepare_config, stu
 from mmkd.apis.config import trains_classifier
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
-from tests.crd import FACTS
-from tests.shipped import OF_CLASSIFIERS as CONFIGS
-from tests.tiny import REPO
+from tests.helpers.crd import FACTS
+from tests.helpers.shipped import OF_CLASSIFIERS as CONFIGS
+from tests.helpers.tiny import REPO
 
 pytest.importorskip('mmpretrain')
 
-PAIRS = [path for path in CONFIGS if path.parent == Path('configs/crd')]
+PAIRS = [path for path in CONFIGS if path.parent == Path('configs/cifar')]
 OTHERS = [path for path in CONFIGS if path not in PAIRS]
 METHODS = {
     'student': {}, 'kd': {}, 'kdtuned': {}, 'dml': {}, 'sokd': {}, 'shake': {},
@@ -69,16 +69,16 @@ def built(cfg: Config):
 
 
 def step(model, cfg: Config, size: int, classes: int) -> dict:
-    """Initialise a model, take a training step on a batch of two, and return what is logged."""
+    """Initialize a model, take a training step on a batch of two, and return what is logged."""
     from mmpretrain.structures import DataSample
     torch.manual_seed(0)
     model.init_weights()
     methods = list(model.mmkd.methods.values()) if is_distillation(cfg) else []
     for method in methods:
         # What a hook tells methods before an epoch.
-        method.in_first_stage = method.first_stage_epochs > 0
-        if method.wants_labels:
-            method.connect_dataset(range(classes))
+        method.in_first_phase = method.first_phase_epochs > 0
+        if method.needs_train_labels:
+            method.set_train_labels(range(classes))
     before = copy.deepcopy(model.head.state_dict())
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(256, (3, size, size), generator=generator, dtype=torch.uint8) for _ in range(2)]
@@ -86,7 +86,7 @@ def step(model, cfg: Config, size: int, classes: int) -> dict:
     losses = model.train_step(
         dict(inputs=images, data_samples=samples), build_optim_wrapper(model, cfg.optim_wrapper))
     assert all(torch.isfinite(value) for value in losses.values()), losses
-    if not any(method.in_first_stage for method in methods):
+    if not any(method.in_first_phase for method in methods):
         assert not any(torch.equal(before[name], value) for name, value in model.head.state_dict().items())
     for method in cfg.model.methods if is_distillation(cfg) else ():
         assert any(name.startswith(f'{method}.loss') and value > 0 for name, value in losses.items()), losses
@@ -151,7 +151,7 @@ OF_SAKD = ('resnet56_resnet20', 'resnet110_resnet32', 'resnet32x4_resnet8x4', 'r
     'FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD'])
 @pytest.mark.parametrize('pair', OF_SAKD)
 def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
-    cfg = copy.deepcopy(read(Path(f'configs/crd/{pair}.py')))
+    cfg = copy.deepcopy(read(Path(f'configs/cifar/{pair}.py')))
     compose_distillation(cfg, 'sakd', teacher_checkpoint='random')
     cfg.model.methods.sakd.update(method=method, **(dict(negatives=8) if method == 'CRD' else {}))
     cfg = prepare_config(cfg)
@@ -185,7 +185,7 @@ def inputs(cfg: Config) -> tuple[int, int]:
 
 @pytest.mark.parametrize('name', ['deit', 'shake_deit'])
 def test_the_transformers_configs_with_a_teacher_that_needs_no_timm(name):
-    cfg = prepare_config(copy.deepcopy(read(Path(f'configs/deit/{name}_regnety160_deit-tiny_imagenet.py'))))
+    cfg = prepare_config(copy.deepcopy(read(Path(f'configs/classification/deit/{name}_regnety160_deit-tiny_imagenet.py'))))
     assert cfg.model.teacher.config.model.model_name == 'regnety_160'
     cfg.model.teacher.update(config='mmpretrain::resnet/resnet18_8xb32_in1k.py', checkpoint='random')
     model = built(cfg)
@@ -219,7 +219,7 @@ def test_the_settings_of_the_papers():
         assert (cfg.train_cfg.max_epochs, cfg.train_dataloader.batch_size) == (240, 64)
         crop = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomCrop')
         assert (crop.crop_size, crop.padding, crop.get('padding_mode', 'constant')) == (32, 4, 'constant')
-    sokd = read(Path('configs/sokd/sokd_wrn_40_2_wrn_16_2_cifar100_200e.py'))
+    sokd = read(Path('configs/classification/sokd/sokd_wrn_40_2_wrn_16_2_cifar100_200e.py'))
     assert (sokd.optim_wrapper.optimizer.lr, sokd.param_scheduler.milestones) == (0.1, [100, 150])
     assert (sokd.train_cfg.max_epochs, sokd.train_dataloader.batch_size) == (200, 128)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -233,7 +233,7 @@ def test_the_settings_of_the_papers():
 
 @pytest.mark.parametrize('method', ['sokd', 'shake'])
 def test_mixed_images_by_the_options_in_the_docs(method):
-    cfg = composed(Path('configs/crd/resnet32x4_resnet8x4.py'), method)
+    cfg = composed(Path('configs/cifar/resnet32x4_resnet8x4.py'), method)
     cfg.merge_from_dict({'model.student.train_cfg.augments.type': 'CutMix',
                          'model.student.train_cfg.augments.alpha': 1.0,
                          'model.student.head.loss.use_soft': True})
@@ -247,32 +247,32 @@ def test_mixed_images_by_the_options_in_the_docs(method):
 
 
 def test_a_named_teacher_is_taken_unless_another_is_given():
-    pair = Path('configs/crd/resnet32x4_resnet8x4.py')
+    pair = Path('configs/cifar/resnet32x4_resnet8x4.py')
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd')
     assert cfg.model.teacher == dict(
-        config='configs/crd/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
+        config='configs/cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
     assert 'teacher' not in cfg
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', teacher_checkpoint='mine.pth')
-    assert cfg.model.teacher == dict(config='configs/crd/networks/resnet32x4.py', checkpoint='mine.pth')
+    assert cfg.model.teacher == dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='mine.pth')
     # The named checkpoint is not that of another teacher.
-    cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', 'configs/crd/networks/vgg13.py')
-    assert cfg.model.teacher == dict(config='configs/crd/networks/vgg13.py', checkpoint=None)
+    cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', 'configs/cifar/networks/vgg13.py')
+    assert cfg.model.teacher == dict(config='configs/cifar/networks/vgg13.py', checkpoint=None)
     with pytest.raises(MMKDError, match='The teacher has no checkpoint'):
         built(cfg)
 
 
 def test_a_peer_is_built_like_the_named_teacher():
-    cfg = compose_distillation(copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), 'DML')
-    assert cfg.model.methods.dml == dict(type='mmkd.DML', config='configs/crd/networks/resnet32x4.py')
+    cfg = compose_distillation(copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), 'DML')
+    assert cfg.model.methods.dml == dict(type='mmkd.DML', config='configs/cifar/networks/resnet32x4.py')
     assert 'teacher' not in cfg.model and 'teacher' not in cfg
     cfg = compose_distillation(
-        copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), ['dml', 'kd'])
-    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/crd/networks/resnet32x4.py'
-    cfg = compose_distillation(copy.deepcopy(read(Path('configs/crd/resnet32x4_resnet8x4.py'))), 'dml',
-                               'configs/crd/networks/vgg13.py', 'vgg13.pth')
-    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/crd/networks/vgg13.py'
+        copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), ['dml', 'kd'])
+    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/cifar/networks/resnet32x4.py'
+    cfg = compose_distillation(copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), 'dml',
+                               'configs/cifar/networks/vgg13.py', 'vgg13.pth')
+    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/cifar/networks/vgg13.py'
 
 
 def test_a_student_alone_leaves_no_teacher_in_its_checkpoints():
-    cfg = prepare_config(copy.deepcopy(read(Path('configs/crd/vgg13_vgg8.py'))))
+    cfg = prepare_config(copy.deepcopy(read(Path('configs/cifar/vgg13_vgg8.py'))))
     assert 'teacher' in cfg and 'teacher' not in student_config(cfg)

@@ -13,8 +13,8 @@ from mmengine.registry import MODELS
 from mmkd.apis import is_distillation, prepare_config, student_config
 from mmkd.models.proxies.heads import find_classifiers
 from mmkd.models.spots import classification_heads
-from tests.shipped import OF_DETECTORS as CONFIGS
-from tests.tiny import REPO, build
+from tests.helpers.shipped import OF_DETECTORS as CONFIGS
+from tests.helpers.tiny import REPO, build
 
 
 def alias_of(path):
@@ -91,5 +91,5 @@ def test_the_products_are_among_them():
     for pair in ('faster-rcnn_r101_r50_fpn_2x_coco', 'retinanet_r101_r50_fpn_2x_coco'):
         assert {f'{method}_{pair}.py' for method in ('kd', 'shake', 'sokd', 'dml')} <= names
     assert {'fcos', 'gfl', 'rtmdet', 'cascade-rcnn'} <= {
-        path.stem.split('_')[1] for path in CONFIGS if path.parts[:2] == ('configs', 'shake')
+        path.stem.split('_')[1] for path in CONFIGS if path.parts[:3] == ('configs', 'detection', 'shake')
         and 'ablations' not in path.parts}

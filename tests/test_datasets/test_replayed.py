@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip('mmpretrain')
 
-from mmkd.datasets import ReplayedDataset  # noqa: E402
-from mmkd.datasets.replayed import mix_by_cutmix, mix_by_mixup  # noqa: E402
-from mmkd.errors import MMKDError  # noqa: E402
+from mmkd.datasets import ReplayedDataset
+from mmkd.datasets.replayed import mix_by_cutmix, mix_by_mixup
+from mmkd.errors import MMKDError
 
 NUMBER = 6
 MIXES = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
@@ -21,7 +21,7 @@ MIXES = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
 
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> str:
-    """One grey image in each of six classes, brighter by 40 from class to class."""
+    """One gray image in each of six classes, brighter by 40 from class to class."""
     root = tmp_path_factory.mktemp('greys')
     for number in range(NUMBER):
         (root / f'class{number}').mkdir()
@@ -170,7 +170,7 @@ def test_a_partner_is_shown_in_the_same_view(images):
         torch.testing.assert_close(mixed[index]['inputs'], (share[:, None, None, None] * views).sum(dim=0))
 
 
-@pytest.mark.parametrize('settings, words', [
+@pytest.mark.parametrize(('settings', 'words'), [
     (dict(views=0), 'at least one view'), (dict(mix=[dict(type='ResizeMix', alpha=1.0)]), 'ResizeMix'),
     (dict(mix=[dict(type='Mixup', alpha=0.0)]), 'above 0'),
     (dict(mix=[dict(type='CutMix', alpha=1.0, correct_lam=False)]), 'correct_lam')])

@@ -15,12 +15,12 @@ from mmengine.runner import Runner
 
 pytest.importorskip('mmpretrain')
 
-from mmkd.apis import prepare_config  # noqa: E402
-from mmkd.apis.config import safe_source  # noqa: E402
-from mmkd.checkpoints import load_checkpoint  # noqa: E402
-from mmkd.errors import MMKDError  # noqa: E402
-from tests.classifiers import classifier, distil, teacher_of  # noqa: E402
-from tests.tiny import forget_runs  # noqa: E402
+from mmkd.apis import prepare_config
+from mmkd.apis.config import safe_source
+from mmkd.checkpoints import load_checkpoint
+from mmkd.errors import MMKDError
+from tests.helpers.classifiers import classifier, distil, teacher_of
+from tests.helpers.tiny import forget_runs
 
 CLASSES = ('blue', 'green', 'red')
 EACH = 8
@@ -274,7 +274,7 @@ NOT_PACKED = dict(pipeline=[dict(type='LoadImageFromFile')])
 SCALED = dict(type='Normalize', mean=[0.0] * 3, std=[255.0] * 3)
 
 
-@pytest.mark.parametrize('settings, words', [
+@pytest.mark.parametrize(('settings', 'words'), [
     (dict(padding_mode='edge'), "'edge', but must be 'constant' or 'reflect'"),
     (dict(crop=None), 'set crop'),
     (dict(crop=17), 'crop is 17, but images are 12×12 with padding of 2'),

@@ -3,7 +3,7 @@ import copy
 import torch
 from mmengine.optim import build_optim_wrapper
 
-from tests.tiny import build, distil, tiny_config
+from tests.helpers.tiny import build, distil, tiny_config
 
 PARAMWISE = dict(custom_keys={'head': dict(lr_mult=0.1)}, norm_decay_mult=0.0)
 

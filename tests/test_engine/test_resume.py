@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from mmkd.checkpoints import latest_checkpoint, load_checkpoint
-from tests.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distil, tiny_config
 
 KILLER = '''
 import os, signal
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
-import mmkd.checkpoints.whole_files as whole_files
+import mmkd.checkpoints.atomic_files as atomic_files
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -29,7 +29,7 @@ class Killer(Hook):
         if runner.epoch == 1 and os.environ["KILL"] == "iter" and batch_idx == 3:
             die()
         if runner.epoch == 1 and os.environ["KILL"] == "save":
-            whole_files.os.replace = die
+            atomic_files.os.replace = die
 '''
 
 

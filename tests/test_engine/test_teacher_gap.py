@@ -12,8 +12,8 @@ from mmkd.apis import prepare_config
 from mmkd.engine.hooks import TeacherGapHook
 from mmkd.errors import MMKDError
 from mmkd.models.spots import Recorder, resolve_spot
-from tests.families import CHANNELS, CLASSES, detector
-from tests.tiny import build, distil, tiny_config
+from tests.helpers.families import CHANNELS, CLASSES, detector
+from tests.helpers.tiny import build, distil, tiny_config
 
 
 def test_gap_on_the_validation_set(digits, teacher_config, teacher_checkpoint, tmp_path):
@@ -87,7 +87,7 @@ def with_shared_extractor(family: str, size: int):
     return cfg
 
 
-@pytest.mark.parametrize('family, stages', [('mask_rcnn', 1), ('cascade_rcnn', 3)])
+@pytest.mark.parametrize(('family', 'stages'), [('mask_rcnn', 1), ('cascade_rcnn', 3)])
 def test_masks_that_share_the_extractor_of_boxes(family, stages):
     model = build(distil(with_shared_extractor(family, 8), with_shared_extractor(family, 16),
                          kd=dict(type='mmkd.KD')))
@@ -107,7 +107,7 @@ def test_masks_that_share_the_extractor_of_boxes(family, stages):
     assert metrics['gap/kl'] > 0
 
 
-@pytest.mark.parametrize('family, stages', [('mask_rcnn', 1), ('cascade_rcnn', 3)])
+@pytest.mark.parametrize(('family', 'stages'), [('mask_rcnn', 1), ('cascade_rcnn', 3)])
 def test_boxes_that_are_judged_in_training_are_none_of_masks(family, stages):
     model = build(with_shared_extractor(family, 8))
     data = model.data_preprocessor(

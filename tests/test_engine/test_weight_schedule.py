@@ -13,7 +13,7 @@ from mmkd.apis import prepare_config
 from mmkd.checkpoints import load_checkpoint
 from mmkd.engine.hooks import WeightScheduleHook
 from mmkd.errors import MMKDError
-from tests.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distil, tiny_config
 
 
 def test_warm_up():
@@ -21,7 +21,7 @@ def test_warm_up():
     assert [hook.factor(i, 0) for i in range(5)] == [0.25, 0.5, 0.75, 1, 1]
 
 
-@pytest.mark.parametrize('decay, half', [('linear', 0.25), ('cosine', 0.1464466)])
+@pytest.mark.parametrize(('decay', 'half'), [('linear', 0.25), ('cosine', 0.1464466)])
 def test_decay(decay, half):
     hook = WeightScheduleHook(decay_from=4, stop=8, decay=decay)
     assert hook.factor(0, 4) == 1 and hook.factor(0, 2) == 1
@@ -152,7 +152,7 @@ def test_loops_by_iteration_decay_until_their_last(digits, tmp_path, schedule):
     assert list(scales.values()) == pytest.approx([min(1, 1 - (number - 4) / 8) for number in range(12)])
 
 
-@pytest.mark.parametrize('schedule, why', [
+@pytest.mark.parametrize(('schedule', 'why'), [
     (dict(decay_from=3), 'decay from 3 epochs on: training ends after 3'),
     (dict(decay_from=16, stop=20), 'decay from 16 epochs on: training ends after 3'),
     (dict(decay_from=12, by_epoch=False), 'decay from 12 iterations on: training ends after 12')])

@@ -11,10 +11,10 @@ from mmengine.config import Config
 
 pytest.importorskip('mmpretrain')
 
-from mmkd.checkpoints import load_checkpoint, student_state_dict  # noqa: E402
-from mmkd.errors import MMKDError  # noqa: E402
-from tests.classifiers import classifier, teacher_of  # noqa: E402
-from tests.tiny import forget_runs, load_tool  # noqa: E402
+from mmkd.checkpoints import load_checkpoint, student_state_dict
+from mmkd.errors import MMKDError
+from tests.helpers.classifiers import classifier, teacher_of
+from tests.helpers.tiny import forget_runs, load_tool
 
 CLASSES = ('blue', 'green', 'red')
 
@@ -22,7 +22,7 @@ CLASSES = ('blue', 'green', 'red')
 @pytest.fixture(scope='module')
 def images(tmp_path_factory) -> str:
     """A folder of noisy images, brighter in the channel that names their class."""
-    root = tmp_path_factory.mktemp('colours')
+    root = tmp_path_factory.mktemp('colors')
     generator = np.random.default_rng(0)
     for split, number in (('train', 8), ('val', 4)):
         for channel, name in enumerate(CLASSES):
@@ -105,10 +105,10 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
     assert set(exported['state_dict']) == set(student_state_dict(saved))
 
 
-@pytest.mark.parametrize('method, setting', [
+@pytest.mark.parametrize(('method', 'setting'), [
     ('sokd', None), ('ofd', None), ('mgd', 'mask_ratio=0.5'), ('crd', 'negatives=20'),
-    ('sakd', 'method=AT'), ('ab', 'first_stage_epochs=2'),
-    ('ft', 'first_stage_epochs=2'), ('ft', 'first_stage_epochs=1')])
+    ('sakd', 'method=AT'), ('ab', 'first_phase_epochs=2'),
+    ('ft', 'first_phase_epochs=2'), ('ft', 'first_phase_epochs=1')])
 def test_resuming_is_exact(train, tmp_path, method, setting):
     words = taught(tmp_path, method)
     if setting:
@@ -125,9 +125,9 @@ def test_resuming_is_exact(train, tmp_path, method, setting):
     assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
 
 
-@pytest.mark.parametrize('method, trained', [('ft', False), ('ab', True)])
+@pytest.mark.parametrize(('method', 'trained'), [('ft', False), ('ab', True)])
 def test_what_a_first_stage_trains(train, tmp_path, method, trained):
-    run = train(*taught(tmp_path, method), '--cfg-options', f'model.methods.{method}.first_stage_epochs=2',
+    run = train(*taught(tmp_path, method), '--cfg-options', f'model.methods.{method}.first_phase_epochs=2',
                 epochs=3)
     one, two, three = (load_checkpoint(f'{run}/epoch_{epoch}.pth')['state_dict'] for epoch in (1, 2, 3))
 
@@ -147,7 +147,7 @@ def test_what_a_first_stage_trains(train, tmp_path, method, trained):
 
 def test_a_first_stage_as_long_as_the_training_is_refused(train, tmp_path):
     with pytest.raises(MMKDError, match='first stage of ft takes 2 epochs, and the whole training has 2'):
-        train(*taught(tmp_path, 'ft'), '--cfg-options', 'model.methods.ft.first_stage_epochs=2', epochs=2)
+        train(*taught(tmp_path, 'ft'), '--cfg-options', 'model.methods.ft.first_phase_epochs=2', epochs=2)
     assert not glob(f'{tmp_path}/run/*.pth')
 
 

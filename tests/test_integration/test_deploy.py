@@ -10,7 +10,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 
 from mmkd.checkpoints import load_checkpoint
-from tests.tiny import distil, load_tool, tiny_config
+from tests.helpers.tiny import distil, load_tool, tiny_config
 
 WITHOUT_MMKD = '''
 import importlib.abc, json, sys

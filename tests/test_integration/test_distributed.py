@@ -14,7 +14,7 @@ from torch import multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mmkd.checkpoints import load_checkpoint
-from tests.tiny import REPO, build, distil, tiny_config
+from tests.helpers.tiny import REPO, build, distil, tiny_config
 
 
 @TASK_UTILS.register_module()

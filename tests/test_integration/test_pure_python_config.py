@@ -3,8 +3,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
-from mmkd.apis.launching import read_config
-from tests.tiny import build, tiny_config
+from mmkd.cli import read_config
+from tests.helpers.tiny import build, tiny_config
 
 HEAD = '''
 from mmdet.models import (FPN, DetDataPreprocessor, FasterRCNN, ResNet, RPNHead, Shared2FCBBoxHead,

@@ -9,8 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from mmkd.checkpoints import load_checkpoint, student_state_dict
-from tests.families import detector
-from tests.tiny import distil, forget_runs, load_tool, tiny_config
+from tests.helpers.families import detector
+from tests.helpers.tiny import distil, forget_runs, load_tool, tiny_config
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_distilling_a_stock_config_in_one_line(stock, tmp_path, monkeypatch, dig
     assert saved.model.methods.shake.type == 'mmkd.SHAKE'
 
 
-@pytest.mark.parametrize('family, method', [
+@pytest.mark.parametrize(('family', 'method'), [
     ('cascade_rcnn', 'sokd'), ('retinanet', 'shake'), ('fcos', 'kdtuned'), ('atss', 'kd'), ('gfl', 'sokd'),
     ('rtmdet', 'shake'), ('yolox', 'kd'), ('faster_rcnn', 'dml')])
 def test_distilling_every_family_in_one_line(family, method, tmp_path, monkeypatch, digits):

@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 
-from tests.tiny import REPO, build, distil, forget_runs, tiny_config
+from tests.helpers.tiny import REPO, build, distil, forget_runs, tiny_config
 
 
 @dataclass

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.tiny import REPO, build
+from tests.helpers.tiny import REPO, build
 
 SAVE = {
     'zip': torch.save,
@@ -86,7 +86,7 @@ def test_teacher_checkpoint_is_garbage(train, tmp_path, content):
     train('teacher checkpoint', path, 'no PyTorch checkpoint', checkpoint=path)
 
 
-@pytest.mark.parametrize('content, words', [
+@pytest.mark.parametrize(('content', 'words'), [
     ([torch.zeros(2)], 'list'),
     (dict(epoch=3, weights=dict(a=torch.zeros(2))), "has no \"state_dict\""),
 ])
@@ -163,7 +163,7 @@ def test_teacher_config_missing_in_a_package(train_config, name):
     train_config('teacher config', name, options=[f'model.teacher.config={name}'])
 
 
-@pytest.mark.parametrize('name, content', [
+@pytest.mark.parametrize(('name', 'content'), [
     ('teacher.pth', 'PK'), ('teacher.py', 'model = dict(type='), ('teacher.py', 'model = undefined'),
     ('teacher.py', 'lr = 0.1'), ('teacher.json', '{"model": '),
 ])
@@ -195,7 +195,7 @@ def test_teacher_without_config(refused, files, tmp_path):
     refused('train.py', [tmp_path / 'distilling.py', '--work-dir', tmp_path / 'work'], '`config`')
 
 
-@pytest.mark.parametrize('teachers, words', [
+@pytest.mark.parametrize(('teachers', 'words'), [
     (['config'], ('list of such dicts', )),
     ([dict(config='none.py', checkpoint='random')], ('teacher config', 'none.py', 'does not exist')),
 ])
@@ -231,7 +231,7 @@ def test_dense_teacher_of_a_two_stage_student(train):
           config='mmdet::retinanet/retinanet_r18_fpn_1x_coco.py', checkpoint='random')
 
 
-@pytest.mark.parametrize('name, words', [
+@pytest.mark.parametrize(('name', 'words'), [
     ('retinanet/retinanet_r18_fpn_1x_coco.py', ('student is a dense detector', 'teacher a two-stage one')),
     ('cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py', ('10 classes', '80', 'class_mapping')),
 ])
@@ -314,7 +314,7 @@ def test_misspelt_distill(refused, files, tmp_path):
             "no method 'shkae'", "nearest names are 'shake'")
 
 
-@pytest.mark.parametrize('kind, offered', [
+@pytest.mark.parametrize(('kind', 'offered'), [
     ('mmkd.SHAEK', "'SHAKE'"), ('SHAEK', "'SHAKE'"), ('mmkd.PDK', "'PKD'"), ('mkd.SHAKE', "'SHAKE'"),
     ('mmkd.FeatureDistil', "'FeatureDistill'"),
 ])
@@ -336,14 +336,14 @@ def test_impossible_name_of_a_method(refused, files, tmp_path, name):
     methods(refused, files, tmp_path, {name: dict(type='mmkd.KD')}, repr(name))
 
 
-@pytest.mark.parametrize('kind, setting', [('SHAKE', 'temprature'), ('KD', 'tower')])
+@pytest.mark.parametrize(('kind', 'setting'), [('SHAKE', 'temprature'), ('KD', 'depth')])
 def test_unknown_setting_of_a_method(train_config, kind, setting):
     train_config("'shake'", repr(setting), options=[
         f'model.methods.shake.type=mmkd.{kind}', f'model.methods.shake.{setting}=4'])
 
 
-@pytest.mark.parametrize('setting, value, word', [
-    ('temperature', 0, 'above 0'), ('tower', 'heda', "'heda'"), ('placement', 'techer', "'techer'")])
+@pytest.mark.parametrize(('setting', 'value', 'word'), [
+    ('temperature', 0, 'above 0'), ('depth', 'heda', "'heda'"), ('placement', 'techer', "'techer'")])
 def test_wrong_value_of_a_setting(train_config, setting, value, word):
     train_config(word, options=[f'model.methods.shake.{setting}={value}'])
 
@@ -359,7 +359,7 @@ def test_no_methods(refused, files, tmp_path):
     methods(refused, files, tmp_path, {}, '`methods` is empty')
 
 
-@pytest.mark.parametrize('spots, model', [
+@pytest.mark.parametrize(('spots', 'model'), [
     (dict(spot='nek'), 'FasterRCNN'),
     (dict(spot='nek', teacher_spot='neck'), 'student DistilledFasterRCNN'),
     (dict(spot='neck', teacher_spot='nek'), 'teacher FasterRCNN'),
@@ -375,7 +375,7 @@ def test_misspelt_loss_of_a_method(refused, files, tmp_path):
             dict(pkd=dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLos'))), 'PKDLos')
 
 
-@pytest.mark.parametrize('proxy, words', [
+@pytest.mark.parametrize(('proxy', 'words'), [
     (dict(type='mmkd.ShadwoHead'), ("'mmkd.ShadwoHead'", "nearest names are 'ShadowHead'")),
     (dict(type='mmkd.ShadowHead', towr='head'), ("'mmkd.ShadowHead'", "'towr'")),
     (dict(type='mmkd.PKDLoss'), ("'mmkd.PKDLoss'", 'not a proxy')),
@@ -429,7 +429,7 @@ def test_teacher_options_of_a_stock_config(refused, files, tmp_path):
                          '--cfg-options', 'teacher.checkpoint=other.pth'], 'model.teacher', '--cfg-options')
 
 
-@pytest.mark.parametrize('key, instead', [
+@pytest.mark.parametrize(('key', 'instead'), [
     ('teacher.checkpoint', 'model.teacher.checkpoint'),
     ('methods.shake.weight', 'model.methods.shake.weight'),
     ('student.test_cfg.rcnn', 'model.student.test_cfg.rcnn'),
@@ -441,7 +441,7 @@ def test_options_that_would_change_nothing(refused, files, tmp_path, tool, key, 
                    '--cfg-options', f'{key}=1'], f'set {instead} instead of {key}')
 
 
-@pytest.mark.parametrize('option, said', [('train_cfg.max_epochs', 'KEY=VALUE, without spaces'),
+@pytest.mark.parametrize(('option', 'said'), [('train_cfg.max_epochs', 'KEY=VALUE, without spaces'),
                                           ('a=[1,(2]', 'brackets')])
 @pytest.mark.parametrize('tool', ['train.py', 'misc/dry_run.py', 'misc/cache_teacher.py',
                                   'analysis_tools/benchmark_step.py', 'analysis_tools/benchmark_loading.py'])
@@ -451,7 +451,7 @@ def test_an_option_that_cannot_be_read(run, files, tool, option, said):
     assert 'error: --cfg-options: ' in ended.err and said in ended.err
 
 
-@pytest.mark.parametrize('tool, option, value', [
+@pytest.mark.parametrize(('tool', 'option', 'value'), [
     ('misc/dry_run.py', '--batch', '0'), ('misc/dry_run.py', '--size', '-1'),
     ('misc/dry_run.py', '--steps', 'two'), ('analysis_tools/benchmark_step.py', '--iters', '0'),
     ('misc/cache_teacher.py', '--batch-size', '0'), ('misc/cache_teacher.py', '--workers', '-1')])
@@ -469,7 +469,7 @@ def test_a_device_that_is_not_there(run, files, tool, device):
     assert ended.code == 2 and f'argument --device: {device!r} cannot be used here' in ended.err
 
 
-@pytest.mark.parametrize('launcher, variable', [
+@pytest.mark.parametrize(('launcher', 'variable'), [
     ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')])
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
 def test_a_launcher_that_did_not_start_this(refused, files, tmp_path, monkeypatch, tool, launcher, variable):
@@ -478,7 +478,7 @@ def test_a_launcher_that_did_not_start_this(refused, files, tmp_path, monkeypatc
                    tmp_path / 'work', '--launcher', launcher], f'--launcher {launcher}', variable)
 
 
-@pytest.mark.parametrize('tool, arguments, said', [
+@pytest.mark.parametrize(('tool', 'arguments', 'said'), [
     ('misc/dry_run.py', [], 'does not distil'),
     ('model_converters/export_teacher.py', ['out.pth', '--config'], 'does not distil'),
     ('analysis_tools/benchmark_loading.py', [], 'no training config')])
@@ -487,7 +487,7 @@ def test_a_config_without_a_model(refused, files, tool, arguments, said):
     refused(tool, [*([files.weights] if arguments else []), *arguments, schedule], 'crd_240e.py', said)
 
 
-@pytest.mark.parametrize('tool, arguments', [
+@pytest.mark.parametrize(('tool', 'arguments'), [
     ('test.py', lambda files, out: [files.teacher, files.weights, '--out', out / 'found.pkl']),
     ('model_converters/export_student.py', lambda files, out: [files.weights, out / 'student.pth']),
     ('model_converters/export_teacher.py',
@@ -524,7 +524,7 @@ def test_config_missing(refused, files, tmp_path, tool):
 
 
 @pytest.mark.parametrize('tool', ['train.py', 'test.py'])
-@pytest.mark.parametrize('name, content', [('broken.py', 'model = dict('), ('broken.yaml', 'a: [1'),
+@pytest.mark.parametrize(('name', 'content'), [('broken.py', 'model = dict('), ('broken.yaml', 'a: [1'),
                                            ('weights.pth', 'PK'), ('plain.py', 'lr = 1')])
 def test_config_unreadable(refused, files, tmp_path, tool, name, content):
     (tmp_path / name).write_text(content)
@@ -624,7 +624,7 @@ def test_resuming_from_bare_weights(refused, files, tmp_path):
             tmp_path / 'bare.pth', 'weights only', 'load_from')
 
 
-@pytest.mark.parametrize('form, tensor', [('teacher', 'backbone.bn1.bias'), ('student', 'mmkd.')])
+@pytest.mark.parametrize(('form', 'tensor'), [('teacher', 'backbone.bn1.bias'), ('student', 'mmkd.')])
 def test_resuming_from_another_model(refused, files, tmp_path, form, tensor):
     # 'student': the run of a student alone does not go on as one with SHAKE.
     weights = build(Config.fromfile(getattr(files, form)).model).state_dict()

@@ -4,12 +4,12 @@ import json
 import pytest
 from mmengine.config import Config
 
-from tests.tiny import REPO, load_tool
+from tests.helpers.tiny import REPO, load_tool
 
 pytest.importorskip('mmpretrain')
 
 TOOL = 'analysis_tools/benchmark_loading.py'
-RESIDENT = (REPO / 'configs/resident/classifier_resident.py').read_text().replace(
+RESIDENT = (REPO / 'configs/examples/in_memory/classifier_resident.py').read_text().replace(
     '../quickstart/classifier_student.py', './plain.py')
 
 
@@ -18,7 +18,7 @@ def configs(tmp_path_factory) -> tuple[str, str]:
     """The quickstart's classifier on few digits, and the same with its images resident in memory."""
     root = tmp_path_factory.mktemp('loading')
     load_tool('dataset_converters/digits_to_folders.py').make(str(root / 'digits'), train=20, val=10, seed=0)
-    cfg = Config.fromfile('configs/quickstart/classifier_student.py')
+    cfg = Config.fromfile('configs/examples/quickstart/classifier_student.py')
     cfg.train_dataloader.batch_size = 8
     cfg.train_dataloader.dataset.data_root = str(root / 'digits')
     cfg.dump(root / 'plain.py')

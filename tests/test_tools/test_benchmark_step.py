@@ -4,12 +4,12 @@ import json
 import pytest
 import torch
 
-from tests.tiny import load_tool
+from tests.helpers.tiny import load_tool
 
 
 def test_everything_is_measured(run, tmp_path):
-    ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/shake.py', '--against',
-                'configs/quickstart/kd.py', '--random-teacher', '--size', '64', '--batch', '1', '--iters',
+    ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/shake.py', '--against',
+                'configs/examples/quickstart/kd.py', '--random-teacher', '--size', '64', '--batch', '1', '--iters',
                 '2', '--device', 'cpu', '--json', tmp_path / 'found.json')
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / 'found.json').read_text())
@@ -50,23 +50,23 @@ def test_a_part_that_allocates_nothing_has_no_peak():
 
 
 @pytest.mark.parametrize('other', [
-    ['configs/dml/dml_resnet32x4_resnet8x4_cifar100.py'],
-    ['configs/quickstart/shake.py', '--against-options',
+    ['configs/classification/dml/dml_resnet32x4_resnet8x4_cifar100.py'],
+    ['configs/examples/quickstart/shake.py', '--against-options',
      'model.student.roi_head.bbox_head.fc_out_channels=24']])
 def test_against_another_student(refused, other):
-    refused('analysis_tools/benchmark_step.py', ['configs/quickstart/kd.py', '--random-teacher', '--against',
+    refused('analysis_tools/benchmark_step.py', ['configs/examples/quickstart/kd.py', '--random-teacher', '--against',
                                                  *other], '--against must have the same student', other[0])
 
 
 def test_own_data_that_are_not_there(refused):
     refused('analysis_tools/benchmark_step.py', [
-        'configs/quickstart/kd.py', '--random-teacher', '--own-data', '--cfg-options',
+        'configs/examples/quickstart/kd.py', '--random-teacher', '--own-data', '--cfg-options',
         'train_dataloader.dataset.ann_file=none.json'], 'none.json', 'train_dataloader')
 
 
 def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
     tool = load_tool('analysis_tools/benchmark_step.py')
-    cfg = tool.load('configs/quickstart/shake.py', None, random_teacher=True)
+    cfg = tool.load('configs/examples/quickstart/shake.py', None, random_teacher=True)
     model = tool.build(cfg, 'cpu')
     step = tool.Step(model, cfg, tool.random_batch(model, 1, 64))
     calls = []
@@ -77,16 +77,16 @@ def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
 
 
 def test_a_config_that_does_not_distil(run):
-    ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/student.py')
+    ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/student.py')
     assert ended.code != 0 and 'does not distil' in ended.err
 
 
 def test_figures_for_a_folder_that_does_not_exist(run, tmp_path):
-    ended = run('analysis_tools/benchmark_step.py', 'configs/quickstart/kd.py', '--json',
+    ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/kd.py', '--json',
                 tmp_path / 'no/found.json')
     assert ended.code == 2 and '--json' in ended.err and ended.out == ''
 
 
 def test_figures_into_a_folder(refused, tmp_path):
-    refused('analysis_tools/benchmark_step.py', ['configs/quickstart/kd.py', '--json', tmp_path],
+    refused('analysis_tools/benchmark_step.py', ['configs/examples/quickstart/kd.py', '--json', tmp_path],
             tmp_path, 'is a folder')

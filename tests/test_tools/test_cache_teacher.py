@@ -11,13 +11,13 @@ from mmengine.registry import init_default_scope
 
 pytest.importorskip('mmpretrain')
 
-from mmkd.apis import prepare_config, student_config  # noqa: E402
-from mmkd.checkpoints import load_checkpoint  # noqa: E402
-from mmkd.engine.hooks import TeacherCheckHook  # noqa: E402
-from mmkd.errors import MMKDError  # noqa: E402
-from mmkd.models.teachers import Teacher, TeacherCache  # noqa: E402
-from tests.classifiers import classifier, teacher_of  # noqa: E402
-from tests.tiny import build  # noqa: E402
+from mmkd.apis import prepare_config, student_config
+from mmkd.checkpoints import load_checkpoint
+from mmkd.engine.hooks import TeacherCheckHook
+from mmkd.errors import MMKDError
+from mmkd.models.teachers import Teacher, TeacherCache
+from tests.helpers.classifiers import classifier, teacher_of
+from tests.helpers.tiny import build
 
 TOOL, TRAIN = 'misc/cache_teacher.py', 'train.py'
 CLASSES = ('blue', 'green', 'red')

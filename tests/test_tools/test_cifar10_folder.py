@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 
 from mmkd.checkpoints import load_checkpoint, student_state_dict
-from tests.tiny import REPO, load_tool
+from tests.helpers.tiny import REPO, load_tool
 
 TOOL = 'dataset_converters/cifar10_folder.py'
 CLASSES = ('airplane', 'automobile', 'bird', 'cat', 'deer', 'dog', 'frog', 'horse', 'ship', 'truck')
@@ -90,7 +90,7 @@ def test_too_few_images_of_a_class(archive, tmp_path, refused):
     refused(TOOL, [archive, tmp_path / 'out', '--per-class', 0], 'at least one image')
 
 
-@pytest.mark.parametrize('spoil, words', [
+@pytest.mark.parametrize(('spoil', 'words'), [
     (lambda root: shutil.rmtree(root / 'test/cat'), ("'cat' is only in train", )),
     (lambda root: [shutil.rmtree(root / split / 'cat') for split in IMAGES], ('9 classes', )),
     (lambda root: (root / 'train/cat/0000.jpg').unlink(), ('different numbers of train', 'cat 2')),
@@ -158,7 +158,7 @@ def test_nothing_remains_of_an_interrupted_run(archive, tmp_path, monkeypatch):
 
 # Training on it
 
-PAIR = REPO / 'configs/crd/cifar10_wrn_40_2_wrn_16_2.py'
+PAIR = REPO / 'configs/cifar/cifar10_wrn_40_2_wrn_16_2.py'
 
 
 def test_what_mmpretrain_reads(source):
@@ -198,5 +198,5 @@ def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):
         student = MODELS.build(config.model)
     student.load_state_dict(student_state_dict(saved))
     composed = Config.fromfile(tmp_path / 'run' / PAIR.name)
-    assert composed.model.teacher.config == 'configs/crd/networks/cifar10_wrn_40_2.py'
+    assert composed.model.teacher.config == 'configs/cifar/networks/cifar10_wrn_40_2.py'
     assert composed.model.methods.kd == dict(type='mmkd.KD', weight=0.9, student_task=0.1)

@@ -7,12 +7,12 @@ import threading
 
 import pytest
 
-from tests.tiny import REPO, load_tool
+from tests.helpers.tiny import REPO, load_tool
 
 cm = load_tool('analysis_tools/compare_methods.py')
 st = cm.st
-FASTER_RCNN = 'configs/digits/faster_rcnn_student.py'
-CLASSIFIER = 'configs/quickstart/classifier_student.py'
+FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
+CLASSIFIER = 'configs/examples/quickstart/classifier_student.py'
 
 
 def arguments(tmp_path, *words):
@@ -52,7 +52,7 @@ def test_plan_of_everything(tmp_path):
 
 def test_plan_of_a_part(tmp_path):
     stages = cm.plan(arguments(
-        tmp_path, 'configs/digits/retinanet_student.py', '--methods', 'sokd', '--seeds', '1', '--first-seed',
+        tmp_path, 'configs/examples/digits/retinanet_student.py', '--methods', 'sokd', '--seeds', '1', '--first-seed',
         '100', '--smoke'))
     assert [(stage.method, stage.seed) for stage in stages] == [
         ('teacher', 0), ('student', 100), ('sokd', 100)]
@@ -111,7 +111,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('content', 'said'), [
     ("_base_ = '{root}/configs/_base_/schedules/crd_240e.py'", 'no training config'),
     ("_base_ = '{root}/{pair}'\nteacher = dict(config='none.py')", 'the teacher none.py'),
-    ("_base_ = '{root}/configs/crd/cifar10_resnet32x4_resnet8x4.py'\n"
+    ("_base_ = '{root}/configs/cifar/cifar10_resnet32x4_resnet8x4.py'\n"
      "train_dataloader = dict(dataset=dict(data_root='none'))", 'does not exist'),
     ('model = dict(', 'cannot be read')])
 def test_pairs_that_cannot_be_trained(tmp_path, content, said):
@@ -158,7 +158,7 @@ def test_any_method_and_several_together(tmp_path):
     assert both.title.startswith('classifier, FitNet + SHAKE (teacher)')
     assert both.train[:3] == ('--distill', 'fitnet', 'shake')
     assert both.train_options['model.methods.shake.placement'] == 'teacher'
-    assert ab.train_options['model.methods.ab.first_stage_epochs'] == 2
+    assert ab.train_options['model.methods.ab.first_phase_epochs'] == 2
     sakd, = cm.plan(arguments(
         tmp_path, CLASSIFIER, '--methods', 'sakd:method=AT:strategy=random', '--seeds', '1'))[2:]
     assert sakd.title == 'classifier, SAKD (AT, random), seed 0'
@@ -173,7 +173,7 @@ def test_any_method_and_several_together(tmp_path):
 
 def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path):
     args = arguments(
-        tmp_path, 'configs/digits/retinanet_student.py', '--methods', 'kd', 'pkd', 'dkd', '--smoke')
+        tmp_path, 'configs/examples/digits/retinanet_student.py', '--methods', 'kd', 'pkd', 'dkd', '--smoke')
     with pytest.raises(st.StageError, match=r'RetinaNet, DKD, seed 0: DKD compares .* \(softmax\)'):
         cm.checked_plan(args)
     args.methods.remove('dkd')
@@ -187,14 +187,14 @@ def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path)
 
 
 def test_a_first_stage_that_leaves_no_epoch_is_told(tmp_path):
-    words = 'configs/digits/retinanet_student.py', '--seeds', '1', '--methods'
+    words = 'configs/examples/digits/retinanet_student.py', '--seeds', '1', '--methods'
     with pytest.raises(st.StageError, match='FT, seed 0: The first stage of ft takes 30 epochs,'):
         cm.checked_plan(arguments(tmp_path, *words, 'ft'))
-    cm.checked_plan(arguments(tmp_path, *words, 'ft:first_stage_epochs=1'))
+    cm.checked_plan(arguments(tmp_path, *words, 'ft:first_phase_epochs=1'))
     *_, ft, sakd = cm.plan(arguments(
         tmp_path, CLASSIFIER, '--smoke', '--seeds', '1', '--methods', 'ft', 'sakd:method=FT'))
-    assert ft.train_options['model.methods.ft.first_stage_epochs'] == 0
-    assert sakd.train_options['model.methods.sakd.first_stage_epochs'] == 0
+    assert ft.train_options['model.methods.ft.first_phase_epochs'] == 0
+    assert sakd.train_options['model.methods.sakd.first_phase_epochs'] == 0
 
 
 def test_settings_in_names_reach_the_check(tmp_path):
@@ -205,7 +205,7 @@ def test_settings_in_names_reach_the_check(tmp_path):
 
 def test_a_config_without_a_teacher_is_told(tmp_path):
     with pytest.raises(st.StageError, match='names no teacher'):
-        cm.plan(arguments(tmp_path, 'configs/quickstart/classifier_teacher.py'))
+        cm.plan(arguments(tmp_path, 'configs/examples/quickstart/classifier_teacher.py'))
 
 
 def runs(*aps, seconds=1.0, kl=0.5, agreement=0.8):
@@ -222,7 +222,7 @@ def made_up(number=3):
         kd=runs(0.45, 0.54, 0.66, seconds=1.5)[:number],
         dml=runs(0.44, 0.45, 0.70)[:number],
         sokd=runs(0.30, 0.41, 0.50)[:number])
-    return cm.summarise(dict(faster_rcnn=results), range(number), dict(command='…'))
+    return cm.summarize(dict(faster_rcnn=results), range(number), dict(command='…'))
 
 
 def test_summary():
@@ -334,7 +334,7 @@ def test_smoke_run_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch, 
     st.run(args, args.pairs, cm.plan, cm.report)
     assert started == []
 
-    # Measured while training and afterwards, the gap is the same.
+    # Measured while training and afterward, the gap is the same.
     *_, shake = cm.plan(args)
     record = st.test(shake, None)
     assert record['gap/kl'] == pytest.approx(shake.result()['gap']['kl'], rel=1e-4)

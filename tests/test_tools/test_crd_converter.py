@@ -8,7 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from mmkd.checkpoints import load_checkpoint
-from tests.crd import reference_weights
+from tests.helpers.crd import reference_weights
 
 pytest.importorskip('mmpretrain')
 
@@ -22,7 +22,7 @@ def as_training_saves(weights: dict) -> dict:
                 optimizer=dict(state={}, param_groups=[dict(lr=0.05, params=[0, 1])]))
 
 
-@pytest.mark.parametrize('network, content, legacy', [
+@pytest.mark.parametrize(('network', 'content', 'legacy'), [
     ('wrn_16_1', as_training_saves, True),
     ('ShuffleV2', lambda weights: dict(state_dict=weights), False),
     ('resnet8', lambda weights: weights, False),
@@ -75,7 +75,7 @@ def with_more(weights):
     return dict(weights, **{'layer4.0.bn1.num_batches_tracked': torch.tensor(0)})
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(('change', 'words'), [
     (misshapen, ["1 differ from those of resnet8, such as 'layer2.0.conv1.weight'"]),
     (without_classifier, ['2 differ from those of resnet8']),
     (with_two_classifiers, ["such as 'fc.weight'"]),
@@ -113,7 +113,7 @@ class Attack:
         return os.mkdir, (self.path, )
 
 
-@pytest.mark.parametrize('content, words', [
+@pytest.mark.parametrize(('content', 'words'), [
     (None, ['does not exist']),
     (b'no checkpoint', ['cannot be read']),
     (dict(epoch=1, model=None), ['has no "state_dict"']),

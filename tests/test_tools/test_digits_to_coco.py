@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.tiny import load_tool
+from tests.helpers.tiny import load_tool
 
 converter = load_tool('dataset_converters/digits_to_coco.py')
 

@@ -9,8 +9,8 @@ from mmengine.registry import MODELS
 
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
-from tests.families import detector
-from tests.tiny import build, distil, load_tool
+from tests.helpers.families import detector
+from tests.helpers.tiny import build, distil, load_tool
 
 
 def run(monkeypatch, tmp_path, family: str, method: dict, teacher=None):
@@ -39,7 +39,7 @@ def run(monkeypatch, tmp_path, family: str, method: dict, teacher=None):
 
 @pytest.mark.parametrize('family', ['faster_rcnn', 'cascade_rcnn', 'retinanet', 'gfl', 'rtmdet'])
 def test_bridge_becomes_a_teacher(monkeypatch, tmp_path, family):
-    model, stock = run(monkeypatch, tmp_path, family, dict(type='mmkd.SOKD', start='teacher'))
+    model, stock = run(monkeypatch, tmp_path, family, dict(type='mmkd.SOKD', init='teacher'))
     old = model.mmkd.teacher.model
     heads = model.mmkd.methods['m'].proxies[0].heads.eval()
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_tuned_teacher(monkeypatch, tmp_path):
 def test_boxes_that_would_suffer(monkeypatch, tmp_path, family):
     """FCOS reads centerness, and YOLOX boxes, from a tower that the bridge has changed."""
     with pytest.raises(MMKDError, match='would suffer'):
-        run(monkeypatch, tmp_path, family, dict(type='mmkd.SOKD', start='teacher'))
+        run(monkeypatch, tmp_path, family, dict(type='mmkd.SOKD', init='teacher'))
 
 
 @pytest.mark.parametrize('method', [

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from mmkd.models.methods import PRESETS
-from tests.tiny import REPO, load_tool
+from tests.helpers.tiny import REPO, load_tool
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from mmkd.errors import MMKDError
-from tests.tiny import load_tool
+from tests.helpers.tiny import load_tool
 
 ps = load_tool('analysis_tools/plot_spots.py')
 
@@ -36,7 +36,7 @@ def test_picture(run, tmp_path):
     assert (tmp_path / 'sakd_epochs.png').stat().st_size > 5000
 
 
-@pytest.mark.parametrize('content, said', [
+@pytest.mark.parametrize(('content', 'said'), [
     (None, 'holds no files METHOD_epochs.jsonl'), ('', 'no epoch has ended'),
     ('{"a": 1}\n', 'no file of reports')])
 def test_bad_input(tmp_path, content, said):

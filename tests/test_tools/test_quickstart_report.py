@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from tests.tiny import load_tool
+from tests.helpers.tiny import load_tool
 
 qr = load_tool('quickstart_report.py')
 
@@ -20,7 +20,7 @@ def three_seeds():
 
 
 def test_means_and_spread_over_three_seeds():
-    summary = qr.summarise(three_seeds(), [0, 1, 2], dict(epochs=4))
+    summary = qr.summarize(three_seeds(), [0, 1, 2], dict(epochs=4))
     assert summary['teacher']['bbox_mAP'] == 0.70
     student = summary['student']
     assert student['bbox_mAP'] == pytest.approx(0.50)
@@ -32,7 +32,7 @@ def test_means_and_spread_over_three_seeds():
 
 
 def test_paired_differences_and_interval():
-    pairs = qr.summarise(three_seeds(), [0, 1, 2], {})['paired_differences']
+    pairs = qr.summarize(three_seeds(), [0, 1, 2], {})['paired_differences']
     assert list(pairs) == ['kd-student', 'shake-student', 'shake-kd']
     kd = pairs['kd-student']
     assert kd['per_seed'] == pytest.approx([0.05, 0.04, 0.06])
@@ -47,7 +47,7 @@ def test_paired_differences_and_interval():
 def test_one_seed_has_no_spread():
     results = dict(
         teacher=metrics(0.7)[0], student=metrics(0.5), kd=metrics(0.55), shake=metrics(0.58))
-    summary = qr.summarise(results, [0], {})
+    summary = qr.summarize(results, [0], {})
     assert summary['student']['bbox_mAP_std'] is None
     pair = summary['paired_differences']['shake-student']
     assert pair['std'] is None
@@ -64,7 +64,7 @@ def test_unequal_numbers_of_seeds_are_an_error():
 
 
 def test_table_is_in_ap_points():
-    lines = qr.format_table(qr.summarise(three_seeds(), [0, 1, 2], {})).splitlines()
+    lines = qr.format_table(qr.summarize(three_seeds(), [0, 1, 2], {})).splitlines()
     assert lines[1].split() == ['teacher', '70.0', '90.0']
     assert lines[2].split() == ['student', 'alone', '50.0', '±', '10.0', '70.0']
     line, = (line for line in lines if line.startswith('KD − student alone'))
@@ -74,7 +74,7 @@ def test_table_is_in_ap_points():
 @pytest.mark.parametrize(('teacher', 'warned'), [(0.58, True), (0.62, False)])
 def test_teacher_without_a_lead_is_said(teacher, warned):
     results = dict(three_seeds(), teacher=metrics(teacher)[0])
-    assert ('too little' in qr.format_table(qr.summarise(results, [0, 1, 2], {}))) is warned
+    assert ('too little' in qr.format_table(qr.summarize(results, [0, 1, 2], {}))) is warned
 
 
 def write_log(work_dir, run, *records):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from tests.tiny import build
+from tests.helpers.tiny import build
 
 
 @pytest.fixture(scope='module')

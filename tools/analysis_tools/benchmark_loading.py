@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from mmkd.apis import prepare_config, student_config
 from mmkd.apis.config import check_annotation_files, model_config
-from mmkd.apis.launching import (
+from mmkd.cli import (
     OptionsAction,
     check_training_config,
     merge_options,
@@ -34,7 +34,7 @@ from mmkd.apis.launching import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchmarking import name_of, now, run_benchmark  # noqa: E402
+from benchmarking import name_of, now, run_benchmark
 
 TURNS = 5
 

@@ -1,4 +1,4 @@
-"""Measure what a training step costs, against the least that it can cost.
+r"""Measure what a training step costs, against the least that it can cost.
 
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \\
@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from mmkd.apis import student_config
 from mmkd.apis.config import check_annotation_files
-from mmkd.apis.launching import OptionsAction, at_least, device, run_tool
 from mmkd.checkpoints import student_state_dict
+from mmkd.cli import OptionsAction, at_least, device, run_tool
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classify
 
@@ -178,7 +178,7 @@ class Step:
         """
         owners = dict(backward=[(self.optimizer, 'backward')], optimizer=[(self.optimizer, 'step')])
         if hasattr(self.model, 'mmkd'):
-            owners['teacher'] = [(teacher.engine, 'record') for teacher in self.model.mmkd.teachers]
+            owners['teacher'] = [(teacher.inference, 'record') for teacher in self.model.mmkd.teachers]
             owners['methods'] = [(method, 'forward') for method in self.model.mmkd.methods.values()]
         found = {name: [] for name in (*owners, 'forward')}
         for _ in range(iters):
@@ -241,7 +241,7 @@ def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], Non
     networks = [copy.deepcopy(teacher.model) for teacher in teachers]
     batch = preprocessed(model, data)
     rois = None
-    if any(teacher.judges_rois(spots) for teacher in teachers):
+    if any(teacher.needs_rois(spots) for teacher in teachers):
         with torch.no_grad(), model.mmkd.recorder(model) as recorder:
             model.loss(**batch)
         rois = recorder['rois']

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from mmkd.apis.launching import check_output
+from mmkd.cli import check_output
 from mmkd.errors import MMKDError
 
 

@@ -1,13 +1,13 @@
-"""Compare methods: a student alone, and taught by each of several methods.
+r"""Compare methods: a student alone, and taught by each of several methods.
 
 A PAIR is the training config of a student, detector or classifier, that names its teacher's config
-(teacher=dict(config=...)). Trains the teacher and all students of every pair, with the same initialisation,
+(teacher=dict(config=...)). Trains the teacher and all students of every pair, with the same initialization,
 batches, updates and learning rate for all methods, and prints a table. It is written into comparison.md,
 and with all figures into comparison.json, in the output folder. Run it again to go on where it was
 interrupted; finished trainings are not repeated.
 
     python tools/analysis_tools/compare_methods.py
-    python tools/analysis_tools/compare_methods.py configs/crd/cifar10_resnet32x4_resnet8x4.py --seeds 2 \\
+    python tools/analysis_tools/compare_methods.py configs/cifar/cifar10_resnet32x4_resnet8x4.py --seeds 2 \\
         --cfg-options train_cfg.max_epochs=60 param_scheduler.milestones=[37,45,52]
 """
 
@@ -22,10 +22,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import quickstart_report as qr  # noqa: E402
-import staged_training as st  # noqa: E402
+import quickstart_report as qr
+import staged_training as st
 
-PAIRS = ('configs/digits/faster_rcnn_student.py', 'configs/digits/retinanet_student.py')
+PAIRS = ('configs/examples/digits/faster_rcnn_student.py', 'configs/examples/digits/retinanet_student.py')
 TITLES = dict(
     student='student alone', kd='KD', kdtuned='KD†', dml='DML', sokd='SOKD', shake_student='SHAKE (student)',
     shake_teacher='SHAKE (teacher)', shake_alone='SHAKE (alone)')
@@ -159,7 +159,7 @@ def preset_names():
 def with_first_stage():
     """Return the presets, in lower case, that begin with a first stage of training."""
     from mmkd.models.methods import ZOO
-    return {entry.name.lower() for entry in ZOO if 'first_stage_epochs' in entry.settings}
+    return {entry.name.lower() for entry in ZOO if 'first_phase_epochs' in entry.settings}
 
 
 def method_title(method):
@@ -185,14 +185,14 @@ def make_stage(config, method, seed, args, teacher=None):
     settings, others = dict(pair=pair), {}
     if teacher:
         taught_by = ('--teacher', teacher.config, '--teacher-checkpoint', teacher.checkpoint)
-        # A student alone knows no teacher while it trains: its gap is measured afterwards.
+        # A student alone knows no teacher while it trains: its gap is measured afterward.
         others.update(metric='gap/kl', test=taught_by)
         if method != 'student':
             settings['method_settings'] = settings_of(method, facts.settings)
             if args.smoke:  # its one epoch has no room for a first stage of training
                 for preset, own in settings['method_settings'].items():
                     if with_first_stage() & {preset, str(own.get('method')).lower()}:
-                        own['first_stage_epochs'] = 0
+                        own['first_phase_epochs'] = 0
             others['train'] = ('--distill', *settings['method_settings'], *taught_by)
             others['train_options'] = {
                 'default_hooks.teacher_check.evaluate': False,
@@ -227,8 +227,8 @@ def check_fit(stage):
 
     from mmkd.apis import compose_distillation, prepare_config
     from mmkd.apis.config import model_config
-    from mmkd.apis.launching import merge_options
-    from mmkd.engine.hooks.method_info_hook import check_first_stages
+    from mmkd.cli import merge_options
+    from mmkd.engine.hooks.method_info_hook import check_first_phases
     from mmkd.errors import MMKDError
     cfg = st.load_config(stage.config, [])
     try:
@@ -238,7 +238,7 @@ def check_fit(stage):
         prepare_config(cfg)
         init_default_scope(cfg.default_scope)
         model = MODELS.build(model_config(cfg))
-        check_first_stages(model.mmkd.methods, cfg.train_cfg.max_epochs)
+        check_first_phases(model.mmkd.methods, cfg.train_cfg.max_epochs)
     except MMKDError as error:
         raise st.StageError(f'{stage.title}: {error}') from error
 
@@ -276,7 +276,7 @@ def seeds_of(args):
     return range(args.first_seed, args.first_seed + args.seeds)
 
 
-def summarise(results, seeds, settings):
+def summarize(results, seeds, settings):
     """Sum up all runs.
 
     Args:
@@ -289,10 +289,10 @@ def summarise(results, seeds, settings):
         dict: Content of ``comparison.json``; metrics on the 0 to 1 scale.
     """
     return dict(settings, seeds=list(seeds),
-                pairs={name: _summarise_pair(runs) for name, runs in results.items()})
+                pairs={name: _summarize_pair(runs) for name, runs in results.items()})
 
 
-def _summarise_pair(results):
+def _summarize_pair(results):
     methods = {name: runs for name, runs in results.items() if name != 'teacher'}
     metric, _ = qr.score(results['teacher'][0]['metrics'])
     scores = {name: [run['metrics'][metric] for run in runs] for name, runs in methods.items()}
@@ -335,7 +335,7 @@ def markdown(summary):
     """Lay out the summary as Markdown, in points of AP or per cent.
 
     Args:
-        summary (dict): As of :func:`summarise`.
+        summary (dict): As of :func:`summarize`.
 
     Returns:
         str: A table and what it says for every pair, and how to read it.
@@ -445,7 +445,7 @@ def report(stages, args):
     facts = {name_of(pair): st.read_config(Path(st.ROOT, pair), args.cfg_options) for pair in args.pairs}
     settings = dict(images={name: st.images_of(one, args) for name, one in facts.items()},
                     methods={name: one.settings for name, one in facts.items()}, iterations=iterations)
-    summary = summarise(results, seeds_of(args), dict(
+    summary = summarize(results, seeds_of(args), dict(
         command=command(args), settings=settings, environment=environment()))
     st.write_json(args.work_dir / 'comparison.json', summary)
     text = markdown(summary)

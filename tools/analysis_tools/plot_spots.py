@@ -9,7 +9,7 @@ import argparse
 import json
 from pathlib import Path
 
-from mmkd.apis.launching import run_tool
+from mmkd.cli import run_tool
 from mmkd.errors import MMKDError, one_line
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from mmkd.apis.launching import run_tool
+from mmkd.cli import run_tool
 from mmkd.errors import MMKDError, one_line
 
 SPLITS = ('train', 'test')
@@ -124,7 +124,7 @@ def make(out: Path, root: PurePosixPath, wanted: dict[str, int], unpack: Callabl
         unfinished.mkdir()
         unpack(unfinished)
         if files_in(unfinished / root) != wanted:
-            raise OSError('files are missing afterwards')
+            raise OSError('files are missing afterward')
         (unfinished / root).rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -186,7 +186,7 @@ def make_image(digits, rng):
 
 
 def make_background(rng, size=IMAGE_SIZE):
-    """Draw a linear gradient between two random colours, with noise.
+    """Draw a linear gradient between two random colors, with noise.
 
     Args:
         rng (np.random.Generator): Source of all randomness.
@@ -221,7 +221,7 @@ def render(strokes, size):
 
 
 def paint(window, alpha, rng):
-    """Blend a digit into an image in a random colour that stands out from what lies below.
+    """Blend a digit into an image in a random color that stands out from what lies below.
 
     Args:
         window (np.ndarray): Part of the image to paint on, (h, w, 3) uint8, changed in place.
@@ -229,11 +229,11 @@ def paint(window, alpha, rng):
         rng (np.random.Generator): Source of all randomness.
     """
     below = window.mean(axis=(0, 1))
-    colour = rng.uniform(COLOUR_MIN, 255, 3)
-    while np.linalg.norm(colour - below) < MIN_CONTRAST:
-        colour = rng.uniform(COLOUR_MIN, 255, 3)
+    color = rng.uniform(COLOUR_MIN, 255, 3)
+    while np.linalg.norm(color - below) < MIN_CONTRAST:
+        color = rng.uniform(COLOUR_MIN, 255, 3)
     alpha = alpha[..., None]
-    window[:] = (window * (1 - alpha) + colour * alpha).round()
+    window[:] = (window * (1 - alpha) + color * alpha).round()
 
 
 def shared_area(box, other):

@@ -13,7 +13,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset_converters import digits_to_coco as coco  # noqa: E402
+from dataset_converters import digits_to_coco as coco
 
 IMAGE_SIZE = 16
 # Before the digit is turned, with its empty margin; what is seen of it is about two thirds as large.

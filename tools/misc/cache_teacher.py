@@ -1,7 +1,7 @@
-"""Compute a teacher's class logits for the training images once, for all epochs and students.
+r"""Compute a teacher's class logits for the training images once, for all epochs and students.
 
-    python tools/misc/cache_teacher.py configs/quickstart/classifier_student.py --views 4
-    python tools/train.py configs/quickstart/classifier_student.py --distill kd \\
+    python tools/misc/cache_teacher.py configs/examples/quickstart/classifier_student.py --views 4
+    python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \\
         --cfg-options model.teacher.cache=work_dirs/teacher_caches/classifier_student
 
 An interrupted run goes on where it was. The teacher sees exactly what it would see in training; the random
@@ -29,7 +29,8 @@ from mmkd.apis.config import (
     teacher_configs,
     trains_classifier,
 )
-from mmkd.apis.launching import (
+from mmkd.checkpoints import remove_partial_files
+from mmkd.cli import (
     OptionsAction,
     at_least,
     check_folder,
@@ -38,7 +39,6 @@ from mmkd.apis.launching import (
     read_config,
     run_tool,
 )
-from mmkd.checkpoints import remove_partial_files
 from mmkd.errors import MMKDError
 from mmkd.models.spots import LogitLayout, logit_layout
 from mmkd.models.teachers import TeacherCache, fingerprint_of
@@ -118,7 +118,7 @@ def answers(student: nn.Module, layout: LogitLayout, data: dict) -> tuple[Tensor
     batch = student.data_preprocessor(data, True)
     samples = batch['data_samples']
     (logits, ) = layout.logits(
-        student.mmkd.teacher.look(batch['inputs'], samples, spots=['cls_outputs'])['cls_outputs'])
+        student.mmkd.teacher.forward(batch['inputs'], samples, spots=['cls_outputs'])['cls_outputs'])
     target = [sample.gt_score.argmax() if 'gt_score' in sample else sample.gt_label[0] for sample in samples]
     right = int((logits.argmax(dim=1) == torch.stack(target).to(logits.device)).sum())
     return logits, torch.tensor([sample.sample_idx for sample in samples]), right
@@ -160,12 +160,12 @@ def main() -> None:
     student = build_student(cfg, args.device)
     check_spots(student.mmkd.teacher_spots)
     teacher, layout = student.mmkd.teacher, logit_layout(student, 'student')
-    teacher.connect_logits(layout)
-    teacher.find_spots(['cls_outputs'])
+    teacher.require_logits(layout)
+    teacher.add_spots(['cls_outputs'])
     loader = build_loader(cfg, args)
     dataset = loader.dataset
     kept = args.top_k or layout.num_classes
-    if not 0 < kept <= layout.num_classes or kept < layout.num_classes and layout.activation == 'sigmoid':
+    if not 0 < kept <= layout.num_classes or (kept < layout.num_classes and layout.activation == 'sigmoid'):
         raise MMKDError(f'--top-k {kept} must be between 1 and {layout.num_classes}, and 0 where classes do '
                         'not exclude each other.')
     size = dataset.views * view_bytes(len(dataset), layout.num_classes, kept)

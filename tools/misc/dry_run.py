@@ -1,6 +1,6 @@
 """Try a distilling config without data: build it, show what is recorded where, take a few steps.
 
-    python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
+python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
 import time
@@ -15,7 +15,7 @@ from torch import nn
 
 from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.config import model_config, teacher_configs
-from mmkd.apis.launching import OptionsAction, at_least, device, merge_options, read_config, run_tool
+from mmkd.cli import OptionsAction, at_least, device, merge_options, read_config, run_tool
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_classifier, logit_layout
 
@@ -60,8 +60,8 @@ def random_batch(model, number: int, size: int) -> dict:
 def tell_labels(model) -> None:
     """Tell methods that want to know the classes of a training set those of a made-up one."""
     for method in model.mmkd.methods.values():
-        if method.wants_labels:
-            method.connect_dataset(list(range(logit_layout(model, 'student').num_classes)) * 2)
+        if method.needs_train_labels:
+            method.set_train_labels(list(range(logit_layout(model, 'student').num_classes)) * 2)
 
 
 def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
@@ -88,7 +88,7 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
 
 
 def build(cfg: Config, device: str) -> nn.Module:
-    """Build and initialise a config's network as MMEngine's Runner does, in train mode."""
+    """Build and initialize a config's network as MMEngine's Runner does, in train mode."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(model_config(cfg))
     model.init_weights()
@@ -99,7 +99,7 @@ def build(cfg: Config, device: str) -> nn.Module:
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialisation is told
+    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialization is told
     cfg = load(args.config, args.cfg_options, args.random_teacher)
     model = build(cfg, args.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)

@@ -1,13 +1,13 @@
 """List all distillation methods: what they are, where they work, and which config shows them.
 
-    python tools/misc/list_methods.py
-    python tools/misc/list_methods.py --task detector
+python tools/misc/list_methods.py
+python tools/misc/list_methods.py --task detector
 """
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmkd.apis.launching import run_tool
+from mmkd.cli import run_tool
 from mmkd.models.methods import PRESETS, ZOO
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'

@@ -2,7 +2,7 @@
 
     python tools/model_converters/crd_to_mmpretrain.py ckpt_epoch_240.pth wrn_40_2.pth
 
-The network is recognised by its tensors; the result fits configs/_base_/models/crd/<network>.py.
+The network is recognized by its tensors; the result fits configs/_base_/models/cifar/<network>.py.
 """
 import argparse
 import functools
@@ -16,12 +16,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 
-from mmkd.apis.launching import run_tool
-from mmkd.checkpoints import load_checkpoint, write_whole
+from mmkd.checkpoints import load_checkpoint, write_atomic
+from mmkd.cli import run_tool
 from mmkd.errors import MMKDError, nearest_names
 
 NETWORKS = {path.stem: path for path in sorted(
-    (Path(__file__).resolve().parents[2] / 'configs/_base_/models/crd').glob('*.py'))}
+    (Path(__file__).resolve().parents[2] / 'configs/_base_/models/cifar').glob('*.py'))}
 CLASSIFIERS = ('fc.', 'linear.', 'classifier.0.', 'classifier.')
 COUNTER = 'num_batches_tracked'
 
@@ -38,7 +38,7 @@ def main() -> None:
     name, config, model = convert(args.checkpoint, network)
     buffer = io.BytesIO()
     torch.save(dict(meta=dict(cfg=config.pretty_text), state_dict=model.state_dict()), buffer)
-    write_whole(buffer.getvalue(), args.out)
+    write_atomic(buffer.getvalue(), args.out)
     print(f'{args.out}: {name} with {model.head.num_classes} classes, {len(model.state_dict())} tensors')
 
 

@@ -10,8 +10,8 @@ import os
 
 import torch
 
-from mmkd.apis.launching import check_output, run_tool
-from mmkd.checkpoints import load_checkpoint, student_state_dict, write_whole
+from mmkd.checkpoints import load_checkpoint, student_state_dict, write_atomic
+from mmkd.cli import check_output, run_tool
 from mmkd.errors import MMKDError
 
 
@@ -38,7 +38,7 @@ def export(checkpoint: str, out: str) -> dict:
         meta={key: meta[key] for key in kept if key in meta}, state_dict=student_state_dict(loaded))
     buffer = io.BytesIO()
     torch.save(student, buffer)
-    write_whole(buffer.getvalue(), out)
+    write_atomic(buffer.getvalue(), out)
     return student
 
 

@@ -2,7 +2,7 @@
 
     python tools/model_converters/export_teacher.py \
         work_dirs/sokd_retinanet_r101_r50_fpn_2x_coco/epoch_24.pth improved_teacher.pth \
-        --config configs/sokd/sokd_retinanet_r101_r50_fpn_2x_coco.py
+        --config configs/detection/sokd/sokd_retinanet_r101_r50_fpn_2x_coco.py
 
 The result is an ordinary MMDetection or MMPretrain checkpoint, with its config inside: the teacher's
 weights, and the trained part in place of its own.
@@ -18,8 +18,8 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmkd.apis import is_distillation
 from mmkd.apis.config import model_config, teacher_configs
-from mmkd.apis.launching import check_output, read_config, run_tool
-from mmkd.checkpoints import load_checkpoint, write_whole
+from mmkd.checkpoints import load_checkpoint, write_atomic
+from mmkd.cli import check_output, read_config, run_tool
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import KnowledgeBridge, TunedTeacher
 from mmkd.models.spots import classification_heads, is_classifier, is_two_stage
@@ -54,7 +54,7 @@ def main() -> None:
         meta['dataset_meta'] = (loaded.get('meta') or {}).get('dataset_meta')
     buffer = io.BytesIO()
     torch.save(dict(meta=meta, state_dict=state), buffer)
-    write_whole(buffer.getvalue(), args.out)
+    write_atomic(buffer.getvalue(), args.out)
     print(f'{args.out}: {len(state)} tensors of a {config.model.type}')
 
 

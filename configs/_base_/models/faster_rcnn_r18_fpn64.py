@@ -13,7 +13,7 @@ model = dict(
         base_channels=64,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # From scratch: nothing to freeze, and the batch statistics have to be learnt.
+        # From scratch: nothing to freeze, and the batch statistics have to be learned.
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,

@@ -13,7 +13,7 @@ model = dict(
         base_channels=64,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # From scratch: nothing to freeze, and the batch statistics have to be learnt.
+        # From scratch: nothing to freeze, and the batch statistics have to be learned.
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
@@ -26,7 +26,7 @@ model = dict(
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        # Trained from scratch in a few hundred updates, a head without normalisation hardly starts to learn.
+        # Trained from scratch in a few hundred updates, a head without normalization hardly starts to learn.
         norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
         anchor_generator=dict(
             type='AnchorGenerator',

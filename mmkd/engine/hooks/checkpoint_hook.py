@@ -33,13 +33,13 @@ class CheckpointHook(_CheckpointHook):
     config inside is the stock student's, so that MMDetection's inferencers need no mmkd.
 
     Args:
-        backend_args: By default :class:`~mmkd.checkpoints.WholeFileBackend`; give another for remote
+        backend_args: By default :class:`~mmkd.checkpoints.AtomicFileBackend`; give another for remote
             storage.
         **kwargs: See MMEngine's ``CheckpointHook``.
     """
 
     def __init__(self, *args, backend_args: dict | None = None, **kwargs) -> None:
-        backend_args = backend_args or dict(backend='mmkd.whole_file')
+        backend_args = backend_args or dict(backend='mmkd.atomic_file')
         super().__init__(*args, backend_args=backend_args, **kwargs)
         self._student_text = None
 

@@ -6,7 +6,7 @@ from mmengine.model import is_model_wrapper
 
 from ...checkpoints import SAFE_PREFIX
 from ...errors import MMKDError
-from ...models.random_state import get_random_state, set_random_state
+from ...random_state import get_random_state, set_random_state
 from ...registry import HOOKS
 
 _KEY = 'mmkd_random_states'

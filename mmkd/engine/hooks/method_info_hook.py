@@ -11,7 +11,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop
 from ...errors import MMKDError
 from ...models.methods import Method
 from ...registry import HOOKS
-from .running import forget_scalars, rewrap, unwrapped
+from ..runner_access import forget_scalars, rewrap, unwrapped
 
 
 @HOOKS.register_module()
@@ -28,28 +28,28 @@ class MethodInfoHook(Hook):
     def before_run(self, runner) -> None:
         distillation = getattr(unwrapped(runner), 'mmkd', None)
         wanting = [] if distillation is None else [
-            method for method in distillation.methods.values() if method.wants_labels]
+            method for method in distillation.methods.values() if method.needs_train_labels]
         # Before weights are loaded, for they may include what depends on the labels; not in testing.
         if wanting and isinstance(runner._train_loop, BaseLoop):
             labels = _labels(runner.train_dataloader.dataset)
             for method in wanting:
-                method.connect_dataset(labels)
+                method.set_train_labels(labels)
 
     def before_train(self, runner) -> None:
         self._ended = set()
         methods = unwrapped(runner).mmkd.methods.items()
-        staged = [name for name, method in methods if method.first_stage_epochs]
+        staged = [name for name, method in methods if method.first_phase_epochs]
         if staged and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise MMKDError(f'{", ".join(staged)}: a first stage is counted in epochs, which an '
                             'IterBasedTrainLoop does not have; train by epochs.')
-        check_first_stages(dict(methods), runner.max_epochs)
+        check_first_phases(dict(methods), runner.max_epochs)
 
     def before_train_epoch(self, runner) -> None:
         staged = {name: method for name, method in unwrapped(runner).mmkd.methods.items()
-                  if method.first_stage_epochs and name not in self._ended}
+                  if method.first_phase_epochs and name not in self._ended}
         for method in staged.values():
-            method.in_first_stage = runner.epoch < method.first_stage_epochs
-        running = [name for name, method in staged.items() if method.in_first_stage]
+            method.in_first_phase = runner.epoch < method.first_phase_epochs
+        running = [name for name, method in staged.items() if method.in_first_phase]
         if staged:
             runner.optim_wrapper.student_is_frozen = bool(running) and not any(
                 staged[name].trains_student_first for name in running)
@@ -57,7 +57,7 @@ class MethodInfoHook(Hook):
             print_log(f'First stage of training: {", ".join(running)}.', 'current')
         if ended := staged.keys() - running:
             for name in ended:
-                staged[name].end_first_stage()
+                staged[name].end_first_phase()
                 forget_scalars(runner, name)
             runner.message_hub.log_scalars.pop('train/loss_waiting', None)
             self._ended |= ended
@@ -72,7 +72,7 @@ class MethodInfoHook(Hook):
                     file.write(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
 
 
-def check_first_stages(methods: Mapping[str, Method], epochs: int) -> None:
+def check_first_phases(methods: Mapping[str, Method], epochs: int) -> None:
     """Check that every first stage of training leaves epochs to learn the task in.
 
     Args:
@@ -83,9 +83,9 @@ def check_first_stages(methods: Mapping[str, Method], epochs: int) -> None:
         MMKDError: If one does not.
     """
     for name, method in methods.items():
-        if method.first_stage_epochs >= epochs:
-            raise MMKDError(f'The first stage of {name} takes {method.first_stage_epochs} epochs, and the '
-                            f'whole training has {epochs}; set model.methods.{name}.first_stage_epochs.')
+        if method.first_phase_epochs >= epochs:
+            raise MMKDError(f'The first stage of {name} takes {method.first_phase_epochs} epochs, and the '
+                            f'whole training has {epochs}; set model.methods.{name}.first_phase_epochs.')
 
 
 def _labels(dataset) -> Sequence[int]:

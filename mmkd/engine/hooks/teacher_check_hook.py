@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 
 from ...errors import MMKDError
-from ...models.random_state import preserved_random_state
+from ...random_state import preserved_random_state
 from ...registry import HOOKS
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
@@ -68,7 +68,7 @@ class TeacherCheckHook(Hook):
             if metrics.get(name, minimum) < minimum:
                 print_log(
                     f'THE TEACHER IS POOR: {name} is {metrics[name]:.4f}, below {minimum}. Check its '
-                    'checkpoint, its class list and its normalisation.', 'current', 40)
+                    'checkpoint, its class list and its normalization.', 'current', 40)
 
 
 def _check_cache(runner, model, teacher, dataset) -> None:

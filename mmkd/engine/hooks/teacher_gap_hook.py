@@ -9,7 +9,7 @@ from ...models.losses import bernoulli_kl_divergence, kl_divergence
 from ...models.spots import Recorder, logit_layout, resolve_spot
 from ...models.step import Step
 from ...registry import HOOKS
-from .running import unwrapped
+from ..runner_access import unwrapped
 
 
 @HOOKS.register_module()
@@ -30,8 +30,8 @@ class TeacherGapHook(Hook):
         if not hasattr(model, 'mmkd') or not model.mmkd.teachers:
             return
         self._layout = logit_layout(model, 'student')
-        model.mmkd.teacher.connect_logits(self._layout)
-        model.mmkd.teacher.find_spots(['cls_outputs'])
+        model.mmkd.teacher.require_logits(self._layout)
+        model.mmkd.teacher.add_spots(['cls_outputs'])
         spots = ['cls_outputs', 'rois'] if self._layout.of_boxes else ['cls_outputs']
         self._places = {spot: resolve_spot(model, spot, 'student') for spot in spots}
 
@@ -54,7 +54,7 @@ class TeacherGapHook(Hook):
         model = unwrapped(runner)
         data = model.data_preprocessor(copy.deepcopy(data_batch), False)
         teacher = model.mmkd.teacher
-        answers = teacher.look(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
+        answers = teacher.forward(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
         step = Step(model, data['inputs'], data['data_samples'], seen, [answers])
         s, t = (self._layout.logits(outputs)[-1] for outputs in (seen['cls_outputs'], answers['cls_outputs']))
         where = 'teacher' if self._layout.dense else 'all'

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 
 from ...errors import MMKDError
 from ...registry import HOOKS
-from .running import forget_scalars, rewrap, unwrapped
+from ..runner_access import forget_scalars, rewrap, unwrapped
 
 
 @HOOKS.register_module()

@@ -11,6 +11,13 @@ else:
     from .wide_resnet import CRDWideResNet
 
     __all__ = [
-        'CRDMobileNetV2', 'CRDResNet', 'CRDResNet50', 'CRDShuffleNetV1', 'CRDShuffleNetV2', 'CRDVGG',
-        'CRDWideResNet', 'MobileNetV1', 'Staged'
+        'CRDVGG',
+        'CRDMobileNetV2',
+        'CRDResNet',
+        'CRDResNet50',
+        'CRDShuffleNetV1',
+        'CRDShuffleNetV2',
+        'CRDWideResNet',
+        'MobileNetV1',
+        'Staged'
     ]

@@ -17,7 +17,7 @@ class MobileNetV1(StagedBackbone):
 
     Args:
         out_indices: Which stages to return, of 0 to 3.
-        init_cfg: Initialisation of the weights.
+        init_cfg: Initialization of the weights.
     """
 
     stage_names = ('layer1', 'layer2', 'layer3', 'layer4')
@@ -83,12 +83,12 @@ class CRDMobileNetV2(StagedBackbone):
     ``blocks.4`` and ``blocks.6``; a 1×1 convolution to 1280 channels closes the network.
 
     Args:
-        out_indices: Which features to return: 0 to 3 are the stages, 4 is the closing part.
-        init_cfg: Initialisation of the weights.
+        out_indices: Which features to return: 0 to 3 are the stages, 4 is the tail.
+        init_cfg: Initialization of the weights.
     """
 
     stage_names = ('blocks.1', 'blocks.2', 'blocks.4', 'blocks.6')
-    has_closing = True
+    has_tail = True
     # Per block: expansion, channels, layers, stride.
     settings = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2),
                 (6, 160, 1, 1))
@@ -115,7 +115,7 @@ class CRDMobileNetV2(StagedBackbone):
         return [(name, self.blocks[start:end])
                 for name, start, end in zip(self.stage_names, [0, *ends], ends, strict=False)]
 
-    def closing(self, features: Tensor) -> Tensor:
+    def tail(self, features: Tensor) -> Tensor:
         return self.conv2(features)
 
 

@@ -72,7 +72,7 @@ class CRDShuffleNetV1(_CRDShuffleNet):
 
     Args:
         out_indices: Which stages to return, of 0 to 2.
-        init_cfg: Initialisation of the weights; PyTorch's own by default, as there.
+        init_cfg: Initialization of the weights; PyTorch's own by default, as there.
     """
 
     groups = 3
@@ -152,11 +152,11 @@ class CRDShuffleNetV2(_CRDShuffleNet):
     and H/8; a 1×1 convolution to 1024 channels closes the network.
 
     Args:
-        out_indices: Which features to return: 0 to 2 are the stages, 3 is the closing part.
-        init_cfg: Initialisation of the weights; PyTorch's own by default, as there.
+        out_indices: Which features to return: 0 to 2 are the stages, 3 is the tail.
+        init_cfg: Initialization of the weights; PyTorch's own by default, as there.
     """
 
-    has_closing = True
+    has_tail = True
 
     def __init__(self, out_indices: Sequence[int] = (3, ), init_cfg: dict | list | None = None) -> None:
         super().__init__(out_indices, init_cfg)
@@ -168,5 +168,5 @@ class CRDShuffleNetV2(_CRDShuffleNet):
         self.conv2 = nn.Conv2d(before, 1024, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(1024)
 
-    def closing(self, features: Tensor) -> Tensor:
+    def tail(self, features: Tensor) -> Tensor:
         return self.bn2(self.conv2(features)).relu()

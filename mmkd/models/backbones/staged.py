@@ -1,4 +1,4 @@
-"""Networks that are a stem, stages, and sometimes a closing part, one after another."""
+"""Networks that are a stem, stages, and sometimes a tail, one after another."""
 from collections.abc import Sequence
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -18,7 +18,7 @@ class Staged:
         x = network.stem(images)
         for name, stage in network.stages():
             x = stage(x)
-        x = network.closing(x)
+        x = network.tail(x)
     """
 
     stage_names: Sequence[str] = ()
@@ -34,7 +34,7 @@ class Staged:
         """Return the stages in order, each with the name of the submodule that gives its output."""
         return [(name, self.get_submodule(name)) for name in self.stage_names]
 
-    def closing(self, features: Tensor) -> Tensor:
+    def tail(self, features: Tensor) -> Tensor:
         """Run what comes after the last stage on ``(N, C, H, W)``."""
         return features
 
@@ -44,18 +44,18 @@ class StagedBackbone(Staged, BaseBackbone):
 
     Args:
         out_indices: Which features to return: 0 is the first stage, and so on; where a network has a
-            closing part, the number after the last stage is what that gives.
-        init_cfg: Initialisation of the weights.
+            tail, the number after the last stage is what that gives.
+        init_cfg: Initialization of the weights.
 
     Raises:
         MMKDError: If there is no such stage.
     """
 
-    has_closing = False
+    has_tail = False
 
     def __init__(self, out_indices: Sequence[int], init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg)
-        last = len(self.stage_names) - 1 + self.has_closing
+        last = len(self.stage_names) - 1 + self.has_tail
         if not out_indices or not set(out_indices) <= set(range(last + 1)):
             raise MMKDError(f'out_indices={tuple(out_indices)} of {type(self).__name__} must be some of '
                             f'0 to {last}.')
@@ -63,7 +63,7 @@ class StagedBackbone(Staged, BaseBackbone):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return a tuple of maps ``(N, C_i, H_i, W_i)`` of images ``(N, 3, H, W)``."""
-        steps = [stage for _, stage in self.stages()] + [self.closing] * self.has_closing
+        steps = [stage for _, stage in self.stages()] + [self.tail] * self.has_tail
         features, outputs = self.stem(images), []
         for index, step in enumerate(steps):
             features = step(features)

@@ -19,7 +19,7 @@ class CRDVGG(StagedBackbone):
     Args:
         depth: 8, 11, 13, 16 or 19.
         out_indices: Which stages to return, of 0 to 3.
-        init_cfg: Initialisation of the weights.
+        init_cfg: Initialization of the weights.
 
     Raises:
         MMKDError: If there is no such depth.

@@ -42,20 +42,20 @@ class CRDWideResNet(StagedBackbone):
     """WRN-d-k for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
     The stages ``block1``, ``block2`` and ``block3`` have 16k, 32k and 64k channels and give maps of H, H/2
-    and H/4, before batch norm and ReLU; those of the last one follow after it, as the closing part.
+    and H/4, before batch norm and ReLU; those of the last one follow after it, as the tail.
 
     Args:
         depth: d = 6n + 4 for n blocks per stage.
         width: k.
-        out_indices: Which features to return: 0 to 2 are the stages, 3 is the closing part.
-        init_cfg: Initialisation of the weights.
+        out_indices: Which features to return: 0 to 2 are the stages, 3 is the tail.
+        init_cfg: Initialization of the weights.
 
     Raises:
         MMKDError: If there is no such depth.
     """
 
     stage_names = ('block1', 'block2', 'block3')
-    has_closing = True
+    has_tail = True
 
     def __init__(self,
                  depth: int,
@@ -79,5 +79,5 @@ class CRDWideResNet(StagedBackbone):
     def stem(self, images: Tensor) -> Tensor:
         return self.conv1(images)
 
-    def closing(self, features: Tensor) -> Tensor:
+    def tail(self, features: Tensor) -> Tensor:
         return self.bn1(features).relu()

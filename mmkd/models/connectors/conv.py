@@ -34,7 +34,7 @@ class ConvConnector(BaseModule):
         self.out_channels = out_channels
         self.skip_same = skip_same
 
-    def connect(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    def build(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         """Build the layers.
 
         Args:

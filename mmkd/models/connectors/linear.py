@@ -25,7 +25,7 @@ class LinearConnector(BaseModule):
         self.out_channels = out_channels
         self.normalize = normalize
 
-    def connect(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    def build(self, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
         """Build the layer.
 
         Args:
@@ -35,7 +35,7 @@ class LinearConnector(BaseModule):
         self.layer = nn.Linear(math.prod(student), self.out_channels or teacher[0])
 
     def forward(self, feature: Tensor) -> Tensor:
-        """Transform ``(N, C)`` or ``(N, C, H, W)`` into ``(N, C')``; float32 at least if normalised."""
+        """Transform ``(N, C)`` or ``(N, C, H, W)`` into ``(N, C')``; float32 at least if normalized."""
         feature = self.layer(feature.flatten(1))
         # A vector of zeros stays, and its gradient is not a million times larger than the others'.
         return F.normalize(at_least_float32(feature), dim=1, eps=1e-6) if self.normalize else feature

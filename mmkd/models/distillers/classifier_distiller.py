@@ -5,7 +5,7 @@ from torch import nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .extension import build_distilled
+from .distilled import build_distilled
 
 
 @MODELS.register_module()
@@ -26,7 +26,7 @@ def ClassifierDistiller(student: dict,
 
     Returns:
         mmpretrain.models.BaseClassifier: An instance of the student's own class, extended by
-        :class:`~mmkd.models.distillers.extension.Distilled`.
+        :class:`~mmkd.models.distillers.distilled.Distilled`.
 
     Raises:
         MMKDError: If student, teacher and methods do not fit; nothing has been trained then.

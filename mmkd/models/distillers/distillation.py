@@ -7,9 +7,9 @@ from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
 from ...errors import MMKDError, nearest_names, one_line
+from ...random_state import preserved_random_state
 from ...registry import MODELS
 from ..methods import PRESETS, Method
-from ..random_state import preserved_random_state
 from ..spots import Recorder, resolve_spot
 from ..step import Step
 from ..teachers import Teacher, build_teachers
@@ -21,7 +21,7 @@ class Distillation(BaseModule):
     """Methods and the teachers they learn from; the student's child module ``mmkd``.
 
     Args:
-        student: The student network, built but not yet initialised.
+        student: The student network, built but not yet initialized.
         student_cfg: Its config.
         teacher: The teacher's config, a list of them, or ``None`` where no method needs one.
         methods: The methods' configs, by the user's names for them.
@@ -43,12 +43,12 @@ class Distillation(BaseModule):
                             'student; only one of them can (DeiT, or standardize_task).')
         self.teachers = build_teachers(teacher)
         for one in self.teachers:
-            one.connect(student)
+            one.build(student)
         for method in self.methods.values():
-            method.connect(student, self.teachers, student_cfg)
+            method.build(student, self.teachers, student_cfg)
         for one in self.teachers:
-            one.find_spots(self.teacher_spots)
-        self._places = {
+            one.add_spots(self.teacher_spots)
+        self._points = {
             spot: resolve_spot(student, spot, 'student') for spot in self.student_spots}
 
     def _apply(self, fn, *args, **kwargs):
@@ -71,7 +71,7 @@ class Distillation(BaseModule):
     def active_methods(self) -> dict[str, Method]:
         """The methods that no schedule has ended; in a first stage of training, those that have one."""
         active = {name: method for name, method in self.methods.items() if method.active}
-        return {name: method for name, method in active.items() if method.in_first_stage} or active
+        return {name: method for name, method in active.items() if method.in_first_phase} or active
 
     @property
     def teacher_spots(self) -> list[str]:
@@ -82,13 +82,13 @@ class Distillation(BaseModule):
     def student_spots(self) -> list[str]:
         """All spots that are recorded in the student."""
         spots = _union(method.student_spots for method in self.active_methods.values())
-        if any(teacher.judges_rois(self.teacher_spots) for teacher in self.teachers):
+        if any(teacher.needs_rois(self.teacher_spots) for teacher in self.teachers):
             spots = _union([spots, ['rois']])
         return spots
 
     def recorder(self, student: nn.Module) -> Recorder:
         """Return a recorder of all the spots that the methods asked for in the student."""
-        return Recorder(student, {spot: self._places[spot] for spot in self.student_spots})
+        return Recorder(student, {spot: self._points[spot] for spot in self.student_spots})
 
     def loss(self, student: nn.Module, recorder: Recorder, inputs: Tensor, data_samples: Sequence,
              own: dict) -> dict:
@@ -114,7 +114,7 @@ class Distillation(BaseModule):
         taught = [teacher(inputs, data_samples, seen.get('rois'), spots) for teacher in self.teachers]
         step = Step(student, inputs, data_samples, seen, taught)
         methods = self.active_methods
-        tasks = {name: 0.0 if method.in_first_stage else method.student_task
+        tasks = {name: 0.0 if method.in_first_phase else method.student_task
                  for name, method in methods.items()}
         losses = _scaled(own, math.prod(tasks.values()))
         for name, method in methods.items():

@@ -42,7 +42,7 @@ def conv_bn(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...
 
 @MODELS.register_module()
 class ABLoss(FeatureLoss):
-    r"""Distillation of activation boundaries: trains the student's features before the task is learnt.
+    r"""Distillation of activation boundaries: trains the student's features before the task is learned.
 
     .. math:: \frac{w}{N} \sum_l \lambda_l \sum_n AB(r_l(S_l), T_l)
 
@@ -52,12 +52,12 @@ class ABLoss(FeatureLoss):
 
     Args:
         first_weight: w in the first stage; RepDistiller and the authors take 3/1000.
-        weight: w afterwards.
+        weight: w afterward.
         margin: μ.
         level_weights: λ of every level; by default 1 for the last and half as much for each one before it.
     """
 
-    has_first_stage = True
+    has_first_phase = True
 
     def __init__(self,
                  first_weight: float = 3e-3,
@@ -73,7 +73,7 @@ class ABLoss(FeatureLoss):
         self.level_weights = level_weights
         self.connectors = nn.ModuleList()
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         self.connectors = conv_bn(student, teacher)
 
@@ -86,5 +86,5 @@ class ABLoss(FeatureLoss):
             values.append(factor * activation_boundary_distance(connector(s), t, self.margin))
         return values
 
-    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

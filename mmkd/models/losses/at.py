@@ -64,7 +64,7 @@ class ATLoss(FeatureLoss):
         self.p = p
         self.form = form
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

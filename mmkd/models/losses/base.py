@@ -12,28 +12,28 @@ class FeatureLoss(nn.Module):
     """Compares what two networks give at the same places, level by level.
 
     A loss overrides :meth:`compare`, or :meth:`values` where its levels depend on one another. Computed in
-    float32 at least. Trainable parts are ordinary submodules, made in :meth:`connect`; the student's
+    float32 at least. Trainable parts are ordinary submodules, made in :meth:`build`; the student's
     optimizer trains them.
 
     Args:
         weight: Factor of the loss.
     """
 
-    couples_samples = False
+    is_relational = False
     """Whether a sample's part of the loss depends on the other samples of the batch."""
 
-    draws = False
+    is_stochastic = False
     """Whether it draws random numbers; they are kept apart from those of the rest of the training."""
 
-    wants_labels = False
-    """Whether it wants to know the classes of the whole training set, see :meth:`connect_dataset`."""
+    needs_train_labels = False
+    """Whether it wants to know the classes of the whole training set, see :meth:`set_train_labels`."""
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
         check_weight(weight)
         self.weight = weight
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         """Check that features can be compared, and build parts that depend on their shapes.
 
         Args:
@@ -73,7 +73,7 @@ class FeatureLoss(nn.Module):
         """Return the weighted sum over levels of the mean over samples, a scalar; see :meth:`values`."""
         return self.weight * sum(value.mean() for value in self.values(student, teacher, samples))
 
-    def chosen(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+    def masked(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
                samples: Sequence | None = None) -> Tensor:
         """Return the loss over some samples only: the loss of those alone, times their share of the batch.
 
@@ -90,7 +90,7 @@ class FeatureLoss(nn.Module):
         Returns:
             Tensor: A scalar.
         """
-        if self.couples_samples:
+        if self.is_relational:
             values = [self._selected(s, t, choice)
                       for s, t, choice in zip(student, teacher, choices, strict=True)]
         else:
@@ -105,23 +105,23 @@ class FeatureLoss(nn.Module):
             return student.sum() * 0
         return choice.mean() * self.compare(student[index], teacher[index])
 
-    has_first_stage = False
-    """Whether there is a first stage of training, in which only :meth:`first_stage` counts."""
+    has_first_phase = False
+    """Whether there is a first stage of training, in which only :meth:`first_phase` counts."""
 
     trains_student_first = True
     """Whether the first stage trains the student, or nothing but parts of this loss."""
 
-    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the loss of the first stage of training, a scalar; features as for :meth:`values`."""
         raise NotImplementedError
 
-    def end_first_stage(self) -> None:
+    def end_first_phase(self) -> None:
         """Freeze what the first stage trained and the second must leave alone.
 
         Without a first stage it is called at once, before training.
         """
 
-    def connect_dataset(self, labels: Sequence[int]) -> None:
+    def set_train_labels(self, labels: Sequence[int]) -> None:
         """Learn the classes of the training set, before training and before a checkpoint is loaded.
 
         Args:
@@ -132,7 +132,7 @@ class FeatureLoss(nn.Module):
 class LogitLoss(nn.Module):
     """Compares class logits of two networks (softmax)."""
 
-    couples_samples = False
+    is_relational = False
     """Whether a sample's part of the loss depends on the other samples of the batch."""
 
     needs_labels = False

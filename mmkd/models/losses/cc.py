@@ -11,7 +11,7 @@ from ...registry import MODELS
 from .base import FeatureLoss, at_least_float32
 
 
-def neighbour_products(student: Tensor, teacher: Tensor) -> Tensor:
+def neighbor_products(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Products of the errors of samples next to one another in the batch, RepDistiller's form of CC.
 
     .. math:: \frac{1}{N-1} \sum_{i=1}^{N-1} \sum_c |s_{ic} - t_{ic}| \, |s_{i+1,c} - t_{i+1,c}|
@@ -65,13 +65,13 @@ class CCLoss(FeatureLoss):
     Args:
         weight: Factor of the loss; 0.02 in RepDistiller.
         dim: Width of the embeddings; None compares the features as they are.
-        kernel: None for :func:`neighbour_products`, which RepDistiller calls CC and its weight belongs to;
+        kernel: None for :func:`neighbor_products`, which RepDistiller calls CC and its weight belongs to;
             'bilinear' or 'gaussian' for the paper's mean squared difference of :func:`correlations`.
         gamma: γ of the Gaussian kernel.
         order: P, the order of its Taylor series.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def __init__(self, weight: float = 1.0, dim: int | None = 128, kernel: str | None = None,
                  gamma: float = 0.4, order: int = 2) -> None:
@@ -83,7 +83,7 @@ class CCLoss(FeatureLoss):
         self.gamma = gamma
         self.order = order
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         own, other = [math.prod(shape) for shape in student], [math.prod(shape) for shape in teacher]
         if self.dim is not None:
             self.student_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in own)
@@ -99,12 +99,12 @@ class CCLoss(FeatureLoss):
             teacher = self.embed(self.teacher_embeddings, teacher)
         return super().values(student, teacher)
 
-    def chosen(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+    def masked(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
                samples: Sequence | None = None) -> Tensor:
         if self.dim is not None:
             student = self.embed(self.student_embeddings, student)
             teacher = self.embed(self.teacher_embeddings, teacher)
-        return super().chosen(student, teacher, choices)
+        return super().masked(student, teacher, choices)
 
     @staticmethod
     def embed(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
@@ -116,6 +116,6 @@ class CCLoss(FeatureLoss):
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         s, t = at_least_float32(student).flatten(1), at_least_float32(teacher).flatten(1)
         if self.kernel is None:
-            return neighbour_products(s, t)
+            return neighbor_products(s, t)
         s, t = (correlations(x, self.kernel, self.gamma, self.order) for x in (s, t))
         return F.mse_loss(s, t)

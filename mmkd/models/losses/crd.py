@@ -7,8 +7,8 @@ from mmengine.dist import all_gather, all_reduce, broadcast
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from ...random_state import separate_random_state
 from ...registry import MODELS
-from ..random_state import separate_random_state
 from .base import FeatureLoss, at_least_float32
 
 
@@ -95,11 +95,11 @@ class CRDLoss(FeatureLoss):
         momentum: Share of the old embedding in the memory.
         mode: Which negatives a sample has: ``'exact'``, samples of other classes, as published, or
             ``'any'``, any other samples.
-        num_samples: M. ``None``: learnt in :meth:`connect_dataset`, which ``mode='exact'`` needs in any case.
+        num_samples: M. ``None``: learned in :meth:`set_train_labels`, which ``mode='exact'`` needs in any case.
         weight: Factor of the loss; 0.8 as published.
     """
 
-    draws = wants_labels = True
+    is_stochastic = needs_train_labels = True
 
     def __init__(self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07,
                  momentum: float = 0.5, mode: str = 'exact', num_samples: int | None = None,
@@ -117,14 +117,14 @@ class CRDLoss(FeatureLoss):
         if num_samples is not None:
             self._make_memory(num_samples)
             if mode == 'any':
-                self.connect_dataset(range(num_samples))
+                self.set_train_labels(range(num_samples))
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         if len(student) != 1 or len(teacher) != 1:
             raise MMKDError(f'CRD compares one level of each network, not {len(student)} and {len(teacher)}')
         self.embeddings = nn.ModuleList(nn.Linear(shape[0], self.dim) for shape in (student[0], teacher[0]))
 
-    def connect_dataset(self, labels: Sequence[int]) -> None:
+    def set_train_labels(self, labels: Sequence[int]) -> None:
         """Learn the classes of the training set, before training and before a checkpoint is loaded.
 
         Args:
@@ -167,7 +167,7 @@ class CRDLoss(FeatureLoss):
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
         if self.order is None:
-            raise MMKDError('CRD does not know the training set; call `connect_dataset` with its labels')
+            raise MMKDError('CRD does not know the training set; call `set_train_labels` with its labels')
         total, device = len(self.order), student[0].device
         indices = torch.tensor(sample_indices(samples, total)).to(device, non_blocking=True)
         compared = torch.cat((indices[:, None], self.draw_negatives(indices)), dim=1)

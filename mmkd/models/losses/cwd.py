@@ -42,7 +42,7 @@ class CWDLoss(FeatureLoss):
         super().__init__(weight)
         self.temperature = temperature
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         check_same_channels(student, teacher)
 

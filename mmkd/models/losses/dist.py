@@ -39,7 +39,7 @@ class DISTLoss(LogitLoss):
         temperature: τ.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
         super().__init__()

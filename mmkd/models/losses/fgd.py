@@ -123,7 +123,7 @@ class FGDLoss(FeatureLoss):
         self.student_context = nn.ModuleList()
         self.teacher_context = nn.ModuleList()
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         self.align = nn.ModuleList(alignment(s[0], t[0]) for s, t in zip(student, teacher, strict=True))
         self.student_context = nn.ModuleList(GlobalContext(shape[0]) for shape in teacher)

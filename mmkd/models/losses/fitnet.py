@@ -37,7 +37,7 @@ class FitNetLoss(FeatureLoss):
         weight: Factor of the loss.
     """
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_same_channels(student, teacher)
         if [len(shape) for shape in student] != [len(shape) for shape in teacher]:
             raise MMKDError('a map (N, C, H, W) cannot be compared with a vector (N, C)')

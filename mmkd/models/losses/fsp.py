@@ -36,7 +36,7 @@ def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor
 
 @MODELS.register_module()
 class FSPLoss(FeatureLoss):
-    r"""Flow of the solution procedure: trains the student's features before the task is learnt.
+    r"""Flow of the solution procedure: trains the student's features before the task is learned.
 
     .. math:: \frac{w}{N} \sum_n \sum_{l=1}^{L-1} \frac{\lVert G^T_l - G^S_l \rVert_2^2}{C_l C_{l+1}}
 
@@ -46,12 +46,12 @@ class FSPLoss(FeatureLoss):
     Args:
         first_weight: w in the first stage. RepDistiller's script names 50, which its code multiplies by 0;
             its first stage has weight 1.
-        weight: w afterwards.
+        weight: w afterward.
         max_pool: Whether the larger level is max pooled, as in the paper, instead of average pooled, as in
             RepDistiller.
     """
 
-    has_first_stage = True
+    has_first_phase = True
 
     def __init__(self, first_weight: float = 1.0, weight: float = 0.0, max_pool: bool = False) -> None:
         super().__init__(weight)
@@ -59,7 +59,7 @@ class FSPLoss(FeatureLoss):
         self.first_weight = first_weight
         self.max_pool = max_pool
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         check_same_channels(student, teacher)
         if len(student) < 2:
@@ -70,5 +70,5 @@ class FSPLoss(FeatureLoss):
         return [(flow_matrix(*s, self.max_pool) - flow_matrix(*t, self.max_pool)).square().mean((1, 2))
                 for s, t in zip(pairwise(student), pairwise(teacher), strict=True)]
 
-    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

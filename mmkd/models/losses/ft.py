@@ -16,7 +16,7 @@ from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, pooled_a
 
 
 def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool = True) -> Tensor:
-    r"""Distance of normalised factors, one value per sample.
+    r"""Distance of normalized factors, one value per sample.
 
     .. math:: \left\lVert \frac{F_T}{\lVert F_T \rVert_2} - \frac{F_S}{\lVert F_S \rVert_2} \right\rVert_p
 
@@ -27,7 +27,7 @@ def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool
         teacher: Factors ``(N, C, H, W)``; the larger of the two maps is average pooled to the smaller.
         p: Order of the norm.
         collapse: Whether factors are reduced to their mean square over channels ``(N, H, W)`` first, as in
-            RepDistiller; the paper normalises and compares the whole of them.
+            RepDistiller; the paper normalizes and compares the whole of them.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
@@ -58,7 +58,7 @@ class FTLoss(FeatureLoss):
 
     with d :func:`factor_distance`; the paraphraser is an encoder E of three convolutions and a decoder D of
     as many transposed ones, the translator R is built as E. The first stage trains the paraphraser alone (the
-    mean squared error, not weighted); afterwards it is frozen, its batch norms too.
+    mean squared error, not weighted); afterward it is frozen, its batch norms too.
 
     Args:
         weight: w.
@@ -69,7 +69,7 @@ class FTLoss(FeatureLoss):
         use_bn: Whether the paraphraser has batch norms too; the translator always has, as in RepDistiller.
     """
 
-    has_first_stage = True
+    has_first_phase = True
     trains_student_first = False
 
     def __init__(self,
@@ -82,7 +82,7 @@ class FTLoss(FeatureLoss):
         self.k, self.p, self.collapse, self.use_bn = k, p, collapse, use_bn
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         own, other = [shape[0] for shape in student], [shape[0] for shape in teacher]
         factors = [max(1, int(self.k * c)) for c in other]
@@ -104,11 +104,11 @@ class FTLoss(FeatureLoss):
             values.append(factor_distance(translator(at_least_float32(s)), factor, self.p, self.collapse))
         return values
 
-    def end_first_stage(self) -> None:
+    def end_first_phase(self) -> None:
         for part in (self.encoders, self.decoders):
             part.requires_grad_(False)
 
-    def first_stage(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         # The second stage leaves the encoders in eval mode.
         self.encoders.train(self.training)
         losses = []

@@ -77,7 +77,7 @@ class KDSVDLoss(FeatureLoss):
         super().__init__(weight)
         self.k = k
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         check_same_channels(student, teacher)
         if len(student) < 2:

@@ -42,7 +42,7 @@ class MGDLoss(FeatureLoss):
         mask_ratio: λ, the share of masked places, from 0 to 1.
     """
 
-    draws = True
+    is_stochastic = True
 
     def __init__(self, weight: float = 2e-5, mask_ratio: float = 0.65) -> None:
         super().__init__(weight)
@@ -52,7 +52,7 @@ class MGDLoss(FeatureLoss):
         self.align = nn.ModuleList()
         self.generation = nn.ModuleList()
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         self.align = nn.ModuleList(alignment(s[0], t[0]) for s, t in zip(student, teacher, strict=True))
         self.generation = nn.ModuleList(

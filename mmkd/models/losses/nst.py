@@ -47,7 +47,7 @@ class NSTLoss(FeatureLoss):
         weight: λ/2 in the paper.
     """
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -109,13 +109,13 @@ class OFDLoss(FeatureLoss):
         super().__init__(weight)
         self.connectors, self.margins = nn.ModuleList(), nn.ModuleList()
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         self.connectors = conv_bn(student, teacher)
         self.margins = nn.ModuleList(NegativeMean(shape[0]) for shape in teacher)
 
     def set_margins(self, level: int, bn_weight: Tensor, bn_bias: Tensor) -> None:
-        """Take a level's margins from the batch norm before the teacher's ReLU, after :meth:`connect`.
+        """Take a level's margins from the batch norm before the teacher's ReLU, after :meth:`build`.
 
         Args:
             level: Index of the level.

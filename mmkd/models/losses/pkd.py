@@ -11,14 +11,14 @@ from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels
 def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     r"""Mean over channels of ``1 - r``, with r Pearson's correlation of two feature maps.
 
-    Equation 4 of the paper: the MSE of features standardised per channel over batch and places equals
+    Equation 4 of the paper: the MSE of features standardized per channel over batch and places equals
     ``2 (1 - r)``; half of it is taken.
 
     Args:
         student: Feature map ``(N, C, H, W)``.
         teacher: Feature map ``(N, C, H, W)``; no gradient flows into it when it is detached.
         eps: Added to the standard deviation, so that a constant channel gives no division by zero. It is
-            standardised to zeros; so is a single value (one sample, 1x1), which costs nothing therefore.
+            standardized to zeros; so is a single value (one sample, 1x1), which costs nothing therefore.
 
     Returns:
         Tensor: A scalar, in float32 at least.
@@ -42,12 +42,12 @@ class PKDLoss(FeatureLoss):
         weight: α.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def __init__(self, weight: float = 6.0) -> None:
         super().__init__(weight)
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         check_same_channels(student, teacher)
 

@@ -9,7 +9,7 @@ from .base import FeatureLoss, at_least_float32
 
 
 def conditional_probabilities(feature: Tensor, eps: float = 1e-7) -> Tensor:
-    """Probability that a sample chooses another as its neighbour, by their cosine similarity.
+    """Probability that a sample chooses another as its neighbor, by their cosine similarity.
 
     Args:
         feature: ``(N, C, H, W)`` or ``(N, C)``; flattened per sample.
@@ -53,13 +53,13 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
 
 @MODELS.register_module()
 class PKTLoss(FeatureLoss):
-    """Keeps the teacher's probabilities of neighbours in a batch; see :func:`pkt_loss`.
+    """Keeps the teacher's probabilities of neighbors in a batch; see :func:`pkt_loss`.
 
     Args:
         weight: RepDistiller takes 30000.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return pkt_loss(student, teacher)

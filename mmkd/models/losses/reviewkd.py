@@ -57,7 +57,7 @@ class ReviewKDLoss(FeatureLoss):
         super().__init__(weight)
         self.mid_channels = mid_channels
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         heights = [shape[1] if len(shape) == 3 else 1 for shape in student]
         if heights != sorted(heights, reverse=True):
             raise MMKDError(f'ReviewKD goes from shallow to deep levels, but heights are {heights}')

@@ -75,7 +75,7 @@ class RKDLoss(FeatureLoss):
         angle_weight: λ_A.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def __init__(self, weight: float = 1.0, distance_weight: float = 25.0,
                  angle_weight: float = 50.0) -> None:

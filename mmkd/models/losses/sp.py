@@ -53,7 +53,7 @@ class SPLoss(FeatureLoss):
         weight: γ; the paper and RepDistiller take 3000.
     """
 
-    couples_samples = True
+    is_relational = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return sp_loss(student, teacher)

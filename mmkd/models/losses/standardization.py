@@ -1,4 +1,4 @@
-"""Standardisation of logits, as in SHAKE's released code."""
+"""Standardization of logits, as in SHAKE's released code."""
 import math
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ def standardize_logits(logits: Tensor, eps: float = 1e-7) -> Tensor:
 
     .. math:: \pi \, (z - mean(z)) / \sqrt{var(z) + \epsilon}
 
-    A layer norm over classes without learnt parameters (Li and Jin, NeurIPS 2022, released code: 3.1415).
+    A layer norm over classes without learned parameters (Li and Jin, NeurIPS 2022, released code: 3.1415).
 
     Args:
         logits: Shape ``(N, K)``.

@@ -76,7 +76,7 @@ class VIDLoss(FeatureLoss):
         self.initial_variance = initial_variance
         self.eps = eps
 
-    def connect(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
         self.regressors = nn.ModuleList(
             VariationalRegressor(s[0], t[0], self.initial_variance, self.eps)

@@ -10,6 +10,21 @@ from .spot_adaptive import SAKD, SpotAdaptiveDistill
 from .zoo import PROTOCOLS, ZOO
 
 __all__ = [
-    'CrossKD', 'DML', 'DeiT', 'FeatureDistill', 'KD', 'KDTuned', 'LD', 'LogitDistill', 'Method', 'PRESETS',
-    'PROTOCOLS', 'ProxyDistill', 'SAKD', 'SHAKE', 'SOKD', 'SpotAdaptiveDistill', 'ZOO'
+    'DML',
+    'KD',
+    'LD',
+    'PRESETS',
+    'PROTOCOLS',
+    'SAKD',
+    'SHAKE',
+    'SOKD',
+    'ZOO',
+    'CrossKD',
+    'DeiT',
+    'FeatureDistill',
+    'KDTuned',
+    'LogitDistill',
+    'Method',
+    'ProxyDistill',
+    'SpotAdaptiveDistill'
 ]

@@ -16,10 +16,10 @@ class Method(BaseModule, metaclass=ABCMeta):
     """
 
     student_spots: tuple[str, ...] = ()
-    """Spots to record in the student; known after :meth:`connect`."""
+    """Spots to record in the student; known after :meth:`build`."""
 
     teacher_spots: tuple[str, ...] = ()
-    """Spots to record in every teacher; known after :meth:`connect`."""
+    """Spots to record in every teacher; known after :meth:`build`."""
 
     student_task: float = 1.0
     """Weight of the student's own loss, in the losses of all methods together a product."""
@@ -33,23 +33,23 @@ class Method(BaseModule, metaclass=ABCMeta):
     active: bool = True
     """Whether the method is used at all; a schedule ends it."""
 
-    wants_labels: bool = False
-    """Whether the classes of the whole training set are wanted, see :meth:`connect_dataset`."""
+    needs_train_labels: bool = False
+    """Whether the classes of the whole training set are wanted, see :meth:`set_train_labels`."""
 
     optimizer_settings: Mapping[str, Mapping] = {}
     """Settings of parts of this method in the optimizer, by the submodule's name: ``lr_mult``, the learning
     rate relative to the student's, and others of the optimizer."""
 
-    first_stage_epochs: int = 0
+    first_phase_epochs: int = 0
     """Epochs at the start of training in which nothing but this method counts."""
 
     trains_student_first: bool = True
     """Whether the student is trained in them."""
 
-    in_first_stage: bool = False
+    in_first_phase: bool = False
     """Whether training is in these epochs; a hook sets it."""
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         """Build parts that depend on the networks, and check that they fit.
 
         Args:
@@ -61,7 +61,7 @@ class Method(BaseModule, metaclass=ABCMeta):
             MMKDError: If this method cannot work with these networks.
         """
 
-    def connect_dataset(self, labels: Sequence[int]) -> None:
+    def set_train_labels(self, labels: Sequence[int]) -> None:
         """Learn the classes of the training set, where the method wants to know them.
 
         Args:
@@ -71,7 +71,7 @@ class Method(BaseModule, metaclass=ABCMeta):
     def epoch_report(self) -> dict | None:
         """Return what there is to tell of the last epoch, as plain data; all ranks ask for it together."""
 
-    def end_first_stage(self) -> None:
+    def end_first_phase(self) -> None:
         """Freeze what the first stage trained and the rest of the training must leave alone."""
 
     @abstractmethod

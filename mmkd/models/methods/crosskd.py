@@ -42,13 +42,13 @@ class CrossKD(Method):
     is. What D_reg and M are, the *teacher's* head decides: KL of box distributions, the mean over edges, and
     the sum of w (GFL); 1 − GIoU and N (RetinaNet, ATSS); −log IoU and N (FCOS). N is the number of priors
     that the student's assigner gives to objects, or the sum of their centerness targets (FCOS). ATSS's
-    centerness is taught where objects are, with λ_reg. All normalisers are averaged over ranks.
+    centerness is taught where objects are, with λ_reg. All normalizers are averaged over ranks.
 
     The student's head itself, which learns from labels, has no part in the losses behind its i-th
     convolution.
 
     Args:
-        start: i: 3 (of 4) in the paper, 2 for FCOS.
+        layer: i: 3 (of 4) in the paper, 2 for FCOS.
         cls_weight: λ_cls; 0.4 in the released config for FCOS, else 1.
         reg_weight: λ_reg; by default 4 for GFL and 1 for others; 0.75 in the released config for FCOS.
         align: Whether the student's features are given the teacher's mean and standard deviation first, see
@@ -56,7 +56,7 @@ class CrossKD(Method):
     """
 
     def __init__(self,
-                 start: int = 3,
+                 layer: int = 3,
                  cls_weight: float = 1.0,
                  reg_weight: float | None = None,
                  align: bool = True) -> None:
@@ -64,30 +64,30 @@ class CrossKD(Method):
         check_weight(cls_weight, 'cls_weight')
         if reg_weight is not None:
             check_weight(reg_weight, 'reg_weight')
-        self.start = start
+        self.layer = layer
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.align = align
         self.teachers = []
         # What the i-th convolution is given: its ReLU works in place, so nothing before that can be recorded.
-        towers = tuple(_spot(tower, start) for tower in TOWERS)
+        towers = tuple(_spot(tower, layer) for tower in TOWERS)
         self.student_spots = towers
         self.teacher_spots = ('cls_outputs', *(towers if align else ()))
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         if not teachers:
             raise MMKDError('CrossKD learns from a teacher: give `teacher` a config and a checkpoint.')
-        own = _channels(student, self.start, 'student')
+        own = _channels(student, self.layer, 'student')
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'sigmoid':
             raise MMKDError('CrossKD compares probabilities of sigmoid heads; the student classifies with a '
                             'softmax.')
         for teacher in teachers:
-            other = _channels(teacher.model, self.start, 'teacher')
+            other = _channels(teacher.model, self.layer, 'teacher')
             if own != other:
                 raise MMKDError('CrossKD needs towers of the same width: behind convolution '
-                                f'{self.start}, the student has {own} channels and the teacher {other}.')
-            teacher.connect_logits(self.layout)
+                                f'{self.layer}, the student has {own} channels and the teacher {other}.')
+            teacher.require_logits(self.layout)
         self.teachers = list(teachers)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -97,19 +97,19 @@ class CrossKD(Method):
             dict: ``loss_cls``, ``loss_reg`` and, with a teacher of ATSS, ``loss_centerness``, as far as they
             have a weight; means over teachers.
         """
-        inputs = {tower: step.student_seen[_spot(tower, self.start)] for tower in TOWERS}
+        inputs = {tower: step.student_outputs[_spot(tower, self.layer)] for tower in TOWERS}
         head = step.student.bbox_head
         places = _places(head, inputs['cls_convs'], step.data_samples)
         passed = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
         terms = {}
-        for teacher, seen in zip(self.teachers, step.teachers_seen, strict=True):
+        for teacher, seen in zip(self.teachers, step.teacher_outputs, strict=True):
             crossed = self._cross(teacher, passed, seen)
             for name, value in self._compare(teacher, seen['cls_outputs'][0], crossed, places).items():
                 terms[name] = terms.get(name, 0) + value / len(self.teachers)
         return terms
 
     def _pass(self, head: nn.Module, tower: str, levels: Sequence[Tensor]) -> list[Tensor]:
-        return [_before_activation(getattr(head, tower)[self.start - 1], level) for level in levels]
+        return [_before_activation(getattr(head, tower)[self.layer - 1], level) for level in levels]
 
     def _cross(self, teacher, passed: Mapping[str, list[Tensor]], seen: Mapping) -> Sequence:
         """Return the head outputs of what the student's towers gave, in the student's classes."""
@@ -118,13 +118,13 @@ class CrossKD(Method):
         for tower, levels in passed.items():
             if self.align:
                 with torch.no_grad():
-                    own = self._pass(head, tower, seen[_spot(tower, self.start)])
+                    own = self._pass(head, tower, seen[_spot(tower, self.layer)])
                 levels = [align_statistics(s, t) for s, t in zip(levels, own, strict=True)]
             else:
                 levels = [level.clone() for level in levels]  # the activation may work in place
-            conv = getattr(head, tower)[self.start - 1]
+            conv = getattr(head, tower)[self.layer - 1]
             features[tower] = [conv.activate(level) if conv.with_activation else level for level in levels]
-        outputs = _continued(head, features, self.start)(features['cls_convs'])
+        outputs = _continued(head, features, self.layer)(features['cls_convs'])
         return teacher.in_students_outputs([outputs])[0]
 
     def _compare(self, teacher, target: Sequence, crossed: Sequence, places: tuple) -> dict:
@@ -201,12 +201,12 @@ class _Given(nn.Module):
         return next(self._levels)
 
 
-def _continued(head: nn.Module, features: Mapping[str, Sequence[Tensor]], start: int) -> nn.Module:
+def _continued(head: nn.Module, features: Mapping[str, Sequence[Tensor]], layer: int) -> nn.Module:
     """Return a head that shares a head's layers, and whose towers go on from some features."""
     rest = copy.copy(head)
     rest._modules = dict(head._modules)
     for tower, levels in features.items():
-        setattr(rest, tower, nn.ModuleList([_Given(levels), *getattr(head, tower)[start:]]))
+        setattr(rest, tower, nn.ModuleList([_Given(levels), *getattr(head, tower)[layer:]]))
     return rest
 
 
@@ -218,7 +218,7 @@ def _before_activation(conv: ConvModule, feature: Tensor) -> Tensor:
 
 def _places(head: nn.Module, levels: Sequence[Tensor],
             data_samples: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all places' weights, whether they are an object's, and the normaliser of the student's loss."""
+    """Return all places' weights, whether they are an object's, and the normalizer of the student's loss."""
     if isinstance(head, FCOSHead):
         sizes = [level.shape[-2:] for level in levels]
         points = head.prior_generator.grid_priors(sizes, device=levels[0].device)
@@ -247,12 +247,12 @@ def _box_loss(head: nn.Module, target: Sequence[Tensor], crossed: Sequence[Tenso
     return 1 - bbox_overlaps(p, t, mode='giou', is_aligned=True)
 
 
-def _spot(tower: str, start: int) -> str:
-    return f'bbox_head.{tower}.{start - 1}:input'
+def _spot(tower: str, layer: int) -> str:
+    return f'bbox_head.{tower}.{layer - 1}:input'
 
 
-def _channels(model: nn.Module, start: int, role: str) -> list[int]:
-    """Return the width of a head's two towers behind the ``start``-th convolution."""
+def _channels(model: nn.Module, layer: int, role: str) -> list[int]:
+    """Return the width of a head's two towers behind the ``layer``-th convolution."""
     head = getattr(model, 'bbox_head', None)
     known = (AnchorHead.get_targets, ATSSHead.get_targets, GFLHead.get_targets, FCOSHead.get_targets)
     towers = [getattr(head, tower, ()) for tower in TOWERS]
@@ -263,7 +263,7 @@ def _channels(model: nn.Module, start: int, role: str) -> list[int]:
         raise MMKDError('CrossKD crosses heads with towers `cls_convs` and `reg_convs`, such as those of '
                         f'RetinaNet, ATSS, FCOS and GFL; the {role} has a {kind}.')
     depth = min(len(tower) for tower in towers)
-    if not 1 <= start <= depth:
-        raise MMKDError(f"CrossKD's `start` must lie between 1 and {depth}, the depth of the towers of the "
-                        f'{role}, not be {start}.')
-    return [tower[start - 1].out_channels for tower in towers]
+    if not 1 <= layer <= depth:
+        raise MMKDError(f"CrossKD's `layer` must lie between 1 and {depth}, the depth of the towers of the "
+                        f'{role}, not be {layer}.')
+    return [tower[layer - 1].out_channels for tower in towers]

@@ -44,7 +44,7 @@ class DeiT(Method):
             raise MMKDError(f"DeiT's weight must lie between 0 and 1, not {self.weight}.")
         self.temperature = temperature
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         names = dict(student.named_modules())
         if CLASS_TOKEN not in names or DISTILLATION_TOKEN not in names:
             raise MMKDError(
@@ -54,7 +54,7 @@ class DeiT(Method):
             raise MMKDError('DeiT learns from a teacher: give `teacher` a config and a checkpoint.')
         self.layout = logit_layout(student, 'student')
         for teacher in teachers:
-            teacher.connect_logits(self.layout)
+            teacher.require_logits(self.layout)
         self.student_spots = (CLASS_TOKEN, DISTILLATION_TOKEN)
         self.teacher_spots = ('cls_outputs', )
         # The head says so in every step of training; with this method it is not true.
@@ -67,8 +67,8 @@ class DeiT(Method):
             dict: ``loss_class``, ``loss_token`` (the mean over teachers), and ``token_teacher_agreement``,
             the share of images on which the token has the teacher's most likely class.
         """
-        of_class, of_token = (step.student_seen[spot][0] for spot in self.student_spots)
-        taught = [self.layout.logits(seen['cls_outputs'])[0] for seen in step.teachers_seen]
+        of_class, of_token = (step.student_outputs[spot][0] for spot in self.student_spots)
+        taught = [self.layout.logits(seen['cls_outputs'])[0] for seen in step.teacher_outputs]
         losses = [self._token_loss(of_token, t) for t in taught]
         return dict(
             loss_class=(1 - self.weight) * classification_loss(self.layout, step, [of_class]),

@@ -7,9 +7,9 @@ from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from ...random_state import separate_random_state
 from ...registry import MODELS
 from ..losses import FeatureLoss, at_least_float32
-from ..random_state import separate_random_state
 from ..spots import common_probe_size, is_classifier, probe, resolve_spot
 from ..step import Step
 from .base import Method
@@ -28,7 +28,7 @@ class FeatureDistill(Method):
         teacher_spot: Where in the teacher; the same names by default.
         connector: Config of what gives every level of the student the teacher's shape, such as
             ``dict(type='mmkd.ConvConnector')``; it is trained with the student and not part of it.
-        first_stage_epochs: Of losses with a first stage of training: how many epochs of the whole training it
+        first_phase_epochs: Of losses with a first stage of training: how many epochs of the whole training it
             takes. Nothing but this method counts in it.
     """
 
@@ -37,7 +37,7 @@ class FeatureDistill(Method):
                  spot: str | Sequence[str] | Mapping[str, str | None] = 'neck',
                  teacher_spot: str | Sequence[str] | None = None,
                  connector: dict | None = None,
-                 first_stage_epochs: int = 0) -> None:
+                 first_phase_epochs: int = 0) -> None:
         super().__init__()
         self.loss_cfg = loss
         self.spot = spot
@@ -45,25 +45,25 @@ class FeatureDistill(Method):
         self.connector_cfg = connector
         one = self._build_loss()
         self.losses, self.connectors = ModuleList([one]), ModuleList()
-        self.has_first_stage = one.has_first_stage
-        self.first_stage_epochs = first_stage_epochs
+        self.has_first_phase = one.has_first_phase
+        self.first_phase_epochs = first_phase_epochs
         self.trains_student_first = one.trains_student_first
-        self.wants_labels = one.wants_labels
-        if first_stage_epochs and not one.has_first_stage:
-            raise MMKDError(f'{type(one).__name__} has no first stage; leave first_stage_epochs at 0.')
+        self.needs_train_labels = one.needs_train_labels
+        if first_phase_epochs and not one.has_first_phase:
+            raise MMKDError(f'{type(one).__name__} has no first stage; leave first_phase_epochs at 0.')
 
     @property
     def name(self) -> str:
         """Get what messages call this method."""
         return self.loss_cfg['type'].split('.')[-1].removesuffix('Loss')
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         if not teachers:
             raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
         self._choose_spots(student)
         self.losses.extend(self._build_loss() for _ in teachers[1:])
         for teacher, loss in zip(teachers, self.losses, strict=True):
-            teacher.connect_maps()
+            teacher.require_same_size()
             size = common_probe_size(student, teacher.model)
             own = _shapes(student, self.student_spots, 'student', size)
             other = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
@@ -76,21 +76,21 @@ class FeatureDistill(Method):
                     self.connectors.append(self._build_connectors(own, other))
                     own = [_shape_of(connector, shape) for connector, shape in
                            zip(self.connectors[-1], own, strict=True)]
-                loss.connect(own, other)
-                if not self.first_stage_epochs:
-                    loss.end_first_stage()  # what it would have trained stays as it is
+                loss.build(own, other)
+                if not self.first_phase_epochs:
+                    loss.end_first_phase()  # what it would have trained stays as it is
             except MMKDError as error:
                 raise MMKDError(
                     f'{self.name} cannot compare what the student gives at {_listed(self.student_spots)} '
                     f'with what the teacher gives at {_listed(self.teacher_spots)}: {error}.') from None
 
-    def connect_dataset(self, labels: Sequence[int]) -> None:
+    def set_train_labels(self, labels: Sequence[int]) -> None:
         for loss in self.losses:
-            loss.connect_dataset(labels)
+            loss.set_train_labels(labels)
 
-    def end_first_stage(self) -> None:
+    def end_first_phase(self) -> None:
         for loss in self.losses:
-            loss.end_first_stage()
+            loss.end_first_phase()
         if all(loss.weight == 0 for loss in self.losses):
             self.active = False
             self.requires_grad_(False)
@@ -101,30 +101,30 @@ class FeatureDistill(Method):
         Args:
             step: What is to be seen of a training step.
             choices: For every level, which samples to distil ``(N,)``; all by default. See
-                :meth:`~mmkd.models.losses.FeatureLoss.chosen`.
+                :meth:`~mmkd.models.losses.FeatureLoss.masked`.
 
         Returns:
             dict: ``loss_feature``, the mean over teachers.
         """
-        own = self.levels(step.student_seen, self.student_spots)
+        own = self.levels(step.student_outputs, self.student_spots)
         values = []
-        for index, (loss, seen) in enumerate(zip(self.losses, step.teachers_seen, strict=True)):
+        for index, (loss, seen) in enumerate(zip(self.losses, step.teacher_outputs, strict=True)):
             mine, other = own, self.levels(seen, self.teacher_spots)
             # Outside of autocast: relations and covariances overflow in half precision.
             with torch.autocast(step.inputs.device.type, enabled=False):
                 if self.connectors:
                     mine = [connector(level) for connector, level in
                             zip(self.connectors[index], mine, strict=True)]
-                with separate_random_state() if loss.draws else contextlib.nullcontext():
-                    if self.in_first_stage:
-                        values.append(loss.first_stage(mine, other))
+                with separate_random_state() if loss.is_stochastic else contextlib.nullcontext():
+                    if self.in_first_phase:
+                        values.append(loss.first_phase(mine, other))
                     elif choices is None:
                         values.append(loss(mine, other, step.data_samples))
                     else:
-                        values.append(loss.chosen(mine, other, choices, step.data_samples))
+                        values.append(loss.masked(mine, other, choices, step.data_samples))
         # What is not reached in this stage of training must not be missed by DDP.
         unreached = [parameter.sum() * 0 for parameter in self.parameters()
-                     if self.has_first_stage and parameter.requires_grad]
+                     if self.has_first_phase and parameter.requires_grad]
         return dict(loss_feature=sum(values) / len(values) + sum(unreached))
 
     def _choose_spots(self, student: nn.Module) -> None:
@@ -147,7 +147,7 @@ class FeatureDistill(Method):
         connectors = ModuleList()
         for mine, theirs in zip(own, other, strict=True):
             connector = MODELS.build(self.connector_cfg)
-            connector.connect(mine, theirs)
+            connector.build(mine, theirs)
             connectors.append(connector)
         return connectors
 

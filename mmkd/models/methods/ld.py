@@ -72,7 +72,7 @@ class LD(Method):
         self.kd_temperature = kd_temperature
         self.student_spots = self.teacher_spots = ('cls_outputs', )
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         if not teachers:
             raise MMKDError('LD learns from a teacher: give `teacher` a config and a checkpoint.')
         head = _distribution_head(student, 'student')
@@ -87,7 +87,7 @@ class LD(Method):
             if reg_max != head.reg_max:
                 raise MMKDError(f'The box distributions cannot be compared: reg_max is {head.reg_max} in the '
                                 f'student and {reg_max} in the teacher.')
-            teacher.connect_logits(self.layout)
+            teacher.require_logits(self.layout)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """See :meth:`Method.forward`.
@@ -96,8 +96,8 @@ class LD(Method):
             dict: ``loss_main``, ``loss_vlr`` and ``loss_kd``, as far as they have a weight; means over
             teachers.
         """
-        (own, ) = step.student_seen['cls_outputs']
-        taught = [seen['cls_outputs'][0] for seen in step.teachers_seen]
+        (own, ) = step.student_outputs['cls_outputs']
+        taught = [seen['cls_outputs'][0] for seen in step.teacher_outputs]
         head = step.student.bbox_head
         priors, labels, counts = assign(head, own[0], step.data_samples)
         main = torch.cat([level.flatten() for level in labels]) < head.num_classes
@@ -156,7 +156,7 @@ def valuable_region(priors: Tensor, boxes: Tensor, threshold: Tensor, gamma: flo
         Tensor: Shape ``(A,)``; the largest IoU where regions of objects overlap.
     """
     overlaps = bbox_overlaps(priors, boxes)
-    diou = overlaps - _centre_distance(priors, boxes) / _enclosing_diagonal(priors, boxes)
+    diou = overlaps - _center_distance(priors, boxes) / _enclosing_diagonal(priors, boxes)
     region = (diou >= gamma * threshold) & (diou < threshold)
     return torch.where(region, overlaps, 0.0).amax(dim=1)
 
@@ -174,7 +174,7 @@ def atss_threshold(priors: Sequence[Tensor], boxes: Tensor, topk: int) -> Tensor
     """
     candidates = []
     for level in priors:
-        closest = _centre_distance(level, boxes).topk(min(topk, len(level)), dim=0, largest=False).indices
+        closest = _center_distance(level, boxes).topk(min(topk, len(level)), dim=0, largest=False).indices
         candidates.append(bbox_overlaps(level, boxes).gather(0, closest))
     candidates = torch.cat(candidates)
     return candidates.mean(dim=0) + candidates.std(dim=0)
@@ -219,9 +219,9 @@ def _distribution_head(model: nn.Module, role: str) -> GFLHead:
     return head
 
 
-def _centre_distance(priors: Tensor, boxes: Tensor) -> Tensor:
-    centres = [(one[:, :2] + one[:, 2:]) / 2 for one in (priors, boxes)]
-    return (centres[0][:, None] - centres[1]).square().sum(dim=-1)
+def _center_distance(priors: Tensor, boxes: Tensor) -> Tensor:
+    centers = [(one[:, :2] + one[:, 2:]) / 2 for one in (priors, boxes)]
+    return (centers[0][:, None] - centers[1]).square().sum(dim=-1)
 
 
 def _enclosing_diagonal(priors: Tensor, boxes: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class LogitDistill(Method):
         loss: Config of a :class:`~mmkd.models.losses.LogitLoss`.
         weight: Factor of the loss.
         student_task: Factor of the student's own loss.
-        standardize: Whether all logits are standardised over classes first.
+        standardize: Whether all logits are standardized over classes first.
     """
 
     def __init__(self,
@@ -48,7 +48,7 @@ class LogitDistill(Method):
         self.standardize = standardize
         self.layout = LogitLayout()
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         name = type(self.loss).__name__.removesuffix('Loss')
         if not teachers:
             raise MMKDError(f'{name} learns from a teacher: give `teacher` a config and a checkpoint.')
@@ -59,7 +59,7 @@ class LogitDistill(Method):
         if self.loss.needs_labels and getattr(student.data_preprocessor, 'batch_augments', None) is not None:
             raise MMKDError(_MIXED.format(name))
         for teacher in teachers:
-            teacher.connect_logits(self.layout)
+            teacher.require_logits(self.layout)
         self.student_spots = self.teacher_spots = ('cls_outputs', )
         if self.loss.needs_labels and self.layout.of_boxes:
             self.student_spots += ('cls_targets', )
@@ -74,23 +74,23 @@ class LogitDistill(Method):
         Returns:
             dict: ``loss_logit``.
         """
-        own = self._logits(step.student_seen['cls_outputs'])
+        own = self._logits(step.student_outputs['cls_outputs'])
         labels = self._labels(step) if self.loss.needs_labels else [None] * len(own)
         losses = []
-        for seen in step.teachers_seen:
+        for seen in step.teacher_outputs:
             taught = self._logits(seen['cls_outputs'])
-            stages = zip(self.layout.stage_weights, own, taught, labels, strict=False)
+            stages = zip(self.layout.stage_loss_weights, own, taught, labels, strict=False)
             losses.append(sum(factor * self._mean(s, t, y, choices) for factor, s, t, y in stages))
         return dict(loss_logit=self.weight * sum(losses) / len(losses))
 
     def _mean(self, s: Tensor, t: Tensor, labels: Tensor | None, choices: Sequence[Tensor] | None) -> Tensor:
-        if choices is not None and self.loss.couples_samples:
+        if choices is not None and self.loss.is_relational:
             index = choices[0].nonzero()[:, 0]
             return choices[0].mean() * self.loss(s[index], t[index]) if len(index) else s.sum() * 0
         value = self.loss(s, t, labels)
         if choices is not None:
             value = choices[0] * value
-        if self.loss.couples_samples:
+        if self.loss.is_relational:
             return value
         # Numbers of boxes differ between ranks; every box counts the same.
         return value.sum() / mean_over_ranks(value.new_full((), len(value)))
@@ -104,4 +104,4 @@ class LogitDistill(Method):
             if any('gt_score' in sample for sample in step.data_samples):  # data may mix images as well
                 raise MMKDError(_MIXED.format(type(self.loss).__name__.removesuffix('Loss')))
             return [torch.cat([sample.gt_label for sample in step.data_samples])]
-        return [args[1] for args, _ in step.student_seen['cls_targets']]
+        return [args[1] for args, _ in step.student_outputs['cls_targets']]

@@ -15,7 +15,7 @@ def KD(temperature: float = 4.0, weight: float = 1.0, **settings) -> ProxyDistil
     Args:
         temperature: τ.
         weight: λ of KL(T‖S).
-        **settings: Others of :class:`ProxyDistill`, such as ``where``.
+        **settings: Others of :class:`ProxyDistill`, such as ``sample_weight``.
     """
     return ProxyDistill(temperature=temperature, proxy_to_student=weight, **settings)
 
@@ -74,40 +74,40 @@ def DML(temperature: float = 4.0,
 def SHAKE(temperature: float = 4.0,
           weight: float = 1.0,
           placement: str = 'student',
-          tower: str = 'head',
+          depth: str = 'head',
           head: dict | None = None,
           **settings) -> ProxyDistill:
     """Shadow knowledge distillation (Li and Jin, NeurIPS 2022).
 
     ``placement='student'`` is the paper's text, ``'teacher'`` the released form: there the shadow head has
-    its own task loss, imitates the teacher by MSE, and all logits are standardised.
+    its own task loss, imitates the teacher by MSE, and all logits are standardized.
 
     Args:
         temperature: τ.
         weight: λ of KL(sg S‖P) and KL(sg P‖S); what passes from T to P has weight 1.
         placement: Where the shadow head stands, see :class:`~mmkd.models.proxies.ShadowHead`.
-        tower: How much of the head it has of its own, see there.
+        depth: How much of the head it has of its own, see there.
         head: In which settings it differs from the student's head, see there.
         **settings: Others of :class:`ProxyDistill`.
     """
     released = placement == 'teacher'
     return ProxyDistill(**{
         **dict(
-            proxy=dict(type='mmkd.ShadowHead', placement=placement, tower=tower, head=head),
+            proxy=dict(type='mmkd.ShadowHead', placement=placement, depth=depth, head=head),
             temperature=temperature,
             proxy_task=1.0 if released else 0.0,
             teacher_to_proxy=1.0,
             student_to_proxy=weight,
             proxy_to_student=weight,
             standardize=released,
-            imitate_teacher_by='mse' if released else 'kl'),
+            teacher_loss='mse' if released else 'kl'),
         **settings})
 
 
 @MODELS.register_module()
 def SOKD(temperature: float = 4.0,
          weight: float = 1.0,
-         start: str = 'random',
+         init: str = 'random',
          last_stage: bool = False,
          **settings) -> ProxyDistill:
     """Semi-online knowledge distillation (Liu et al., BMVC 2021): a bridge on the frozen teacher teaches.
@@ -115,13 +115,13 @@ def SOKD(temperature: float = 4.0,
     Args:
         temperature: τ.
         weight: Of all KL terms; 1 in the paper.
-        start: Weights that the bridge starts from, see :class:`~mmkd.models.proxies.KnowledgeBridge`.
+        init: Weights that the bridge starts from, see :class:`~mmkd.models.proxies.KnowledgeBridge`.
         last_stage: How much of the teacher the bridge copies, see there.
         **settings: Others of :class:`ProxyDistill`.
     """
     return ProxyDistill(**{
         **dict(
-            proxy=dict(type='mmkd.KnowledgeBridge', start=start, last_stage=last_stage),
+            proxy=dict(type='mmkd.KnowledgeBridge', init=init, last_stage=last_stage),
             temperature=temperature,
             proxy_task=1.0,
             teacher_to_proxy=weight,

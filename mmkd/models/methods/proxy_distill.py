@@ -13,7 +13,7 @@ from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
 from ..losses.base import check_weight
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
-from ..spots import WHERE, LogitLayout, logit_layout
+from ..spots import SAMPLE_WEIGHTS, LogitLayout, logit_layout
 from ..step import Step
 from .base import Method
 from .teacher_weights import adaptive_weights
@@ -29,7 +29,7 @@ class ProxyDistill(Method):
 
     sg stops gradients; KL is :func:`~mmkd.models.losses.kl_divergence` for softmax heads and
     :func:`~mmkd.models.losses.bernoulli_kl_divergence` for sigmoid heads, at temperature τ, averaged over
-    the boxes or places of all ranks by their weights (``where``), and summed over the stages of a cascade
+    the boxes or places of all ranks by their weights (``sample_weight``), and summed over the stages of a cascade
     by the stages' own weights. Without a proxy, P is the teacher itself and only d and e are left. A term
     of weight 0 is left out.
 
@@ -55,15 +55,15 @@ class ProxyDistill(Method):
         student_to_proxy: c, reversed distillation.
         proxy_to_student: d.
         student_task: e.
-        where: Which boxes or places count: ``'all'``, ``'foreground'`` or ``'teacher'``, see
-            :meth:`~mmkd.models.spots.LogitLayout.weights`. By default ``'all'`` for two-stage detectors and
+        sample_weight: Which boxes or places count: ``'uniform'``, ``'foreground'`` or ``'teacher'``, see
+            :meth:`~mmkd.models.spots.LogitLayout.weights`. By default ``'uniform'`` for two-stage detectors and
             ``'foreground'`` for dense ones, of whose places nearly all are empty (measured:
-            docs/benchmarks/where.md).
-        standardize: Whether all logits are standardised over classes first (softmax heads; probabilities
+            docs/benchmarks/sample_weight.md).
+        standardize: Whether all logits are standardized over classes first (softmax heads; probabilities
             of sigmoid heads have a meaning of their own and stay).
-        standardize_task: Classifiers: whether the task losses of student and proxy take standardised logits,
+        standardize_task: Classifiers: whether the task losses of student and proxy take standardized logits,
             too, as in SHAKE's released code. The student's is then ``loss_task``, in place of its own.
-        imitate_teacher_by: ``'kl'``, or ``'mse'``: the mean squared difference of logits in place of
+        teacher_loss: ``'kl'``, or ``'mse'``: the mean squared difference of logits in place of
             KL(sg T‖P).
         teacher_weights: Of several teachers, how the student weighs them: ``'equal'`` (AVER) or
             ``'adaptive'`` (AEKD).
@@ -77,10 +77,10 @@ class ProxyDistill(Method):
                  student_to_proxy: float = 1.0,
                  proxy_to_student: float = 1.0,
                  student_task: float = 1.0,
-                 where: str | None = None,
+                 sample_weight: str | None = None,
                  standardize: bool = False,
                  standardize_task: bool = False,
-                 imitate_teacher_by: str = 'kl',
+                 teacher_loss: str = 'kl',
                  teacher_weights: str = 'equal') -> None:
         super().__init__()
         check_weight(temperature, 'temperature')
@@ -90,8 +90,8 @@ class ProxyDistill(Method):
                             ('student_to_proxy', student_to_proxy), ('proxy_to_student', proxy_to_student),
                             ('student_task', student_task)):
             check_weight(value, name)
-        for name, value, known in (('where', where, (None, *WHERE)),
-                                   ('imitate_teacher_by', imitate_teacher_by, ('kl', 'mse')),
+        for name, value, known in (('sample_weight', sample_weight, (None, *SAMPLE_WEIGHTS)),
+                                   ('teacher_loss', teacher_loss, ('kl', 'mse')),
                                    ('teacher_weights', teacher_weights, ('equal', 'adaptive'))):
             if value not in known:
                 raise MMKDError(f'`{name}` must be one of {known}, not {value!r}.')
@@ -103,36 +103,36 @@ class ProxyDistill(Method):
         self.student_task = 0.0 if standardize_task else student_task
         self.standardized_task = student_task if standardize_task else 0.0
         self.task_losses = ('loss_task', ) if standardize_task else ()
-        self.where = where
+        self.sample_weight = sample_weight
         self.standardize = standardize
-        self.imitate_teacher_by = imitate_teacher_by
+        self.teacher_loss = teacher_loss
         self.teacher_weights = teacher_weights
         self.proxy_cfg = proxy
         self.layout = LogitLayout()
         self.proxies = ModuleList()
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         self.layout = logit_layout(student, 'student')
-        if self.layout.of_images and self.where not in (None, 'all'):
-            raise MMKDError(f'where={self.where!r} is for detectors; a classifier judges whole images.')
+        if self.layout.of_images and self.sample_weight not in (None, 'uniform'):
+            raise MMKDError(f'sample_weight={self.sample_weight!r} is for detectors; a classifier judges whole images.')
         if self.standardized_task:
             self._standardize_task()
         _check_classifier(student, self.layout, 'student')
-        if self.where is None:
-            self.where = 'foreground' if self.layout.dense else 'all'
+        if self.sample_weight is None:
+            self.sample_weight = 'foreground' if self.layout.dense else 'uniform'
         for _ in range(max(len(teachers), 1) if self.proxy_cfg else 0):
             self.proxies.append(build_proxy(self.proxy_cfg))
         sees_teacher = not self.proxies or self.teacher_to_proxy > 0
         if not teachers and (sees_teacher or any(proxy.needs_teacher for proxy in self.proxies)):
             raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
         for teacher in teachers:
-            teacher.connect_logits(self.layout)
+            teacher.require_logits(self.layout)
             _check_classifier(teacher.model, self.layout, 'teacher')
         student_spots, teacher_spots = ['cls_outputs'], ['cls_outputs'] if sees_teacher else []
-        if self.where == 'foreground' and self.layout.of_boxes:
+        if self.sample_weight == 'foreground' and self.layout.of_boxes:
             student_spots.append('cls_targets')
         for index, proxy in enumerate(self.proxies):
-            proxy.connect(student, teachers[index] if teachers else None, student_cfg, self.layout,
+            proxy.build(student, teachers[index] if teachers else None, student_cfg, self.layout,
                           task=self.proxy_task > 0)
             student_spots += proxy.student_spots
             teacher_spots += proxy.teacher_spots
@@ -158,9 +158,9 @@ class ProxyDistill(Method):
             ``proxy_teacher_agreement``, the shares of boxes or places on which two have the same most
             likely class.
         """
-        own = step.student_seen['cls_outputs']
+        own = step.student_outputs['cls_outputs']
         s = self._logits(own)
-        taught = [self._logits(seen['cls_outputs']) for seen in step.teachers_seen if 'cls_outputs' in seen]
+        taught = [self._logits(seen['cls_outputs']) for seen in step.teacher_outputs if 'cls_outputs' in seen]
         terms = {}
         if self.proxies:
             ran = [proxy(step, index, self.proxy_task > 0) for index, proxy in enumerate(self.proxies)]
@@ -179,7 +179,7 @@ class ProxyDistill(Method):
         if self.proxies and self.proxy_task > 0:
             terms['loss_proxy_task'] = self.proxy_task * sum(loss for _, loss in ran)
         if self.proxies and self.teacher_to_proxy > 0:
-            divergence = self._squared_error if self.imitate_teacher_by == 'mse' else self._kl
+            divergence = self._squared_error if self.teacher_loss == 'mse' else self._kl
             terms['loss_proxy_teacher'] = self.teacher_to_proxy * sum(
                 self._mean_over_samples(divergence, t, p, counts)
                 for t, p in zip(taught, proxies, strict=True))
@@ -190,9 +190,9 @@ class ProxyDistill(Method):
 
     def _counts(self, step: Step, own: list, ran: list) -> list[Tensor]:
         """How much every box or place counts; probabilities are of logits as they come."""
-        teaching = [seen['cls_outputs'] for seen in step.teachers_seen if 'cls_outputs' in seen]
+        teaching = [seen['cls_outputs'] for seen in step.teacher_outputs if 'cls_outputs' in seen]
         logits = [self.layout.logits(outputs) for outputs in teaching or [outputs for outputs, _ in ran]]
-        return self.layout.weights(self.where, own, _mean(logits), step)
+        return self.layout.weights(self.sample_weight, own, _mean(logits), step)
 
     def _logits(self, outputs: Sequence) -> list[Tensor]:
         logits = self.layout.logits(outputs)
@@ -216,13 +216,13 @@ class ProxyDistill(Method):
         return torch.cat([
             (weight * count[:, None] / mean_over_ranks(count.sum()) *
              (squash(mine.detach() / tau) - squash(other / tau))).flatten()
-            for weight, count, mine, other in zip(self.layout.stage_weights, counts, s, p, strict=False)])
+            for weight, count, mine, other in zip(self.layout.stage_loss_weights, counts, s, p, strict=False)])
 
     def _mean_over_samples(self, divergence, target: list[Tensor], prediction: list[Tensor],
                            counts: list[Tensor]) -> Tensor:
         stages = [
             weight * (count * divergence(t, p)).sum() / mean_over_ranks(count.sum())
-            for weight, t, p, count in zip(self.layout.stage_weights, target, prediction, counts,
+            for weight, t, p, count in zip(self.layout.stage_loss_weights, target, prediction, counts,
                                            strict=False)]
         return sum(stages)
 

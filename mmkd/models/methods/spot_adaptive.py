@@ -7,10 +7,10 @@ from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
 from ...errors import MMKDError, nearest_names
+from ...random_state import separate_random_state
 from ...registry import MODELS
 from ..losses import kl_divergence
 from ..losses.base import check_weight
-from ..random_state import separate_random_state
 from ..spots import is_classifier, logit_layout, probe, resolve_spot
 from ..spots.policy import SpotPolicy
 from ..spots.routing import POOLED, Routing, positions_of
@@ -83,31 +83,31 @@ class SpotAdaptiveDistill(Method):
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
         self.optimizer_settings = dict(policy=settings, routing=settings) if self._routes else {}
         if self.inner is not None:
-            self.first_stage_epochs = self.inner.first_stage_epochs
+            self.first_phase_epochs = self.inner.first_phase_epochs
             self.trains_student_first = self.inner.trains_student_first
-            self.wants_labels = self.inner.wants_labels
+            self.needs_train_labels = self.inner.needs_train_labels
         self.policy, self.routing = nn.Module(), nn.Module()
 
     @property
     def _routes(self) -> bool:
         return self.strategy in ('adaptive', 'reversed')
 
-    def connect(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
+    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
         if not is_classifier(student):
             raise MMKDError('SAKD is for classifiers.')
         if len(teachers) != 1:
             raise MMKDError(f'SAKD learns from one teacher, not from {len(teachers)}.')
         teacher, = teachers
-        if self._routes and teacher.engine.precision != 'fp32':
+        if self._routes and teacher.inference.precision != 'fp32':
             raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'softmax':
             raise MMKDError('SAKD is for classifiers that choose one class.')
-        teacher.connect_logits(self.layout)
+        teacher.require_logits(self.layout)
         self._teacher = (teacher, )  # in a tuple: no part of this module
         spots, taught = ['cls_outputs', 'features'], ['cls_outputs', 'features']
         if self.inner is not None:
-            self.inner.connect(student, teachers, student_cfg)
+            self.inner.build(student, teachers, student_cfg)
             spots += self.inner.student_spots
             taught += self.inner.teacher_spots
         self.student_spots = tuple(dict.fromkeys(spots))
@@ -133,11 +133,11 @@ class SpotAdaptiveDistill(Method):
             self.policy = SpotPolicy(channels, len(self.spot_names), self.gumbel_temperature, 10.0 * same)
             self.routing = Routing(positions, shapes)
 
-    def connect_dataset(self, labels: Sequence[int]) -> None:
-        self.inner.connect_dataset(labels)
+    def set_train_labels(self, labels: Sequence[int]) -> None:
+        self.inner.set_train_labels(labels)
 
-    def end_first_stage(self) -> None:
-        self.inner.end_first_stage()
+    def end_first_phase(self) -> None:
+        self.inner.end_first_phase()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """See :meth:`Method.forward`.
@@ -148,11 +148,11 @@ class SpotAdaptiveDistill(Method):
             distilled at a spot.
         """
         if self.inner is not None:
-            self.inner.in_first_stage = self.in_first_stage
-            if self.in_first_stage:
+            self.inner.in_first_phase = self.in_first_phase
+            if self.in_first_phase:
                 return self._with_all_parameters(self.inner(step))
-        taught, = step.teachers_seen
-        (s, ), (t, ) = (self.layout.logits(seen['cls_outputs']) for seen in (step.student_seen, taught))
+        taught, = step.teacher_outputs
+        (s, ), (t, ) = (self.layout.logits(seen['cls_outputs']) for seen in (step.student_outputs, taught))
         target = _target(step.data_samples, s)
         choices = self._choose(step, len(s))
         losses = {}
@@ -176,14 +176,14 @@ class SpotAdaptiveDistill(Method):
         with separate_random_state():
             if self.strategy == 'random':
                 return (torch.rand(shape, device=step.inputs.device) < 0.5).float()
-            own, other = (_pooled(seen['features']) for seen in (step.student_seen, step.teachers_seen[0]))
+            own, other = (_pooled(seen['features']) for seen in (step.student_outputs, step.teacher_outputs[0]))
             return self.policy(own, other)
 
     def _routing_losses(self, step: Step, choices: Tensor, s: Tensor, t: Tensor, target: Tensor) -> dict:
         teacher, = self._teacher
         first = None
         if isinstance(self.inner, FeatureDistill):
-            first = self.inner.levels(step.teachers_seen[0], self.inner.teacher_spots)[0]
+            first = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
         z = self.routing(step.student, teacher, step.inputs, first, t, choices)
         routed = F.cross_entropy(z.float(), target, reduction='none')
         plain = F.cross_entropy(s.detach().float(), target, reduction='none')
@@ -256,6 +256,6 @@ def SAKD(method: str = 'FitNet', strategy: str = 'adaptive', gamma: float | None
     if gamma is None:
         gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
     if method == 'FSP':  # not in a stage of its own, where there are no choices, but all along
-        settings = {**dict(weight=50.0, first_stage_epochs=0), **settings}
+        settings = {**dict(weight=50.0, first_phase_epochs=0), **settings}
     inner = {**dict(type=f'mmkd.{method}', protocol='sakd'), **settings}
     return SpotAdaptiveDistill(inner, strategy, gamma=gamma, **own)

@@ -52,7 +52,7 @@ def minimum_norm_weights(gram: Tensor, iterations: int = 200) -> Tensor:
 
 
 def _towards(weights: Tensor, gram: Tensor, index: Tensor) -> Tensor:
-    """Go from ``weights`` towards one vertex of the simplex, to the shortest combined gradient."""
+    """Go from ``weights`` toward one vertex of the simplex, to the shortest combined gradient."""
     vertex = torch.zeros_like(weights).scatter(0, index.long().reshape(1), 1.0)
     direction = vertex - weights
     length = direction @ gram @ direction

@@ -65,7 +65,7 @@ class Entry:
         if self.of_logits:
             own = _taken(settings, 'student_task', 'standardize')
             return LogitDistill(dict(type=f'mmkd.{self.loss}', **settings), weight, **own)
-        own = _taken(settings, 'spot', 'teacher_spot', 'connector', 'first_stage_epochs')
+        own = _taken(settings, 'spot', 'teacher_spot', 'connector', 'first_phase_epochs')
         own.setdefault('spot', dict(classifier=self.classifier, detector=self.detector))
         return FeatureDistill(dict(type=f'mmkd.{self.loss}', weight=weight, **settings), **own)
 
@@ -86,11 +86,11 @@ ZOO = (
     Entry('KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
           'KDSVDLoss', 'stages', None, settings=dict(connector=_WHERE_NEEDED)),
     Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
-          trains=True, settings=dict(first_stage_epochs=30)),
+          trains=True, settings=dict(first_phase_epochs=30)),
     Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
-          settings=dict(first_stage_epochs=30, connector=_WHERE_NEEDED)),
+          settings=dict(first_phase_epochs=30, connector=_WHERE_NEEDED)),
     Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
-          trains=True, settings=dict(first_stage_epochs=30)),
+          trains=True, settings=dict(first_phase_epochs=30)),
     # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.
     Entry('OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', 'OFDLoss', 'preactivations',
           None, trains=True, weight=1e-3),

@@ -13,7 +13,7 @@ from ..step import Step
 class Proxy(BaseModule, metaclass=ABCMeta):
     """A trainable network, or part of one, whose logits teach the student.
 
-    What a proxy needs to see is known after :meth:`connect`.
+    What a proxy needs to see is known after :meth:`build`.
     """
 
     student_spots: tuple[str, ...] = ()
@@ -26,7 +26,7 @@ class Proxy(BaseModule, metaclass=ABCMeta):
     """Whether it is made of a teacher's parts."""
 
     @abstractmethod
-    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         """Build what depends on the networks.
 

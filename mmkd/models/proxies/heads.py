@@ -97,13 +97,13 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
         return owner._get_loss(logits, step.data_samples)['loss']
     if layout.of_boxes:
         total = sum(output[0].sum() for output in outputs) * 0
-        calls = step.student_seen['cls_targets']
+        calls = step.student_outputs['cls_targets']
         heads = classification_heads(step.student)
-        for weight, head, output, (args, kwargs) in zip(layout.stage_weights, heads, outputs, calls,
+        for weight, head, output, (args, kwargs) in zip(layout.stage_loss_weights, heads, outputs, calls,
                                                         strict=False):
             total = total + weight * head.loss_cls(output[0], *args[1:], **kwargs)
         return total
-    (own, ), (output, ) = step.student_seen['cls_outputs'], outputs
+    (own, ), (output, ) = step.student_outputs['cls_outputs'], outputs
     mixed = [output[index] if index in layout.reads else [level.detach() for level in levels]
              for index, levels in enumerate(own)]
     gt_instances, gt_ignored, metas = unpack_gt_instances(step.data_samples)
@@ -117,7 +117,7 @@ def find_classifiers(model: nn.Module, role: str) -> list[str]:
 
     Raises:
         MMKDError: If the logits come out of no layer: then they are something else, such as scores that
-            were mixed afterwards.
+            were mixed afterward.
     """
     heads = [name for name, module in model.named_modules() if module in classification_heads(model)]
     layers = {name for name, module in model.named_modules()

@@ -30,7 +30,7 @@ class KnowledgeBridge(Proxy):
     ``tools/model_converters/export_teacher.py`` writes the teacher with the bridge in its place.
 
     Args:
-        start: ``'random'`` weights (the released code), or the ``'teacher'``'s. Where the teacher's backbone
+        init: ``'random'`` weights (the released code), or the ``'teacher'``'s. Where the teacher's backbone
             keeps the statistics of its batch norms in training (``norm_eval=True``, as MMDetection's ResNets
             do), a copy of its last stage with its weights keeps them as well; one with random weights has to
             learn its own.
@@ -39,15 +39,15 @@ class KnowledgeBridge(Proxy):
 
     needs_teacher = True
 
-    def __init__(self, start: str = 'random', last_stage: bool = False) -> None:
+    def __init__(self, init: str = 'random', last_stage: bool = False) -> None:
         super().__init__()
-        if start not in ('random', 'teacher'):
-            raise MMKDError(f"KnowledgeBridge knows start='random' and start='teacher', not {start!r}.")
-        self.start = start
+        if init not in ('random', 'teacher'):
+            raise MMKDError(f"KnowledgeBridge knows init='random' and init='teacher', not {init!r}.")
+        self.init = init
         self.last_stage = last_stage
         self._copied = ()  # in a tuple: a part of this module by another name
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         self.layout, self.teacher = layout, teacher
         if layout.of_images:
@@ -55,7 +55,7 @@ class KnowledgeBridge(Proxy):
             return
         own = logit_layout(teacher.model, 'teacher')
         self.heads = build_heads(teacher.model, teacher.cfg.model, own, teacher.scope)
-        if self.start == 'teacher':
+        if self.init == 'teacher':
             load_head_weights(self.heads, teacher.model)
         self.teacher_spots = ('cls_inputs', )
         if task and layout.of_boxes:
@@ -78,8 +78,8 @@ class KnowledgeBridge(Proxy):
         self.tail.with_neck = model.with_neck
         self.tail.requires_grad_(True).train()
         self._copied = (self.tail.backbone, )
-        if self.start == 'random':
-            _forget(self.tail)
+        if self.init == 'random':
+            _reset_parameters(self.tail)
 
     def _copy_last_stage(self) -> None:
         model = self.teacher.model
@@ -94,8 +94,8 @@ class KnowledgeBridge(Proxy):
         self.neck = copy.deepcopy(model.neck)
         for part in (self.stage, self.neck):
             part.requires_grad_(True)
-            if self.start == 'random':
-                _forget(part)
+            if self.init == 'random':
+                _reset_parameters(part)
         self._copied = (self.stage, )
         self.stage_input = f'backbone.{names[-1]}:input'
         self.teacher_spots = (self.stage_input, 'backbone')
@@ -103,21 +103,21 @@ class KnowledgeBridge(Proxy):
             self.student_spots = (*self.student_spots, 'rois')
 
     def init_weights(self) -> None:
-        if self.start == 'random':
+        if self.init == 'random':
             super().init_weights()
 
     def train(self, mode: bool = True) -> 'KnowledgeBridge':
         """Set the mode of all but those batch norms that keep the teacher's statistics."""
         super().train(mode)
         for stage in self._copied:
-            keeps = self.start == 'teacher' and getattr(self.teacher.model.backbone, 'norm_eval', False)
+            keeps = self.init == 'teacher' and getattr(self.teacher.model.backbone, 'norm_eval', False)
             for module in stage.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.train(mode and not keeps)
         return self
 
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
-        seen = step.teachers_seen[index]
+        seen = step.teacher_outputs[index]
         if self.layout.of_images:
             (given, ) = seen[self.teacher_spots[0]]
             logits = classify_map(self.tail, run_last_stage(self.tail.backbone, given))
@@ -134,12 +134,12 @@ class KnowledgeBridge(Proxy):
             return [(features, )]
         extractors = self.teacher.model.roi_head.bbox_roi_extractor
         if not isinstance(extractors, nn.ModuleList):
-            extractors = [extractors] * len(step.student_seen['rois'])
+            extractors = [extractors] * len(step.student_outputs['rois'])
         return [(extractor(features[:extractor.num_inputs], rois), )
-                for extractor, rois in zip(extractors, step.student_seen['rois'], strict=False)]
+                for extractor, rois in zip(extractors, step.student_outputs['rois'], strict=False)]
 
 
-def _forget(part: nn.Module) -> None:
+def _reset_parameters(part: nn.Module) -> None:
     """Give all layers of a part new random weights."""
     for module in part.modules():
         if hasattr(module, 'reset_parameters'):

@@ -10,8 +10,8 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from ...random_state import separate_random_state
 from ...registry import MODELS
-from ..random_state import separate_random_state
 from ..spots import (
     LogitLayout,
     Recorder,
@@ -53,7 +53,7 @@ class Network(BaseModule):
         super().__init__()
         with DefaultScope.overwrite_default_scope(scope or library_scope(student)):
             self.model = MMENGINE_MODELS.build(copy.deepcopy(cfg))
-        self.initialised = weights is not None
+        self.initialized = weights is not None
         if weights is not None:
             load_strictly(self.model, weights, "teacher's weights")
         self.layout = logit_layout(self.model, 'proxy')
@@ -63,26 +63,26 @@ class Network(BaseModule):
         self.convert.keep_size = True
         self.student_spots = ('rois', ) if self.layout.of_boxes else ()
         if not task:
-            seen = probe(self.model, self._places('cls_outputs'), grad=True)['cls_outputs']
+            seen = probe(self.model, self._points('cls_outputs'), grad=True)['cls_outputs']
             logits = torch.cat([one.flatten() for one in self.layout.logits(seen)])
             freeze_what_logits_do_not_reach(self.model, logits)
 
     def init_weights(self) -> None:
-        if not self.initialised:
+        if not self.initialized:
             super().init_weights()
 
     def forward(self, step: Step, task: bool) -> tuple[list, Tensor | None]:
         """See :meth:`Proxy.forward`."""
         inputs = self.convert(step.inputs, image_shapes(self.model, step.inputs, step.data_samples))
-        rois = step.student_seen.get('rois')
+        rois = step.student_outputs.get('rois')
         with separate_random_state():  # its sampling and dropout must not shift the student's numbers
             if not task or self.layout.standardized_task:
-                outputs = record(self.model, self._places('cls_outputs'), inputs, rois)['cls_outputs']
+                outputs = record(self.model, self._points('cls_outputs'), inputs, rois)['cls_outputs']
                 # The network's own loss() compares labels with logits as they come.
                 own = dataclasses.replace(step, student=self.model)
                 return outputs, classification_loss(self.layout, own, outputs) if task else None
             spots = ('features', ) if self.layout.of_boxes else ('cls_outputs', )
-            with Recorder(self.model, self._places(*spots)) as recorder:
+            with Recorder(self.model, self._points(*spots)) as recorder:
                 losses = self.model.loss(inputs, step.data_samples)
             total, _ = self.model.parse_losses(losses)
             if not self.layout.of_boxes:
@@ -90,7 +90,7 @@ class Network(BaseModule):
             (features, *_) = recorder['features']
             return [(logits, ) for logits in classify(self.model, features, rois)], total
 
-    def _places(self, *spots: str) -> dict:
+    def _points(self, *spots: str) -> dict:
         return {spot: resolve_spot(self.model, spot, 'proxy') for spot in spots}
 
 
@@ -109,7 +109,7 @@ class PeerNetwork(Proxy):
         super().__init__()
         self.config = config
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         cfg, scope = student_cfg, None
         if self.config is not None:
@@ -146,7 +146,7 @@ class TunedTeacher(Proxy):
                             f'{trainable!r}.')
         self.trainable = trainable
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         self.layout, self.teacher = layout, teacher
         if self.trainable == 'all':
@@ -174,7 +174,7 @@ class TunedTeacher(Proxy):
         if self.trainable == 'all':
             outputs, loss = self.network(step, task)
             return self.teacher.in_students_outputs(outputs), loss
-        inputs = step.teachers_seen[index]['cls_inputs']
+        inputs = step.teacher_outputs[index]['cls_inputs']
         if self.trainable == 'head':
             outputs = self.teacher.in_students_outputs(run_heads(self.heads, inputs))
         else:

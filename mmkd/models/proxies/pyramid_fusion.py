@@ -1,4 +1,5 @@
 """Trainable layers between the frozen teacher's features and its frozen head."""
+import itertools
 from collections.abc import Sequence
 
 from mmcv.cnn import ConvModule
@@ -31,7 +32,7 @@ class PyramidFusion(BaseModule):
     def forward(self, levels: Sequence[Tensor]) -> list[Tensor]:
         """Fuse maps ``(N, C, H_l, W_l)``, finest first; the shapes stay."""
         fused = [self.f2(levels[0])]
-        for finer, level in zip(levels, levels[1:], strict=False):
+        for finer, level in itertools.pairwise(levels):
             fused.append(_cropped(self.f1(finer), level) + self.f2(level))
         return [self.f5(level) for level in fused]
 

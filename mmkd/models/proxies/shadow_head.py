@@ -23,33 +23,33 @@ class ShadowHead(Proxy):
             gradient flows. ``'teacher'`` (the released form): trainable layers that fuse features of the
             frozen teacher, under the teacher's own frozen head. ``'alone'``: a network of its own, built
             like the student.
-        tower: With ``placement='student'``: ``'head'`` builds all of the student's classification head
-            anew (its convolutions and fully connected layers, without box branches); ``'fc_only'`` builds
+        depth: With ``placement='student'``: ``'head'`` builds all of the student's classification head
+            anew (its convolutions and fully connected layers, without box branches); ``'last_layer'`` builds
             only the last layer, on what the student's own last layer sees.
         head: With ``placement='student'``: settings in which the shadow head differs from the student's,
             such as ``dict(stacked_convs=6)`` for a stronger one.
     """
 
-    def __init__(self, placement: str = 'student', tower: str = 'head', head: dict | None = None) -> None:
+    def __init__(self, placement: str = 'student', depth: str = 'head', head: dict | None = None) -> None:
         super().__init__()
         if placement not in ('student', 'teacher', 'alone'):
             raise MMKDError("ShadowHead knows placement='student', 'teacher' and 'alone', not "
                             f'{placement!r}.')
-        if tower not in ('head', 'fc_only'):
-            raise MMKDError(f"ShadowHead knows tower='head' and tower='fc_only', not {tower!r}.")
-        if (tower != 'head' or head) and placement != 'student':
-            raise MMKDError("ShadowHead's `tower` and `head` go with placement='student'.")
-        if tower != 'head' and head:
-            raise MMKDError("ShadowHead's `head` goes with tower='head'.")
+        if depth not in ('head', 'last_layer'):
+            raise MMKDError(f"ShadowHead knows depth='head' and depth='last_layer', not {depth!r}.")
+        if (depth != 'head' or head) and placement != 'student':
+            raise MMKDError("ShadowHead's `depth` and `head` go with placement='student'.")
+        if depth != 'head' and head:
+            raise MMKDError("ShadowHead's `head` goes with depth='head'.")
         self.placement = placement
-        self.tower = tower
+        self.depth = depth
         self.changes = head
 
     @property
     def needs_teacher(self) -> bool:
         return self.placement == 'teacher'
 
-    def connect(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
+    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
                 task: bool) -> None:
         self.layout = layout
         if self.placement == 'alone':
@@ -58,7 +58,7 @@ class ShadowHead(Proxy):
         elif self.placement == 'teacher':
             self.teacher = teacher
             self._build_fusion(layout)
-        elif self.tower == 'head':
+        elif self.depth == 'head':
             self.student_spots = ('cls_inputs', )
             self.heads = build_heads(student, student_cfg, layout, changes=self.changes)
         else:
@@ -77,7 +77,7 @@ class ShadowHead(Proxy):
 
     def _build_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
         if len(layout.reads) > 1:
-            raise MMKDError("tower='fc_only' needs a head whose logits come from one layer, and the "
+            raise MMKDError("depth='last_layer' needs a head whose logits come from one layer, and the "
                             f"student's {type(student).__name__} mixes class and objectness.")
         names = find_classifiers(student, 'student')
         prefixes = resolve_spot(student, 'cls_outputs', 'student').modules
@@ -95,11 +95,11 @@ class ShadowHead(Proxy):
         if self.placement == 'alone':
             return self.network(step, task)
         if self.placement == 'teacher':
-            outputs = self._run_fusion(step.teachers_seen[index])
-        elif self.tower == 'head':
-            outputs = run_heads(self.heads, step.student_seen['cls_inputs'])
+            outputs = self._run_fusion(step.teacher_outputs[index])
+        elif self.depth == 'head':
+            outputs = run_heads(self.heads, step.student_outputs['cls_inputs'])
         else:
-            outputs = self._run_last_layers(step.student_seen)
+            outputs = self._run_last_layers(step.student_outputs)
         return outputs, classification_loss(self.layout, step, outputs) if task else None
 
     def _run_fusion(self, seen: Mapping[str, list]) -> list:

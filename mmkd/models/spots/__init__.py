@@ -1,6 +1,6 @@
-from .logits import WHERE, LogitLayout, check_comparable, logit_layout
+from .logits import SAMPLE_WEIGHTS, LogitLayout, check_comparable, logit_layout
 from .probing import classify, classify_map, common_probe_size, probe, record
-from .recorder import Place, Recorder
+from .recorder import HookPoint, Recorder
 from .resolve import (
     NAMED_SPOTS,
     classification_heads,
@@ -12,8 +12,25 @@ from .resolve import (
 from .stages import keep_last_stage, last_stage, resolution_stages, run_last_stage
 
 __all__ = [
-    'LogitLayout', 'NAMED_SPOTS', 'Place', 'Recorder', 'WHERE', 'check_comparable', 'classification_heads',
-    'classify', 'classify_map', 'common_probe_size', 'is_classifier', 'is_two_stage', 'keep_last_stage',
-    'last_stage', 'library_scope', 'logit_layout', 'probe', 'record', 'resolution_stages', 'resolve_spot',
+    'NAMED_SPOTS',
+    'SAMPLE_WEIGHTS',
+    'HookPoint',
+    'LogitLayout',
+    'Recorder',
+    'check_comparable',
+    'classification_heads',
+    'classify',
+    'classify_map',
+    'common_probe_size',
+    'is_classifier',
+    'is_two_stage',
+    'keep_last_stage',
+    'last_stage',
+    'library_scope',
+    'logit_layout',
+    'probe',
+    'record',
+    'resolution_stages',
+    'resolve_spot',
     'run_last_stage'
 ]

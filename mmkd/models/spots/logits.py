@@ -17,7 +17,7 @@ from ...errors import MMKDError
 from .probing import probe
 from .resolve import classification_heads, is_classifier, is_two_stage, resolve_spot
 
-WHERE = ('all', 'foreground', 'teacher')
+SAMPLE_WEIGHTS = ('uniform', 'foreground', 'teacher')
 """Where logits count, see :meth:`LogitLayout.weights`."""
 
 
@@ -30,18 +30,18 @@ class LogitLayout:
             (K classes).
         num_classes: K.
         strides: Dense detectors: the stride of every level; empty for others.
-        anchors: Dense detectors: the number of anchors at a place, per level.
-        stage_weights: Two-stage detectors: the weight of each stage in the detector's own loss.
+        anchors: Dense detectors: the number of anchors at a location, per level.
+        stage_loss_weights: Two-stage detectors: the weight of each stage in the detector's own loss.
         reads: Which of the head's outputs make up the logits: the first, or class and objectness (YOLOX).
         of_images: Whether this is a classifier, with a row of logits for every image.
-        standardized_task: Classifiers: whether labels are compared with standardised logits.
-        base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) around a place at 0.
+        standardized_task: Classifiers: whether labels are compared with standardized logits.
+        base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) around a location at 0.
     """
     activation: str = 'softmax'
     num_classes: int = 0
     strides: tuple[int, ...] = ()
     anchors: tuple[int, ...] = ()
-    stage_weights: tuple[float, ...] = (1.0, )
+    stage_loss_weights: tuple[float, ...] = (1.0, )
     reads: tuple[int, ...] = (0, )
     of_images: bool = False
     standardized_task: bool = False
@@ -49,7 +49,7 @@ class LogitLayout:
 
     @property
     def dense(self) -> bool:
-        """Whether logits are of fixed places."""
+        """Whether logits are of fixed locations."""
         return bool(self.strides)
 
     @property
@@ -105,12 +105,12 @@ class LogitLayout:
             level.unflatten(1, (-1, self.channels))[:, :, indices].flatten(1, 2) for level in output[0]]
         return [(levels, *output[1:])]
 
-    def weights(self, where: str, outputs: Sequence, teaching: Sequence[Tensor], step) -> list[Tensor]:
+    def weights(self, sample_weight: str, outputs: Sequence, teaching: Sequence[Tensor], step) -> list[Tensor]:
         """Return how much every box or anchor counts.
 
         Args:
-            where: ``'all'``: each counts 1; the only choice for images. ``'foreground'``: 1 inside a
-                ground-truth box (dense: the centre of the place; two-stage: boxes that were assigned to an
+            sample_weight: ``'uniform'``: each counts 1; the only choice for images. ``'foreground'``: 1 inside a
+                ground-truth box (dense: the center of the location; two-stage: boxes that were assigned to an
                 object), 0 elsewhere. ``'teacher'``: the teacher's probability that an object of any class
                 is there (dense: of its likeliest class). Places in the padding of an image count 0.
             outputs: The student's head outputs.
@@ -122,19 +122,19 @@ class LogitLayout:
         """
         with torch.no_grad():
             if not self.dense:
-                return [self._box_weights(where, index, logits, step)
+                return [self._box_weights(sample_weight, index, logits, step)
                         for index, logits in enumerate(teaching)]
-            weights = self._place_weights(outputs[0][0], step, where == 'foreground')
-            if where == 'teacher':
+            weights = self._location_weights(outputs[0][0], step, sample_weight == 'foreground')
+            if sample_weight == 'teacher':
                 weights = weights * self._objectness(teaching[0])
             return [weights]
 
-    def _box_weights(self, where: str, stage: int, logits: Tensor, step) -> Tensor:
-        if where == 'all':
+    def _box_weights(self, sample_weight: str, stage: int, logits: Tensor, step) -> Tensor:
+        if sample_weight == 'uniform':
             return logits.new_ones(len(logits))
-        if where == 'teacher':
+        if sample_weight == 'teacher':
             return self._objectness(logits)
-        (_, labels, *_), _ = step.student_seen['cls_targets'][stage]
+        (_, labels, *_), _ = step.student_outputs['cls_targets'][stage]
         return (labels < self.num_classes).to(logits)
 
     def _objectness(self, logits: Tensor) -> Tensor:
@@ -142,8 +142,8 @@ class LogitLayout:
             return 1 - logits.softmax(dim=-1)[:, -1]
         return logits.amax(dim=-1).sigmoid()
 
-    def _place_weights(self, levels: Sequence[Tensor], step, foreground: bool) -> Tensor:
-        """1 for places inside the image, or inside one of its ground-truth boxes."""
+    def _location_weights(self, levels: Sequence[Tensor], step, foreground: bool) -> Tensor:
+        """1 for locations inside the image, or inside one of its ground-truth boxes."""
         height, width = step.inputs.shape[-2:]
         weights = []
         for level, anchors in zip(levels, self.anchors, strict=True):
@@ -171,7 +171,7 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
     heads = classification_heads(model)
     if not heads:
         raise MMKDError(
-            f'{name} has no class logits that belong to boxes of its own (two-stage) or to fixed places '
+            f'{name} has no class logits that belong to boxes of its own (two-stage) or to fixed locations '
             '(dense), so they cannot be distilled: query-based detectors and detectors of points or '
             'corners are not supported, except for their features.')
     if is_two_stage(model):
@@ -181,10 +181,10 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
                 raise MMKDError(f"{name}'s RoI head must classify with a softmax (CrossEntropyLoss without "
                                 'use_sigmoid) for its logits to be distilled.')
         stages = getattr(model.roi_head, 'stage_loss_weights', [1.0])
-        return LogitLayout('softmax', heads[0].num_classes, stage_weights=tuple(stages))
+        return LogitLayout('softmax', heads[0].num_classes, stage_loss_weights=tuple(stages))
     (head, ) = heads
     priors = head.prior_generator
-    boxes = getattr(priors, 'base_anchors', ())  # places without boxes have none
+    boxes = getattr(priors, 'base_anchors', ())  # locations without boxes have none
     return LogitLayout(
         'sigmoid' if getattr(head, 'use_sigmoid_cls', False) else 'softmax',
         head.num_classes,
@@ -206,7 +206,7 @@ def _layout_of_images(model: nn.Module, name: str, role: str) -> LogitLayout:
 
 
 def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
-    """Check that two networks' logits speak of the same images, boxes or places; classes are left aside.
+    """Check that two networks' logits speak of the same images, boxes or locations; classes are left aside.
 
     Raises:
         MMKDError: If they do not, telling why.
@@ -230,11 +230,11 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
         raise MMKDError(f'{start}the levels have strides {list(student.strides)} in the student and '
                         f'{list(teacher.strides)} in the teacher.{end}')
     if student.anchors != teacher.anchors:
-        raise MMKDError(f'{start}there are {list(student.anchors)} anchors per place in the student and '
+        raise MMKDError(f'{start}there are {list(student.anchors)} anchors per location in the student and '
                         f'{list(teacher.anchors)} in the teacher.{end}')
     if difference := _other_anchor(student, teacher):
         raise MMKDError(f'{start}{difference}, so that they judge other boxes.{end}')
-    stages = len(student.stage_weights), len(teacher.stage_weights)
+    stages = len(student.stage_loss_weights), len(teacher.stage_loss_weights)
     if stages[1] not in (1, stages[0]):
         raise MMKDError(f'{start}the student has {stages[0]} stages and the teacher {stages[1]}; every '
                         f'stage of a cascade judges boxes that the one before has refined.{end}')
@@ -243,7 +243,7 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
 def _other_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:
     """Return in which anchor two networks with as many of them differ, in words.
 
-    Where there is one at a place, its size says nothing about what the logits are of.
+    Where there is one at a location, its size says nothing about what the logits are of.
     """
     for stride, own, other in zip(student.strides, student.base_anchors, teacher.base_anchors, strict=False):
         for number, (mine, theirs) in enumerate(zip(own, other, strict=True), 1):
@@ -251,7 +251,7 @@ def _other_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:
             same = all(math.isclose(a, b, abs_tol=stride / 100) for a, b in zip(mine, theirs, strict=True))
             if len(own) > 1 and not same:
                 boxes = ['({:.1f}, {:.1f}, {:.1f}, {:.1f})'.format(*box) for box in (mine, theirs)]
-                return (f'of the {len(own)} anchors at a place of stride {stride}, number {number} is the '
+                return (f'of the {len(own)} anchors at a location of stride {stride}, number {number} is the '
                         f'box {boxes[0]} in the student and {boxes[1]} in the teacher')
     return None
 

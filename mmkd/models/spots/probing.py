@@ -1,4 +1,4 @@
-"""Running networks in part: as far as some places, a classification head alone, on a blank image."""
+"""Running networks in part: as far as some points, a classification head alone, on a blank image."""
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,37 +10,37 @@ except ImportError:  # needed for classifiers only
     ResNet_CIFAR = ()
 
 from ...errors import MMKDError
-from .recorder import Place, Recorder
+from .recorder import HookPoint, Recorder
 from .resolve import classification_heads, is_classifier, is_two_stage
 
-_DETECTOR_SIZE = 256  # large enough for a few places on the coarsest of the usual levels
+_DETECTOR_SIZE = 256  # large enough for a few points on the coarsest of the usual levels
 _CLASSIFIER_SIZE = 224
 _CIFAR_SIZE = 32
 
 
-def record(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
+def record(model: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor,
            rois: Sequence[Tensor] | None = None) -> dict[str, list]:
-    """Run a network on a batch, no further than needed, and return what is seen at some places.
+    """Run a network on a batch, no further than needed, and return what is seen at some points.
 
     Args:
         model: The network.
-        places: What to record, by name.
+        points: What to record, by name.
         inputs: A preprocessed batch ``(N, 3, H, W)``.
         rois: Two-stage detectors: boxes to judge, see :func:`classify`.
     """
-    with Recorder(model, places) as recorder:
-        run(model, places, inputs, rois)
-    return {name: recorder[name] for name in places}
+    with Recorder(model, points) as recorder:
+        run(model, points, inputs, rois)
+    return {name: recorder[name] for name in points}
 
 
-def run(model: nn.Module, places: Mapping[str, Place], inputs: Tensor,
+def run(model: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor,
         rois: Sequence[Tensor] | None = None) -> None:
-    """Run a network on a batch, with its classification head only if a place is there; see :func:`record`."""
+    """Run a network on a batch, with its classification head only if a point is there; see :func:`record`."""
     if is_classifier(model) and not hasattr(model, 'backbone'):
         model(inputs)  # from another library; its parts go by other names
         return
     features = model.extract_feat(inputs)
-    parts = {module.split('.')[0] for place in places.values() for module in place.modules}
+    parts = {module.split('.')[0] for point in points.values() for module in point.modules}
     if parts & {'head', 'bbox_head', 'roi_head'}:
         classify(model, features, rois)
 
@@ -84,15 +84,15 @@ def classify_map(model: nn.Module, features: Tensor) -> Tensor:
     raise MMKDError(f'A {type(model).__name__} has no head that can be run by itself.')
 
 
-def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False,
+def probe(model: nn.Module, points: Mapping[str, HookPoint], grad: bool = False,
           size: tuple[int, int] | None = None) -> dict[str, list]:
-    """Run a blank image through a network, in eval mode, and return what is seen at some places.
+    """Run a blank image through a network, in eval mode, and return what is seen at some points.
 
     Batch statistics and train modes stay as they are.
 
     Args:
         model: The network.
-        places: What to record, by name.
+        points: What to record, by name.
         grad: Whether what is seen shall be differentiable.
         size: Height and width of the image; by default, one that the network can look at. To compare shapes
             of two networks, see :func:`common_probe_size`.
@@ -107,7 +107,7 @@ def probe(model: nn.Module, places: Mapping[str, Place], grad: bool = False,
             if is_two_stage(model):
                 rois = [inputs.new_tensor([[0.0, 0.0, 0.0, size[1] / 2, size[0] / 2]])]
                 rois *= len(classification_heads(model))
-            return record(model, places, inputs, rois)
+            return record(model, points, inputs, rois)
     finally:
         for module, mode in modes.items():
             module.training = mode

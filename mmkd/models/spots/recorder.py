@@ -9,8 +9,8 @@ from ...errors import MMKDError
 
 
 @dataclass(frozen=True)
-class Place:
-    """A place in a network where tensors can be read.
+class HookPoint:
+    """A point in a network where tensors can be read.
 
     Args:
         module: Dotted name of a module, as in ``named_modules()``, or a tuple of such names (the heads of
@@ -33,39 +33,39 @@ class Place:
 
 
 class Recorder:
-    """Records places of a model inside a ``with`` block; its hooks are gone after it.
+    """Records points of a model inside a ``with`` block; its hooks are gone after it.
 
     Args:
         model: The network.
-        places: What to record, by the name under which it will be read.
+        points: What to record, by the name under which it will be read.
         enough: After how many entries in all the block ends, wherever the network is by then; ``None`` lets
             it run to its end.
 
     After the block, ``recorder[name]`` is the list of what was seen, one entry per call of the module, and
-    ``recorder.noted`` the number of all entries.
+    ``recorder.num_records`` the number of all entries.
 
     Raises:
         MMKDError: When the block ends, if something that was seen has been overwritten in place since.
     """
 
-    def __init__(self, model: nn.Module, places: Mapping[str, Place], enough: int | None = None) -> None:
+    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint], enough: int | None = None) -> None:
         self._model = model
-        self._places = places
+        self._points = points
         self._enough = enough
-        self.noted = 0
+        self.num_records = 0
         self._handles = []
         self._seen = {}
 
     def __enter__(self) -> 'Recorder':
-        self._seen = {name: [] for name in self._places}
-        self.noted = 0
-        for name, place in self._places.items():
-            for module in place.modules:
+        self._seen = {name: [] for name in self._points}
+        self.num_records = 0
+        for name, point in self._points.items():
+            for module in point.modules:
                 found = self._model.get_submodule(module)
-                if place.side == 'output':
-                    handle = found.register_forward_hook(self._hook(name, place, module))
+                if point.side == 'output':
+                    handle = found.register_forward_hook(self._hook(name, point, module))
                 else:
-                    hook = self._pre_hook(name, place, module, copies=getattr(found, 'inplace', False))
+                    hook = self._pre_hook(name, point, module, copies=getattr(found, 'inplace', False))
                     handle = found.register_forward_pre_hook(hook, with_kwargs=True)
                 self._handles.append(handle)
         return self
@@ -74,49 +74,49 @@ class Recorder:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if kind in (None, _Enough):
+        if kind in (None, _StopForward):
             self._check_versions()
-        return kind is _Enough
+        return kind is _StopForward
 
     def __getitem__(self, name: str) -> list[Any]:
         return [entry.value for entry in self._seen[name]]
 
-    def _hook(self, name: str, place: Place, module: str):
+    def _hook(self, name: str, point: HookPoint, module: str):
 
         def record(_, args, output):
-            self._note(name, place, module, output if place.index is None else output[place.index])
+            self._record(name, point, module, output if point.index is None else output[point.index])
 
         return record
 
-    def _pre_hook(self, name: str, place: Place, module: str, copies: bool):
+    def _pre_hook(self, name: str, point: HookPoint, module: str, copies: bool):
 
         def record(_, args, kwargs):
-            seen = (args, kwargs) if place.side == 'call' else args
-            if place.index is not None:
-                seen = seen[place.index]
+            seen = (args, kwargs) if point.side == 'call' else args
+            if point.index is not None:
+                seen = seen[point.index]
             # What such a module is given is overwritten by what it gives.
-            self._note(name, place, module, seen.clone() if copies and isinstance(seen, Tensor) else seen)
+            self._record(name, point, module, seen.clone() if copies and isinstance(seen, Tensor) else seen)
 
         return record
 
-    def _note(self, name: str, place: Place, module: str, value: Any) -> None:
+    def _record(self, name: str, point: HookPoint, module: str, value: Any) -> None:
         seen = self._seen[name]
-        if place.first and any(entry.module == module for entry in seen):
+        if point.first and any(entry.module == module for entry in seen):
             return
-        if place.last:
+        if point.last:
             seen[:] = [entry for entry in seen if entry.module != module]
         # Tensors of inference mode have no version; nothing that is trained could be recorded there.
         versions = [(tensor, tensor._version) for tensor in _tensors(value) if not tensor.is_inference()]
         seen.append(_Entry(module, value, versions))
-        self.noted += 1
-        if self.noted == self._enough:
-            raise _Enough
+        self.num_records += 1
+        if self.num_records == self._enough:
+            raise _StopForward
 
     def _check_versions(self) -> None:
         for name, seen in self._seen.items():
             for entry in seen:
                 if any(tensor._version != version for tensor, version in entry.versions):
-                    what = 'is given' if self._places[name].side != 'output' else 'gives'
+                    what = 'is given' if self._points[name].side != 'output' else 'gives'
                     raise MMKDError(
                         f'What {entry.module!r} {what} cannot be recorded, since the next operation '
                         "overwrites it in place: name that operation's module with ':input' behind it, "
@@ -131,7 +131,7 @@ class _Entry:
     versions: list[tuple[Tensor, int]]
 
 
-class _Enough(Exception):
+class _StopForward(Exception):  # noqa: N818  no error, but the way out of a forward pass
     """All that was asked for has been seen."""
 
 

@@ -1,4 +1,4 @@
-"""From the names that users write (spots) to places in a network."""
+"""From the names that users write (spots) to points in a network."""
 import re
 
 from torch import nn
@@ -9,7 +9,7 @@ except ImportError:  # needed for classifiers only
     BaseClassifier = ()
 
 from ...errors import MMKDError, nearest_names
-from .recorder import Place
+from .recorder import HookPoint
 from .splitting import split
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
@@ -66,18 +66,18 @@ def classification_heads(model: nn.Module) -> list[nn.Module]:
     return [head] if hasattr(head, 'cls_out_channels') and hasattr(head, 'prior_generator') else []
 
 
-def named_spots(model: nn.Module) -> dict[str, Place]:
+def named_spots(model: nn.Module) -> dict[str, HookPoint]:
     """Return the spots that a model has besides its modules, by name."""
     spots = {}
     if hasattr(model, 'backbone'):
-        spots['features'] = Place('neck' if getattr(model, 'with_neck', False) else 'backbone')
+        spots['features'] = HookPoint('neck' if getattr(model, 'with_neck', False) else 'backbone')
         spots.update(_stage_spots(model.backbone))
     heads = classification_heads(model)
     if not heads:
         return spots
     if is_classifier(model):
         head = 'head' if getattr(model, 'head', None) else 'model'
-        return dict(spots, cls_logits=Place(head), cls_inputs=Place(head, 'input'), cls_outputs=Place(head))
+        return dict(spots, cls_logits=HookPoint(head), cls_inputs=HookPoint(head, 'input'), cls_outputs=HookPoint(head))
     if not is_two_stage(model):
         head = 'bbox_head'
     elif isinstance(model.roi_head.bbox_head, nn.ModuleList):
@@ -85,14 +85,14 @@ def named_spots(model: nn.Module) -> dict[str, Place]:
     else:
         head = 'roi_head.bbox_head'
     spots.update(
-        cls_logits=Place(head, 'output', 0),
-        cls_inputs=Place(head, 'input'),
-        cls_outputs=Place(head, 'output'))
+        cls_logits=HookPoint(head, 'output', 0),
+        cls_inputs=HookPoint(head, 'input'),
+        cls_outputs=HookPoint(head, 'output'))
     if is_two_stage(model):
         spots.update(
-            cls_targets=Place(_inside(head, 'loss_cls'), 'call'),
+            cls_targets=HookPoint(_inside(head, 'loss_cls'), 'call'),
             # Masks may come from the same extractor, which is called for boxes first.
-            rois=Place(_siblings(head, 'bbox_roi_extractor'), 'input', 1, first=True))
+            rois=HookPoint(_siblings(head, 'bbox_roi_extractor'), 'input', 1, first=True))
     return spots
 
 
@@ -104,17 +104,17 @@ def stage_names(backbone: nn.Module) -> list[str]:
         return list(getattr(backbone, 'res_layers', None) or [])
 
 
-def _stage_spots(backbone: nn.Module) -> dict[str, Place]:
+def _stage_spots(backbone: nn.Module) -> dict[str, HookPoint]:
     own = stage_names(backbone)
     if not own:
         return {}
     names = [f'backbone.{name}' for name in own]
-    spots = {f'stage{number}': Place(name) for number, name in enumerate(names, 1)}
-    spots.update(stages=Place(tuple(names)), last_stage=Place(names[-1]))
+    spots = {f'stage{number}': HookPoint(name) for number, name in enumerate(names, 1)}
+    spots.update(stages=HookPoint(tuple(names)), last_stage=HookPoint(names[-1]))
     ends = [_last_relu(backbone, name) for name in own]
     if all(ends):
         modules = tuple(f'backbone.{end}' for end in ends)
-        spots['preactivations'] = Place(modules, 'input', 0, last=True)
+        spots['preactivations'] = HookPoint(modules, 'input', 0, last=True)
     else:
         spots['preactivations'] = spots['stages']
     return spots
@@ -132,7 +132,7 @@ def _last_relu(backbone: nn.Module, stage: str) -> str | None:
     return f'{stage}.{name}.relu' if isinstance(getattr(last, 'relu', None), nn.ReLU) else None
 
 
-def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
+def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
     """Find a spot in a model.
 
     Args:
@@ -149,9 +149,9 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
         return spots[spot]
     modules = [name for name, _ in model.named_modules() if name and not name.startswith('mmkd')]
     if spot in modules:
-        return Place(spot)
+        return HookPoint(spot)
     if spot.removesuffix(':input') in modules:
-        return Place(spot.removesuffix(':input'), 'input', 0)
+        return HookPoint(spot.removesuffix(':input'), 'input', 0)
     if spot in ('stages', 'last_stage', 'preactivations') or re.fullmatch(r'stage\d+', spot):
         names = stage_names(getattr(model, 'backbone', model))
         raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}: ' + (
@@ -161,7 +161,7 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> Place:
     if spot in NAMED_SPOTS:
         raise MMKDError(
             f'The {role} {type(model).__name__} has no spot {spot!r}: it has no classification head whose '
-            'logits belong to boxes of its own (two-stage) or to fixed places (dense).')
+            'logits belong to boxes of its own (two-stage) or to fixed points (dense).')
     raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}'
                     f'{nearest_names(spot, [*spots, *modules])}.')
 

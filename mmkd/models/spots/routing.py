@@ -141,7 +141,7 @@ class _Walk:
                 feature = stage(feature)
             self.position = target
             if position in (None, POOLED):
-                feature = self.parts.closing(feature)
+                feature = self.parts.tail(feature)
                 feature = (self.model.neck(feature) if self.model.with_neck else feature)[-1]
                 self.position = POOLED
         return feature if position is not None else self.model.head((feature, ))

@@ -25,7 +25,7 @@ class Split:
         x = parts.stem(images)
         for name, stage in parts.stages:
             x = stage(x)
-        output = parts.closing(x)[-1]  # backbone(images)[-1]
+        output = parts.tail(x)[-1]  # backbone(images)[-1]
 
     The parts look up the backbone's parameters when they are called, so :func:`torch.func.functional_call`
     can replace them.
@@ -35,12 +35,12 @@ class Split:
         stages: In order: the name of a submodule, and a function that maps what the stage before gives to
             what that submodule gives: a map ``(N, C, H', W')``; of a vision transformer, tokens
             ``(N, L, C)``; of a Swin transformer, the pair of tokens and their height and width.
-        closing: Maps what the last stage gives to a tuple of one, the backbone's last output.
+        tail: Maps what the last stage gives to a tuple of one, the backbone's last output.
     """
 
     stem: Callable[[Tensor], Any]
     stages: tuple[tuple[str, Callable[[Any], Any]], ...]
-    closing: Callable[[Any], tuple]
+    tail: Callable[[Any], tuple]
 
 
 def split(backbone: nn.Module) -> Split:
@@ -56,7 +56,7 @@ def split(backbone: nn.Module) -> Split:
     Raises:
         MMKDError: If it is of another kind, or its last output does not come from its last layer.
     """
-    if all(hasattr(backbone, part) for part in ('stem', 'stages', 'closing')):
+    if all(hasattr(backbone, part) for part in ('stem', 'stages', 'tail')):
         return _staged(backbone)
     for kind, (family, steps) in FAMILIES.items():
         # A subclass with a forward pass of its own may call the same modules in another way.
@@ -67,14 +67,14 @@ def split(backbone: nn.Module) -> Split:
     raise MMKDError(
         f'The backbone {type(backbone).__name__} cannot be run stage by stage: MMPretrain\'s '
         f'{", ".join(FAMILIES)} can, and those that share their forward pass, and any backbone with the '
-        'methods stem(), stages() and closing() of mmkd.models.backbones.Staged.')
+        'methods stem(), stages() and tail() of mmkd.models.backbones.Staged.')
 
 
 def _staged(backbone: nn.Module) -> Split:
     stages = tuple(backbone.stages())
     if hasattr(backbone, 'out_indices'):
-        _check_last(backbone, len(stages) + getattr(backbone, 'has_closing', False))
-    return Split(backbone.stem, stages, lambda x: (backbone.closing(x), ))
+        _check_last(backbone, len(stages) + getattr(backbone, 'has_tail', False))
+    return Split(backbone.stem, stages, lambda x: (backbone.tail(x), ))
 
 
 def _resnet(backbone: nn.Module) -> Split:
@@ -112,19 +112,19 @@ def _shufflenet(backbone: nn.Module) -> Split:
 
 
 def _convnext(backbone: nn.Module) -> Split:
-    def closing(x: Tensor) -> Tensor:
+    def tail(x: Tensor) -> Tensor:
         norm = getattr(backbone, f'norm{len(backbone.stages) - 1}')
         return norm(x.mean([-2, -1], keepdim=True)).flatten(1) if backbone.gap_before_final_norm else norm(x)
 
     stem, *others = ([f'downsample_layers.{index}', f'stages.{index}']
                      for index in range(len(backbone.stages)))
-    return _chained(backbone, stem[:1], [stem[1:], *others], [closing])
+    return _chained(backbone, stem[:1], [stem[1:], *others], [tail])
 
 
 def _vision_transformer(backbone: nn.Module) -> Split:
     def stem(images: Tensor) -> Tensor:
         tokens, grid = backbone.patch_embed(images)
-        # Only tokens pass between the parts, so that closing cannot know another grid.
+        # Only tokens pass between the parts, so that tail cannot know another grid.
         if backbone.out_type == 'featmap' and tuple(grid) != tuple(backbone.patch_resolution):
             raise MMKDError(f"{type(backbone).__name__} with out_type='featmap' can be run stage by stage on "
                             f'images of its img_size {tuple(backbone.img_size)} only, not of '
@@ -136,12 +136,12 @@ def _vision_transformer(backbone: nn.Module) -> Split:
         # DistilledVisionTransformer has this layer as well, but never calls it.
         return tokens if hasattr(backbone, 'dist_token') else backbone.pre_norm(tokens)
 
-    def closing(tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def tail(tokens: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         tokens = backbone.ln1(tokens) if backbone.final_norm else tokens
         return backbone._format_output(tokens, backbone.patch_resolution)
 
     names = [[f'layers.{index}'] for index in range(len(backbone.layers))]
-    return _chained(backbone, [stem], names, [closing])
+    return _chained(backbone, [stem], names, [tail])
 
 
 def _swin(backbone: nn.Module) -> Split:
@@ -158,13 +158,13 @@ def _swin(backbone: nn.Module) -> Split:
         before = backbone.stages[index - 1].downsample if index and not after else None
         return backbone.stages[index](*(before(*given) if before else given), do_downsample=after)
 
-    def closing(given: tuple) -> tuple[Tensor]:
+    def tail(given: tuple) -> tuple[Tensor]:
         tokens, grid = given
         tokens = getattr(backbone, f'norm{len(backbone.stages) - 1}')(tokens)
         return (tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous(), )
 
     stages = ((f'stages.{index}', partial(stage, index)) for index in range(len(backbone.stages)))
-    return Split(stem, tuple(stages), closing)
+    return Split(stem, tuple(stages), tail)
 
 
 def _check_last(backbone: nn.Module, outputs: int) -> None:
@@ -178,7 +178,7 @@ def _positions(backbone: nn.Module, embedding: Tensor, grid: Sequence[int]) -> T
                             backbone.num_extra_tokens)
 
 
-def _chained(backbone: nn.Module, stem: list, stages: list[list], closing: Sequence = ()) -> Split:
+def _chained(backbone: nn.Module, stem: list, stages: list[list], tail: Sequence = ()) -> Split:
     """Of parts that are steps one after another: names of submodules, or functions."""
     def run(steps: Sequence, x: Any) -> Any:
         for step in steps:
@@ -186,7 +186,7 @@ def _chained(backbone: nn.Module, stem: list, stages: list[list], closing: Seque
         return x
 
     return Split(partial(run, stem), tuple((steps[-1], partial(run, steps)) for steps in stages),
-                 lambda x: (run(closing, x), ))
+                 lambda x: (run(tail, x), ))
 
 
 FAMILIES = dict(

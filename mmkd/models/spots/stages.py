@@ -57,20 +57,20 @@ def last_stage(backbone: nn.Module) -> str:
     Raises:
         MMKDError: If the backbone does not say what its stages are.
     """
-    if hasattr(backbone, 'stages') and hasattr(backbone, 'closing'):
+    if hasattr(backbone, 'stages') and hasattr(backbone, 'tail'):
         return backbone.stages()[-1][0]
     if getattr(backbone, 'res_layers', None):
         return backbone.res_layers[-1]
     raise MMKDError(
         f'{type(backbone).__name__} does not say what its stages are; MMPretrain\'s ResNet family does, and '
-        'so does any backbone with the methods stages() and closing() of '
+        'so does any backbone with the methods stages() and tail() of '
         'mmkd.models.backbones.StagedBackbone.')
 
 
 def run_last_stage(backbone: nn.Module, features: Tensor) -> Tensor:
     """Run the last stage of a backbone, and what follows it, on what it is given."""
     features = backbone.get_submodule(last_stage(backbone))(features)
-    return backbone.closing(features) if hasattr(backbone, 'closing') else features
+    return backbone.tail(features) if hasattr(backbone, 'tail') else features
 
 
 def keep_last_stage(backbone: nn.Module, features: Tensor) -> None:

@@ -12,7 +12,7 @@ from mmengine.config import ConfigDict
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from ...checkpoints import write_whole
+from ...checkpoints import write_atomic
 from ...errors import MMKDError
 
 SPOTS = ('cls_logits', 'cls_outputs')
@@ -23,7 +23,7 @@ _TOOL = 'tools/misc/cache_teacher.py'
 
 
 class TeacherCache:
-    """A folder with the class logits that a teacher gives for numbered views of training images.
+    r"""A folder with the class logits that a teacher gives for numbered views of training images.
 
     ``cache.json`` says what they were made from, and there is a file for each view. All logits are stored, or
     the k largest of each image, all as float16. In place of the others then stands one constant per image,
@@ -133,7 +133,7 @@ class TeacherCache:
             top1: The teacher's top-1 accuracy on these images, in percent.
         """
         content = save({name: tensor.contiguous() for name, tensor in packed.items()})
-        write_whole(content, self._path(view))
+        write_atomic(content, self._path(view))
         self.files[_name(view)] = dict(sha256=hashlib.sha256(content).hexdigest(), top1=top1)
         _write_json(os.path.join(self.folder, _INDEX),
                     dict(images=self.images, classes=self.classes, kept=self.kept, views=self.views,
@@ -213,7 +213,7 @@ def _name(view: int) -> str:
 
 
 def _write_json(path: str, content: Mapping) -> None:
-    write_whole(json.dumps(content, indent=1).encode(), path)
+    write_atomic(json.dumps(content, indent=1).encode(), path)
 
 
 # What a view's file holds
@@ -324,7 +324,7 @@ def fingerprint_of(teacher, student: nn.Module, dataset_cfg: Mapping, dataset) -
                         'its data preprocessor) cannot be replayed; move it into `mix` of a ReplayedDataset.')
     return dict(
         teacher=dict(config=_plain(teacher.cfg.model), class_mapping=_plain(teacher.class_mapping),
-                     precision=teacher.engine.precision, weights=_digest_of_weights(teacher.model)),
+                     precision=teacher.inference.precision, weights=_digest_of_weights(teacher.model)),
         dataset=dict(config=_plain(dataset_cfg), images=len(dataset), contents=_digest_of_images(dataset),
                      pixels=_digest_of_pixels(dataset)),
         student=dict(padding=_padding(student.data_preprocessor)))
@@ -353,7 +353,7 @@ def _plain(value):
                 if key not in _WITHOUT_EFFECT}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, type) or callable(value) and hasattr(value, '__qualname__'):
+    if isinstance(value, type) or (callable(value) and hasattr(value, '__qualname__')):
         return f'{value.__module__}.{value.__qualname__}'
     return value if isinstance(value, (bool, float, int, str, type(None))) else str(value)
 
@@ -409,7 +409,7 @@ def _digest_of_pixels(dataset) -> str:
 
 
 def _padding(preprocessor: nn.Module) -> dict | None:
-    """What of the student's preprocessing is left when its normalisation is undone for the teacher."""
+    """What of the student's preprocessing is left when its normalization is undone for the teacher."""
     if preprocessor.pad_size_divisor == 1:
         return None
     statistics = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')

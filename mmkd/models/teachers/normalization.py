@@ -11,7 +11,7 @@ from ..spots import is_classifier
 
 
 class BatchConverter:
-    """Re-normalises the student's preprocessed batch for the teacher.
+    """Re-normalizes the student's preprocessed batch for the teacher.
 
     Mean, standard deviation, channel order, padding value and size divisor are read from the two data
     preprocessors. Both networks thus see the same pixels, after the same augmentation.
@@ -21,7 +21,7 @@ class BatchConverter:
         teacher: The teacher's.
 
     Raises:
-        MMKDError: If one of them is of a kind whose normalisation cannot be read.
+        MMKDError: If one of them is of a kind whose normalization cannot be read.
     """
 
     keep_size = False
@@ -49,7 +49,7 @@ class BatchConverter:
         """Convert a batch.
 
         Args:
-            inputs: The student's batch ``(N, 3, H, W)``, normalised and padded.
+            inputs: The student's batch ``(N, 3, H, W)``, normalized and padded.
             img_shapes: ``(height, width)`` of every image inside its padding.
 
         Returns:

@@ -21,7 +21,7 @@ from ..spots import (
 )
 from .building import RANDOM, build_teacher_model, read_teacher_config
 from .cache import TeacherCache, check_spots, fingerprint_of
-from .engine import Engine
+from .inference import TeacherForward
 from .normalization import BatchConverter, image_shapes
 
 
@@ -40,7 +40,7 @@ class Teacher:
             released code. (There the running ones drift on, which changes nothing in training; here they stay
             as they were loaded.)
         channels_last: Whether it runs with the channels last in memory.
-        precision: ``'fp32'``; ``'bf16'`` or ``'fp16'``, see :class:`~mmkd.models.teachers.engine.Engine`.
+        precision: ``'fp32'``; ``'bf16'`` or ``'fp16'``, see :class:`~mmkd.models.teachers.inference.TeacherForward`.
         compile: Whether ``torch.compile`` makes it faster.
         cache: Classifiers: a folder with the class logits of the training images, to answer from in place of
             the network; see :class:`~mmkd.models.teachers.cache.TeacherCache`.
@@ -75,7 +75,7 @@ class Teacher:
         self.class_indices = None
         self._converter = None
         self._layout = None
-        self.engine = Engine(self.model, channels_last, precision, compile)
+        self.inference = TeacherForward(self.model, channels_last, precision, compile)
 
     def __deepcopy__(self, memo) -> 'Teacher':
         return self
@@ -89,14 +89,14 @@ class Teacher:
     def is_random(self) -> bool:
         return self.checkpoint == RANDOM
 
-    def connect(self, student: nn.Module) -> None:
+    def build(self, student: nn.Module) -> None:
         """Prepare for a student.
 
         Args:
             student: The student network; its data preprocessor tells what batches look like.
 
         Raises:
-            MMKDError: If the teacher is for another task, nothing tells how its images are normalised, or the
+            MMKDError: If the teacher is for another task, nothing tells how its images are normalized, or the
                 student's batches cannot be converted into this teacher's.
         """
         if is_classifier(student) and not is_classifier(self.model):
@@ -108,12 +108,12 @@ class Teacher:
         # One without mean and std (YOLOX) is meant so; none at all means that the config is not whole.
         if self.cfg.model.get('data_preprocessor') is None and getattr(
                 student.data_preprocessor, '_enable_normalize', False):
-            raise MMKDError("The student's images are normalised, and the teacher's config has no "
+            raise MMKDError("The student's images are normalized, and the teacher's config has no "
                             'data_preprocessor to tell how its own are; add the one that it was trained '
                             'with, with its mean and std.')
         self._converter = BatchConverter(student.data_preprocessor, self.model.data_preprocessor)
 
-    def find_spots(self, spots: Sequence[str]) -> None:
+    def add_spots(self, spots: Sequence[str]) -> None:
         """Find spots that will be asked for.
 
         Raises:
@@ -121,18 +121,18 @@ class Teacher:
         """
         if self.cache is not None:
             check_spots(spots)
-        self.engine.places.update({spot: resolve_spot(self.model, spot, 'teacher') for spot in spots})
+        self.inference.points.update({spot: resolve_spot(self.model, spot, 'teacher') for spot in spots})
 
-    def judges_rois(self, spots: Sequence[str]) -> bool:
+    def needs_rois(self, spots: Sequence[str]) -> bool:
         """Whether the student's boxes are needed for some spots."""
         return any(module.split('.')[0] == 'roi_head'
-                   for spot in spots for module in self.engine.places[spot].modules)
+                   for spot in spots for module in self.inference.points[spot].modules)
 
-    def connect_maps(self) -> None:
-        """Prepare to give maps that a student's are compared with place by place: on the same canvas."""
+    def require_same_size(self) -> None:
+        """Prepare to give maps that a student's are compared with point by point: on the same canvas."""
         self._converter.keep_size = True
 
-    def connect_logits(self, student: LogitLayout) -> None:
+    def require_logits(self, student: LogitLayout) -> None:
         """Prepare to give class logits that a student's can be compared with.
 
         Args:
@@ -149,7 +149,7 @@ class Teacher:
         own = self._layout = logit_layout(self.model, 'teacher')
         check_comparable(student, own)
         if own.dense:
-            self.connect_maps()
+            self.require_same_size()
         if self.class_mapping is None:
             if student.num_classes != own.num_classes:
                 raise MMKDError(
@@ -228,7 +228,7 @@ class Teacher:
         Args:
             inputs: The student's preprocessed batch ``(N, 3, H, W)``.
             data_samples: Its samples; only ``img_shape`` is read, and of detectors only.
-            rois: The student's boxes ``(R, 5)`` of every stage, when :meth:`judges_rois`.
+            rois: The student's boxes ``(R, 5)`` of every stage, when :meth:`needs_rois`.
             spots: What is asked for; all that it was connected for by default.
 
         Returns:
@@ -236,21 +236,21 @@ class Teacher:
         """
         if self.cache is not None:
             logits = self.cache.read_samples(data_samples).to(inputs.device)
-            return {spot: [logits] for spot in (self.engine.places if spots is None else spots)}
-        return self.look(inputs, data_samples, rois, spots)
+            return {spot: [logits] for spot in (self.inference.points if spots is None else spots)}
+        return self.forward(inputs, data_samples, rois, spots)
 
     @torch.no_grad()
-    def look(self,
+    def forward(self,
              inputs: Tensor,
              data_samples: Sequence,
              rois: Sequence[Tensor] | None = None,
              spots: Sequence[str] | None = None) -> dict[str, list]:
         """Run the network, whether or not there is a cache of the training images; see :meth:`__call__`."""
-        spots = tuple(self.engine.places) if spots is None else spots
+        spots = tuple(self.inference.points) if spots is None else spots
         if not spots:
             return {}
         with _batch_statistics(self.model) if self.batch_norm == 'train' else nullcontext():
-            seen = self.engine.record(spots, self.convert(inputs, data_samples), rois)
+            seen = self.inference.record(spots, self.convert(inputs, data_samples), rois)
         if 'cls_outputs' in seen:
             seen['cls_outputs'] = self.in_students_outputs(seen['cls_outputs'])
         if 'cls_logits' in seen:

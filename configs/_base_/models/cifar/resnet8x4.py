@@ -1,0 +1,12 @@
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='mmkd.CRDResNet', depth=8, stem_channels=32, base_channels=64),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=100,
+        in_channels=256,
+        # PyTorch's own initialization, as in the benchmark.
+        init_cfg=None,
+        loss=dict(type='CrossEntropyLoss'),
+        topk=(1, 5)))

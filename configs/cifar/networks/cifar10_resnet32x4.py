@@ -1,0 +1,8 @@
+_base_ = [
+    '../../_base_/models/cifar/resnet32x4.py',
+    '../../_base_/datasets/cifar10_folder.py',
+    '../../_base_/schedules/crd_240e.py',
+    '../../_base_/classification_runtime.py',
+]
+
+model = dict(head=dict(num_classes=10))

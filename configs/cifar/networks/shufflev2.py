@@ -1,0 +1,8 @@
+_base_ = [
+    '../../_base_/models/cifar/shufflev2.py',
+    '../../_base_/datasets/cifar100_crd.py',
+    '../../_base_/schedules/crd_240e.py',
+    '../../_base_/classification_runtime.py',
+]
+
+optim_wrapper = dict(optimizer=dict(lr=0.01))

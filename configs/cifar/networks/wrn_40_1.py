@@ -1,0 +1,6 @@
+_base_ = [
+    '../../_base_/models/cifar/wrn_40_1.py',
+    '../../_base_/datasets/cifar100_crd.py',
+    '../../_base_/schedules/crd_240e.py',
+    '../../_base_/classification_runtime.py',
+]

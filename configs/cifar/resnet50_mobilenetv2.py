@@ -1,0 +1,3 @@
+_base_ = './networks/mobilenetv2.py'
+
+teacher = dict(config='configs/cifar/networks/resnet50.py', checkpoint='checkpoints/crd/resnet50.pth')

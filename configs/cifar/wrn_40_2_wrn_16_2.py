@@ -1,0 +1,3 @@
+_base_ = './networks/wrn_16_2.py'
+
+teacher = dict(config='configs/cifar/networks/wrn_40_2.py', checkpoint='checkpoints/crd/wrn_40_2.pth')

@@ -1,0 +1,8 @@
+# A first stage of 30 epochs, in which the student learns nothing but where the teacher's neurons are active;
+# then the 240 epochs of the benchmark.
+_base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
+
+model = dict(methods=dict(ab=dict(type='mmkd.AB', first_phase_epochs=30)))
+
+train_cfg = dict(max_epochs=270)
+param_scheduler = dict(milestones=[180, 210, 240])

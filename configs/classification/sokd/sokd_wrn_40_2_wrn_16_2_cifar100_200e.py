@@ -1,0 +1,14 @@
+# SOKD in its own setting: 200 epochs at 0.1, batches of 128, padding by reflection.
+_base_ = [
+    '../../_base_/models/cifar/wrn_16_2.py',
+    '../../_base_/datasets/cifar100_sokd.py',
+    '../../_base_/schedules/sokd_200e.py',
+    '../../_base_/classification_runtime.py',
+]
+
+model = dict(
+    _delete_=True,
+    type='mmkd.ClassifierDistiller',
+    student={{_base_.model}},
+    teacher=dict(config='configs/cifar/networks/wrn_40_2.py', checkpoint='checkpoints/crd/wrn_40_2.pth'),
+    methods=dict(sokd=dict(type='mmkd.SOKD', temperature=4.0, weight=1.0)))

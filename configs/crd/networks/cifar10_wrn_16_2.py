@@ -1,8 +1,0 @@
-_base_ = [
-    '../../_base_/models/crd/wrn_16_2.py',
-    '../../_base_/datasets/cifar10_folder.py',
-    '../../_base_/schedules/crd_240e.py',
-    '../../_base_/classification_runtime.py',
-]
-
-model = dict(head=dict(num_classes=10))

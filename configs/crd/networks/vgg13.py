@@ -1,6 +1,0 @@
-_base_ = [
-    '../../_base_/models/crd/vgg13.py',
-    '../../_base_/datasets/cifar100_crd.py',
-    '../../_base_/schedules/crd_240e.py',
-    '../../_base_/classification_runtime.py',
-]

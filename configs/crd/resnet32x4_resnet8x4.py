@@ -1,3 +1,0 @@
-_base_ = './networks/resnet8x4.py'
-
-teacher = dict(config='configs/crd/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')

@@ -1,3 +1,0 @@
-_base_ = './networks/shufflev1.py'
-
-teacher = dict(config='configs/crd/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')

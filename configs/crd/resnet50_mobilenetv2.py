@@ -1,3 +1,0 @@
-_base_ = './networks/mobilenetv2.py'
-
-teacher = dict(config='configs/crd/networks/resnet50.py', checkpoint='checkpoints/crd/resnet50.pth')

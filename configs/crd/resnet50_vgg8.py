@@ -1,3 +1,0 @@
-_base_ = './networks/vgg8.py'
-
-teacher = dict(config='configs/crd/networks/resnet50.py', checkpoint='checkpoints/crd/resnet50.pth')

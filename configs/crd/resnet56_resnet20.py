@@ -1,3 +1,0 @@
-_base_ = './networks/resnet20.py'
-
-teacher = dict(config='configs/crd/networks/resnet56.py', checkpoint='checkpoints/crd/resnet56.pth')

@@ -1,3 +1,0 @@
-_base_ = './networks/wrn_16_2.py'
-
-teacher = dict(config='configs/crd/networks/wrn_40_2.py', checkpoint='checkpoints/crd/wrn_40_2.pth')

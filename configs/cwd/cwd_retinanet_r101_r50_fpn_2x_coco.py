@@ -1,3 +1,0 @@
-_base_ = '../_base_/pairs/retinanet_r101_r50_fpn_2x_coco.py'
-
-model = dict(methods=dict(cwd=dict(type='mmkd.CWD', weight=10.0)))

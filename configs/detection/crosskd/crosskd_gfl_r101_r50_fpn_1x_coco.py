@@ -1,0 +1,3 @@
+_base_ = '../../_base_/pairs/gfl_r101_r50_fpn_1x_coco.py'
+
+model = dict(methods=dict(crosskd=dict(type='mmkd.CrossKD')))

@@ -1,8 +1,0 @@
-_base_ = '../quickstart/student.py'
-
-teacher = dict(
-    config='configs/digits/faster_rcnn_teacher.py',
-    checkpoint='work_dirs/compare_methods/faster_rcnn/teacher/epoch_8.pth')
-# For tools/analysis_tools/compare_methods.py; fixed with KD on seeds 100 and 101
-# (docs/benchmarks/quickstart.md, where.md).
-comparison = dict(proxies=dict(temperature=1.0, weight=1.0))

@@ -1,0 +1,18 @@
+_base_ = './classifier_teacher.py'
+
+# ResNet-8 with 12 channels in its first stage, where the teacher, a ResNet-20, has 20: 276 iterations.
+model = dict(backbone=dict(depth=8, stem_channels=8, base_channels=12), head=dict(in_channels=48))
+teacher = dict(
+    config='configs/examples/quickstart/classifier_teacher.py',
+    checkpoint='work_dirs/quickstart_classification/classifier/teacher/epoch_8.pth')
+# For tools/analysis_tools/compare_methods.py: methods have their published settings, untuned; but first
+# stages of training must fit into the budget.
+comparison = dict(
+    ab=dict(first_phase_epochs=2), fsp=dict(first_phase_epochs=2), ft=dict(first_phase_epochs=2))
+
+max_epochs = 6
+train_cfg = dict(max_epochs=max_epochs)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.1, by_epoch=True, begin=0, end=1, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=max_epochs, convert_to_iter_based=True),
+]

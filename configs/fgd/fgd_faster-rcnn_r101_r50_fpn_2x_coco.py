@@ -1,5 +1,0 @@
-_base_ = '../_base_/pairs/faster-rcnn_r101_r50_fpn_2x_coco.py'
-
-model = dict(
-    methods=dict(
-        fgd=dict(type='mmkd.FGD', foreground=5e-5, background=2.5e-5, attention=5e-5, global_=5e-7)))

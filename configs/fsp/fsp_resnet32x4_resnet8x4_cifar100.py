@@ -1,8 +1,0 @@
-# A first stage of 30 epochs, in which the student learns nothing but the flow between stages;
-# then the 240 epochs of the benchmark.
-_base_ = '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
-
-model = dict(methods=dict(fsp=dict(type='mmkd.FSP', first_stage_epochs=30)))
-
-train_cfg = dict(max_epochs=270)
-param_scheduler = dict(milestones=[180, 210, 240])

@@ -1,5 +1,0 @@
-# SAKD on top of AT. Any other pair and method:
-# tools/train.py configs/crd/PAIR.py --distill sakd --cfg-options model.methods.sakd.method=METHOD
-_base_ = '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
-
-model = dict(methods=dict(sakd=dict(type='mmkd.SAKD', method='AT', strategy='adaptive')))

@@ -1,3 +1,0 @@
-_base_ = '../_base_/pairs/resnet34_resnet18_imagenet.py'
-
-model = dict(methods=dict(sokd=dict(type='mmkd.SOKD', temperature=4.0, weight=1.0)))

@@ -1,3 +1,0 @@
-_base_ = '../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
-
-model = dict(methods=dict(vid=dict(type='mmkd.VID')))

@@ -1,0 +1,73 @@
+"""Files that are written whole or not at all, and finding the one to resume from."""
+import os
+import re
+import tempfile
+from glob import escape, glob
+
+from mmengine.fileio import LocalBackend, register_backend
+
+_PARTIAL = '.mmkd-partial-'
+
+
+def write_atomic(content: bytes, path: str) -> None:
+    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+
+    Args:
+        content: The file's bytes.
+        path: Where to write; its folder is made when missing.
+    """
+    path = str(path)
+    folder = os.path.dirname(path) or '.'
+    os.makedirs(folder, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=folder, prefix=_PARTIAL)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # mkstemp makes files private
+        os.replace(partial, path)
+    except BaseException:
+        if os.path.exists(partial):
+            os.remove(partial)
+        raise
+
+
+def remove_partial_files(folder: str) -> None:
+    """Delete what an interrupted :func:`write_atomic` left in ``folder``."""
+    for path in glob(os.path.join(escape(folder), f'{_PARTIAL}*')):
+        os.remove(path)
+
+
+class AtomicFileBackend(LocalBackend):
+    """MMEngine's local file backend with writes that are whole or absent."""
+
+    def put(self, obj: bytes, filepath) -> None:
+        write_atomic(obj, filepath)
+
+
+register_backend('mmkd.atomic_file', AtomicFileBackend, force=True)
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """Return the checkpoint that training in ``work_dir`` should go on from, or ``None``.
+
+    MMEngine's ``last_checkpoint`` pointer is followed when its target exists (also after the folder was
+    moved); otherwise the checkpoint with the highest number is taken.
+    """
+    pointer = os.path.join(work_dir, 'last_checkpoint')
+    if os.path.isfile(pointer):
+        with open(pointer) as file:
+            target = file.read().strip()
+        # The file in this folder first: a copied folder's pointer still names the original.
+        for candidate in (os.path.join(work_dir, os.path.basename(target)), target):
+            if target and os.path.isfile(candidate):
+                return candidate
+    numbered = {}
+    for path in glob(os.path.join(escape(work_dir), '*.pth')):
+        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', os.path.basename(path))
+        if match:
+            numbered[int(match[1])] = path
+    return numbered[max(numbered)] if numbered else None

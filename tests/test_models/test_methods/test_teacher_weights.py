@@ -1,0 +1,63 @@
+"""Weights of several teachers against straightforward minimization."""
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from mmkd.models.losses import bernoulli_kl_divergence, kl_divergence
+from mmkd.models.methods import ProxyDistill
+from mmkd.models.methods.teacher_weights import adaptive_weights, minimum_norm_weights
+from mmkd.models.spots import LogitLayout
+
+
+def gradients(number: int, seed: int) -> torch.Tensor:
+    return torch.randn(number, 30, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize('seed', range(5))
+def test_two_teachers_exactly(seed):
+    one, other = gradients(2, seed)
+    weights = adaptive_weights([one, other])
+    shares = torch.linspace(0, 1, 20001, dtype=torch.float64)
+    one, other = one.double(), other.double()
+    norms = (shares[:, None] * one + (1 - shares[:, None]) * other).norm(dim=1)
+    assert weights.sum().item() == pytest.approx(1)
+    assert weights[0].item() == pytest.approx(shares[norms.argmin()].item(), abs=1e-4)
+
+
+def test_a_teacher_between_the_student_and_another_gets_all_the_weight():
+    one = torch.tensor([1.0, 0.0])
+    assert torch.allclose(adaptive_weights([one, 3 * one]), torch.tensor([1.0, 0.0]))
+
+
+def test_equal_teachers_get_weights_that_add_up_to_one():
+    one = torch.ones(4)
+    for number in (2, 3):
+        weights = adaptive_weights([one] * number)
+        assert weights.sum().item() == pytest.approx(1) and (weights >= 0).all()
+
+
+@pytest.mark.parametrize('number', [3, 5])
+def test_more_teachers_by_frank_wolfe(number):
+    flat = gradients(number, number).double()
+    gram = (flat @ flat.T).numpy()
+    expected = minimize(lambda w: w @ gram @ w, np.full(number, 1 / number), bounds=[(0, 1)] * number,
+                        constraints=dict(type='eq', fun=lambda w: w.sum() - 1), tol=1e-12).fun
+    weights = minimum_norm_weights(flat @ flat.T)
+    assert weights.sum().item() == pytest.approx(1) and (weights >= 0).all()
+    assert (weights @ (flat @ flat.T) @ weights).item() == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(('activation', 'divergence'), [('softmax', kl_divergence),
+                                                    ('sigmoid', bernoulli_kl_divergence)])
+def test_the_closed_form_of_the_gradient_is_autograds(activation, divergence):
+    method = ProxyDistill(temperature=3.0, teacher_weights='adaptive')
+    method.layout = LogitLayout(activation, 4)
+    channels = method.layout.channels
+    s, p = torch.randn(6, channels, requires_grad=True), torch.randn(6, channels)
+    counts = torch.rand(6)
+    (counts * divergence(p, s, 3.0)).sum().div(counts.sum()).backward()
+    given = method._gradient([p], [s], [counts])
+    ratio = s.grad.flatten() / given
+    assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-3)  # up to one factor
+    assert ratio[0] > 0
