@@ -9,7 +9,7 @@ from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_two_stage, record, resolve_spot
-from mmkd.models.teachers import engine as engine_module
+from mmkd.models.teachers import inference as inference_module
 from mmkd.models.teachers.inference import TeacherForward
 from tests.helpers import classifiers, families
 
@@ -162,7 +162,7 @@ def modulated() -> nn.Module:
 def log(monkeypatch) -> list[str]:
     """Lines that the engine logs."""
     lines = []
-    monkeypatch.setattr(engine_module, 'print_log', lambda line, *_: lines.append(line))
+    monkeypatch.setattr(inference_module, 'print_log', lambda line, *_: lines.append(line))
     return lines
 
 
