@@ -57,8 +57,8 @@ class TeacherGapHook(Hook):
         answers = teacher.forward(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
         step = Step(model, data['inputs'], data['data_samples'], seen, [answers])
         s, t = (self._layout.logits(outputs)[-1] for outputs in (seen['cls_outputs'], answers['cls_outputs']))
-        where = 'teacher' if self._layout.dense else 'all'
-        weights = self._layout.weights(where, seen['cls_outputs'], [t], step)[0]
+        sample_weight = 'teacher' if self._layout.dense else 'uniform'
+        weights = self._layout.weights(sample_weight, seen['cls_outputs'], [t], step)[0]
         divergence = kl_divergence if self._layout.activation == 'softmax' else bernoulli_kl_divergence
         same = s.argmax(dim=-1) == t.argmax(dim=-1)
         self._sums += torch.stack([
