@@ -205,7 +205,7 @@ def test_the_pairs_of_the_papers_are_among_them():
         'resnet50_mobilenetv2', 'resnet32x4_shufflev1', 'resnet32x4_shufflev2', 'resnet56_resnet20',
         'resnet110_resnet32', 'resnet32x4_resnet32', 'vgg13_mobilenetv2', 'resnet50_vgg8',
         'wrn_40_2_shufflev1',
-        'cifar10_wrn_40_2_wrn_16_2', 'cifar10_resnet32x4_resnet8x4'}
+        'wrn_40_2_wrn_16_2_cifar10', 'resnet32x4_resnet8x4_cifar10'}
 
 
 def test_the_settings_of_the_papers():
