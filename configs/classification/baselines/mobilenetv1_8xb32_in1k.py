@@ -3,7 +3,7 @@
 _base_ = [
     'mmpretrain::_base_/datasets/imagenet_bs32.py',
     'mmpretrain::_base_/schedules/imagenet_bs256.py',
-    '../classification_runtime.py',
+    '../../_base_/classification_runtime.py',
 ]
 
 model = dict(
