@@ -13,7 +13,7 @@ WIDTH = 100
 
 FENCED = re.compile(r'^ *```.*?^ *```$', re.DOTALL | re.MULTILINE)
 LINK = re.compile(r'\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)')
-NAMED = re.compile(r'(?<![\w/.:-])(?:configs|tests|tools)/[\w./{},*-]+')
+NAMED = re.compile(r'(?<![\w/.:-])(?:configs|mmkd|tests|tools)/[\w./{},*-]+')
 
 PLACEHOLDER = re.compile(r'\b(?!README\b|LICENSE\b|CHANGELOG\b|CONTRIBUTING\b)[A-Z]{3,}\b')
 """What a reader replaces, such as ``PAIR`` in ``configs/cifar/PAIR.py``."""

@@ -1,4 +1,4 @@
-# MMPretrain's runtime; one checkpoint is kept, for runs have hundreds of epochs.
+# MMPretrain's default runtime. Only the last checkpoint is kept, because runs take hundreds of epochs.
 _base_ = 'mmpretrain::_base_/default_runtime.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -8,20 +8,24 @@ CONFIGS = sorted(path.relative_to(REPO) for path in (REPO / 'configs').rglob('*.
                  if '_base_' not in path.parts)
 
 
-def bases(path: Path) -> list[str]:
-    """Return what a config file names as its bases."""
+def base_configs(path: Path) -> list[str]:
+    """Return the base configs that a config file names."""
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.Assign) and node.targets[0].id == '_base_':
-            found = ast.literal_eval(node.value)
-            return [found] if isinstance(found, str) else found
+            bases = ast.literal_eval(node.value)
+            return [bases] if isinstance(bases, str) else bases
     return []
 
 
-def of_classifier(path: Path) -> bool:
-    """Whether a config file is built on MMPretrain's; it is not read, for MMPretrain may be missing."""
-    return any(base.startswith('mmpretrain::') or ('::' not in base and of_classifier(path.parent / base))
-               for base in bases(path))
+def is_classifier_config(path: Path) -> bool:
+    """Whether a config file is based on a config of MMPretrain.
+
+    The file is only parsed, because MMPretrain may be missing.
+    """
+    bases = base_configs(path)
+    return any(base.startswith('mmpretrain::') for base in bases) or any(
+        is_classifier_config(path.parent / base) for base in bases if '::' not in base)
 
 
-OF_CLASSIFIERS = [path for path in CONFIGS if of_classifier(REPO / path)]
-OF_DETECTORS = [path for path in CONFIGS if path not in OF_CLASSIFIERS]
+CLASSIFIER_CONFIGS = [path for path in CONFIGS if is_classifier_config(REPO / path)]
+DETECTOR_CONFIGS = [path for path in CONFIGS if path not in CLASSIFIER_CONFIGS]

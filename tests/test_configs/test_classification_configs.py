@@ -1,4 +1,4 @@
-"""Every shipped config of a classifier builds and steps, and every pair goes with every method."""
+"""Every shipped classifier config builds and takes a step, and every pair works with every method."""
 import copy
 import functools
 from importlib.util import find_spec
@@ -19,24 +19,24 @@ from mmkd.apis.config import trains_classifier
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from tests.helpers.crd import FACTS
-from tests.helpers.shipped import OF_CLASSIFIERS as CONFIGS
+from tests.helpers.shipped import CLASSIFIER_CONFIGS as CONFIGS
 from tests.helpers.tiny import REPO
 
 pytest.importorskip('mmpretrain')
 
 PAIRS = [path for path in CONFIGS if path.parent == Path('configs/cifar')]
-OTHERS = [path for path in CONFIGS if path not in PAIRS]
+NOT_PAIRS = [path for path in CONFIGS if path not in PAIRS]
 METHODS = {
     'student': {}, 'kd': {}, 'kdtuned': {}, 'dml': {}, 'sokd': {}, 'shake': {},
     'shake_released': dict(placement='teacher', standardize_task=True),
 }
 ALL_STEP = ('resnet32x4_resnet8x4', 'wrn_40_2_shufflev1')
-"""Pairs that take a step with every method; the others do with one."""
+"""Pairs that take a step with every method; every other pair takes a step with one method."""
 
 
 @pytest.fixture(autouse=True, scope='module')
 def metafiles_read_once():
-    """MMEngine reads all metafiles of MMPretrain for every base config that is in there."""
+    """Read each metafile once: MMEngine reads all of MMPretrain's for every base config from there."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mmengine.config.utils, 'load', functools.cache(mmengine.config.utils.load))
         yield
@@ -53,7 +53,7 @@ def read(path: Path) -> Config:
 
 
 def composed(path: Path, method: str) -> Config:
-    """Return what ``tools/train.py PAIR --distill METHOD`` composes, with a random teacher."""
+    """Return the config that ``tools/train.py PAIR --distill METHOD`` composes, with a random teacher."""
     cfg = copy.deepcopy(read(path))
     if method != 'student':
         name = method.partition('_')[0]
@@ -63,19 +63,19 @@ def composed(path: Path, method: str) -> Config:
 
 
 def built(cfg: Config):
-    """Build a model as MMEngine's Runner does; its weights are left to :func:`step`."""
+    """Build a model as MMEngine's Runner does; :func:`step` initializes its weights."""
     model = MODELS.build(copy.deepcopy(dict(cfg.model, data_preprocessor=cfg.data_preprocessor)))
     return revert_sync_batchnorm(model)
 
 
 def step(model, cfg: Config, size: int, classes: int) -> dict:
-    """Initialize a model, take a training step on a batch of two, and return what is logged."""
+    """Initialize a model, take a training step on a batch of two, and return the logged losses."""
     from mmpretrain.structures import DataSample
     torch.manual_seed(0)
     model.init_weights()
     methods = list(model.mmkd.methods.values()) if is_distillation(cfg) else []
     for method in methods:
-        # What a hook tells methods before an epoch.
+        # Hooks do this before an epoch.
         method.in_first_phase = method.first_phase_epochs > 0
         if method.needs_train_labels:
             method.set_train_labels(range(classes))
@@ -94,7 +94,7 @@ def step(model, cfg: Config, size: int, classes: int) -> dict:
 
 
 def check_checkpoint(model, cfg: Config) -> None:
-    """What is saved is a config without distillation, and weights that fit it."""
+    """Check that the saved config is without distillation and that the saved weights fit it."""
     stock_cfg = student_config(cfg)
     assert 'teacher' not in stock_cfg
     if stock_cfg.model.backbone.type.startswith('mmkd.'):
@@ -112,7 +112,7 @@ def number_of_parameters(model) -> int:
 
 
 def known_parameters(network: str, classes: int) -> int:
-    """Return how many parameters a network of the benchmark has, given a number of classes."""
+    """Return how many parameters a network of the benchmark has with a number of classes."""
     (facts, ) = (facts for name, facts in FACTS.items() if name.lower() == network)
     *_, weight, bias = facts['state_dict'].values()
     assert bias == [100]
@@ -124,10 +124,9 @@ def known_parameters(network: str, classes: int) -> int:
 def test_pair(path, method):
     cfg = composed(path, method)
     model = built(cfg)
-    classes = 10 if path.stem.startswith('cifar10_') else 100
-    teacher = Path(read(path).teacher.config).stem
-    student = path.stem.removeprefix(f'{teacher}_')
-    teacher = teacher.removeprefix('cifar10_')
+    classes = 10 if path.stem.endswith('_cifar10') else 100
+    teacher = Path(read(path).teacher.config).stem.removesuffix('_cifar10')
+    student = path.stem.removeprefix(f'{teacher}_').removesuffix('_cifar10')
     assert number_of_parameters(model) == known_parameters(student, classes)
     if method == 'dml':
         assert not model.mmkd.teachers
@@ -142,14 +141,15 @@ def test_pair(path, method):
         check_checkpoint(model, cfg)
 
 
-OF_SAKD = ('resnet56_resnet20', 'resnet110_resnet32', 'resnet32x4_resnet8x4', 'resnet32x4_resnet32',
-           'wrn_40_2_wrn_16_2', 'vgg13_vgg8', 'vgg13_mobilenetv2', 'resnet50_vgg8', 'resnet50_mobilenetv2',
-           'wrn_40_2_shufflev1')
+SAKD_PAIRS = (
+    'resnet56_resnet20', 'resnet110_resnet32', 'resnet32x4_resnet8x4', 'resnet32x4_resnet32',
+    'wrn_40_2_wrn_16_2', 'vgg13_vgg8', 'vgg13_mobilenetv2', 'resnet50_vgg8', 'resnet50_mobilenetv2',
+    'wrn_40_2_shufflev1')
 
 
 @pytest.mark.parametrize('method', [
     'FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD'])
-@pytest.mark.parametrize('pair', OF_SAKD)
+@pytest.mark.parametrize('pair', SAKD_PAIRS)
 def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
     cfg = copy.deepcopy(read(Path(f'configs/cifar/{pair}.py')))
     compose_distillation(cfg, 'sakd', teacher_checkpoint='random')
@@ -157,11 +157,11 @@ def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
     cfg = prepare_config(cfg)
     model = built(cfg)
     losses = step(model, cfg, 32, 100)
-    if method != 'FT':  # whose first stage is only its own
+    if method != 'FT':  # in its first phase, FT has no other losses
         assert {'sakd.loss_feature', 'sakd.loss_routing', 'sakd.loss_kd'} <= set(losses)
 
 
-@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+@pytest.mark.parametrize('path', NOT_PAIRS, ids=lambda path: path.stem)
 def test_config(path):
     cfg = prepare_config(copy.deepcopy(read(path)))
     timm = 'TimmClassifier' in repr(cfg.model)
@@ -177,7 +177,7 @@ def test_config(path):
 def inputs(cfg: Config) -> tuple[int, int]:
     """Return the size of small images that a network can take, and the number of classes."""
     dataset = cfg.train_dataloader.dataset
-    root = dataset.get('dataset', dataset).data_root  # resident images are of another dataset
+    root = dataset.get('dataset', dataset).data_root  # a ResidentDataset wraps another dataset
     if 'cifar' in root or 'digits' in root:
         return 32, cfg.data_preprocessor.num_classes
     return 224 if 'deit' in repr(cfg.model) else 64, 1000
@@ -185,7 +185,8 @@ def inputs(cfg: Config) -> tuple[int, int]:
 
 @pytest.mark.parametrize('name', ['deit', 'shake_deit'])
 def test_the_transformers_configs_with_a_teacher_that_needs_no_timm(name):
-    cfg = prepare_config(copy.deepcopy(read(Path(f'configs/classification/deit/{name}_regnety160_deit-tiny_imagenet.py'))))
+    path = Path(f'configs/classification/deit/{name}_regnety160_deit-tiny_imagenet.py')
+    cfg = prepare_config(copy.deepcopy(read(path)))
     assert cfg.model.teacher.config.model.model_name == 'regnety_160'
     cfg.model.teacher.update(config='mmpretrain::resnet/resnet18_8xb32_in1k.py', checkpoint='random')
     model = built(cfg)
@@ -205,7 +206,7 @@ def test_the_pairs_of_the_papers_are_among_them():
         'resnet50_mobilenetv2', 'resnet32x4_shufflev1', 'resnet32x4_shufflev2', 'resnet56_resnet20',
         'resnet110_resnet32', 'resnet32x4_resnet32', 'vgg13_mobilenetv2', 'resnet50_vgg8',
         'wrn_40_2_shufflev1',
-        'cifar10_wrn_40_2_wrn_16_2', 'cifar10_resnet32x4_resnet8x4'}
+        'wrn_40_2_wrn_16_2_cifar10', 'resnet32x4_resnet8x4_cifar10'}
 
 
 def test_the_settings_of_the_papers():
@@ -226,9 +227,9 @@ def test_the_settings_of_the_papers():
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)), mode='reflect')
     crops = [padded[y:y + 32, x:x + 32] for y in range(9) for x in range(9)]
     with DefaultScope.overwrite_default_scope('mmpretrain'):
-        made = Compose(sokd.train_dataloader.dataset.pipeline)(dict(img=image, gt_label=0))['inputs']
-    made = made.permute(1, 2, 0).numpy()
-    assert any(np.array_equal(made, crop) or np.array_equal(made, crop[:, ::-1]) for crop in crops)
+        view = Compose(sokd.train_dataloader.dataset.pipeline)(dict(img=image, gt_label=0))['inputs']
+    view = view.permute(1, 2, 0).numpy()
+    assert any(np.array_equal(view, crop) or np.array_equal(view, crop[:, ::-1]) for crop in crops)
 
 
 @pytest.mark.parametrize('method', ['sokd', 'shake'])
@@ -243,7 +244,7 @@ def test_mixed_images_by_the_options_in_the_docs(method):
     check_checkpoint(model, cfg)
 
 
-# Where a config names its teacher
+# Configs that name their teacher
 
 
 def test_a_named_teacher_is_taken_unless_another_is_given():
@@ -252,9 +253,9 @@ def test_a_named_teacher_is_taken_unless_another_is_given():
     assert cfg.model.teacher == dict(
         config='configs/cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
     assert 'teacher' not in cfg
-    cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', teacher_checkpoint='mine.pth')
-    assert cfg.model.teacher == dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='mine.pth')
-    # The named checkpoint is not that of another teacher.
+    cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', teacher_checkpoint='teacher.pth')
+    assert cfg.model.teacher == dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='teacher.pth')
+    # The named checkpoint belongs to the named teacher, not to another one.
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', 'configs/cifar/networks/vgg13.py')
     assert cfg.model.teacher == dict(config='configs/cifar/networks/vgg13.py', checkpoint=None)
     with pytest.raises(MMKDError, match='The teacher has no checkpoint'):

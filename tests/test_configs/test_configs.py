@@ -1,4 +1,4 @@
-"""Every shipped config of a detector builds and steps, and what it saves loads into the stock model."""
+"""Every shipped detector config builds and takes a step, and its checkpoint loads into the stock model."""
 import ast
 import subprocess
 
@@ -13,12 +13,12 @@ from mmengine.registry import MODELS
 from mmkd.apis import is_distillation, prepare_config, student_config
 from mmkd.models.proxies.heads import find_classifiers
 from mmkd.models.spots import classification_heads
-from tests.helpers.shipped import OF_DETECTORS as CONFIGS
+from tests.helpers.shipped import DETECTOR_CONFIGS as CONFIGS
 from tests.helpers.tiny import REPO, build
 
 
 def alias_of(path):
-    """Return the config that another one stands for: it names that one and adds nothing."""
+    """Return the base config of a config that adds nothing to it, else ``None``."""
     (first, *rest) = ast.parse((REPO / path).read_text()).body
     base = ast.literal_eval(first.value)
     if rest or '::' in base:
@@ -55,19 +55,19 @@ def test_config(path, monkeypatch):
 
 
 def teachers(cfg) -> list:
-    given = cfg.model.get('teacher') if is_distillation(cfg) else None
-    return given if isinstance(given, (list, tuple)) else [given] if given else []
+    configured = cfg.model.get('teacher') if is_distillation(cfg) else None
+    return configured if isinstance(configured, (list, tuple)) else [configured] if configured else []
 
 
 def sample_few_boxes(student) -> None:
-    """RoIAlign's backward pass is slow on CPU; a few boxes take the same way as many."""
-    stages = (student.get('train_cfg') or {}).get('rcnn', [])
-    for stage in stages if isinstance(stages, list) else [stages]:
+    """Sample few boxes: RoIAlign's backward pass is slow on CPU, and a few boxes run the same code."""
+    cascade_stages = (student.get('train_cfg') or {}).get('rcnn', [])
+    for stage in cascade_stages if isinstance(cascade_stages, list) else [cascade_stages]:
         stage.sampler.num = 32
 
 
 def demo_batch(model) -> dict:
-    """Two random images, small, for the networks have their real sizes."""
+    """Return two random images, which are small because the networks have their full size."""
     return demo_mm_inputs(2, [[3, 64, 64]] * 2, num_classes=classification_heads(model)[0].num_classes,
                           with_mask=model.with_mask)
 

@@ -9,7 +9,7 @@ from tests.helpers.tiny import REPO, load_tool
 pytest.importorskip('mmpretrain')
 
 TOOL = 'analysis_tools/benchmark_loading.py'
-RESIDENT = (REPO / 'configs/examples/in_memory/classifier_resident.py').read_text().replace(
+RESIDENT = (REPO / 'configs/examples/in_memory/digits_classifier.py').read_text().replace(
     '../quickstart/classifier_student.py', './plain.py')
 
 

@@ -158,7 +158,7 @@ def test_nothing_remains_of_an_interrupted_run(archive, tmp_path, monkeypatch):
 
 # Training on it
 
-PAIR = REPO / 'configs/cifar/cifar10_wrn_40_2_wrn_16_2.py'
+PAIR = REPO / 'configs/cifar/wrn_40_2_wrn_16_2_cifar10.py'
 
 
 def test_what_mmpretrain_reads(source):
@@ -198,5 +198,5 @@ def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):
         student = MODELS.build(config.model)
     student.load_state_dict(student_state_dict(saved))
     composed = Config.fromfile(tmp_path / 'run' / PAIR.name)
-    assert composed.model.teacher.config == 'configs/cifar/networks/cifar10_wrn_40_2.py'
+    assert composed.model.teacher.config == 'configs/cifar/networks/wrn_40_2_cifar10.py'
     assert composed.model.methods.kd == dict(type='mmkd.KD', weight=0.9, student_task=0.1)

@@ -111,7 +111,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
 @pytest.mark.parametrize(('content', 'said'), [
     ("_base_ = '{root}/configs/_base_/schedules/crd_240e.py'", 'no training config'),
     ("_base_ = '{root}/{pair}'\nteacher = dict(config='none.py')", 'the teacher none.py'),
-    ("_base_ = '{root}/configs/cifar/cifar10_resnet32x4_resnet8x4.py'\n"
+    ("_base_ = '{root}/configs/cifar/resnet32x4_resnet8x4_cifar10.py'\n"
      "train_dataloader = dict(dataset=dict(data_root='none'))", 'does not exist'),
     ('model = dict(', 'cannot be read')])
 def test_pairs_that_cannot_be_trained(tmp_path, content, said):

@@ -1,5 +1,5 @@
-# CIFAR-100 as in CRD's benchmark. MMPretrain's pipeline is the benchmark's: padding of 4 zeros, random
-# crop of 32, random flip.
+# CIFAR-100 as in CRD's benchmark. MMPretrain's pipeline equals the benchmark's: zero padding of 4 pixels,
+# random crop of 32 x 32, random flip.
 _base_ = 'mmpretrain::_base_/datasets/cifar100_bs16.py'
 
 data_preprocessor = dict(mean=[129.3105, 124.1085, 112.404], std=[68.2125, 65.4075, 70.4055])

@@ -1,5 +1,5 @@
-# CIFAR-100 in the setting of cifar100_crd.py, resident on the GPU, where there is one: docs/speed_data.md.
-# Tests, which the student's checkpoint is for, read it as ever.
+# CIFAR-100 in the setting of cifar100_crd.py, with all images in GPU memory (in main memory without a GPU),
+# see docs/speed_data.md. The student's checkpoint stores the test dataloader, so it stays ordinary.
 _base_ = './cifar100_crd.py'
 
 train_dataloader = dict(

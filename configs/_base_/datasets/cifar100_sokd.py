@@ -1,10 +1,10 @@
-# CIFAR-100 as in SOKD: batches of 128, and padding by reflection.
+# CIFAR-100 as in SOKD (Liu et al., BMVC 2021): batches of 128 images, padding by reflection.
 _base_ = './cifar100_crd.py'
 
 train_dataloader = dict(
     batch_size=128,
     dataset=dict(pipeline=[
-        dict(type='NumpyToPIL'),  # RandomCrop's own padding is of zeros, whatever its padding_mode
+        dict(type='NumpyToPIL'),  # RandomCrop pads with zeros, whatever its padding_mode
         dict(type='torchvision/Pad', padding=4, padding_mode='reflect'),
         dict(type='PILToNumpy'),
         dict(type='RandomCrop', crop_size=32),

@@ -1,4 +1,4 @@
-# CIFAR-10 in the setting of cifar100_crd.py, with MMPretrain's own mean and deviation.
+# CIFAR-10 in the setting of cifar100_crd.py, with MMPretrain's mean and standard deviation.
 _base_ = 'mmpretrain::_base_/datasets/cifar10_bs16.py'
 
 train_dataloader = dict(batch_size=64)

@@ -1,5 +1,5 @@
-# The same from folders of images: data/cifar10/{train,test}/<class>/*.jpg, see
-# tools/dataset_converters/cifar10_folder.py.
+# CIFAR-10 from folders of images, data/cifar10/{train,test}/<class>/*.jpg, which
+# tools/dataset_converters/cifar10_folder.py writes.
 _base_ = './cifar10_crd.py'
 
 # Files are loaded as BGR.

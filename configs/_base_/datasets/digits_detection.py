@@ -1,10 +1,11 @@
-# Made by tools/dataset_converters/digits_to_coco.py: 160 x 160 images, 600 train, 150 val.
+# Handwritten digits in 160 x 160 images, 600 for training and 150 for validation, in COCO's format, which
+# tools/dataset_converters/digits_to_coco.py writes.
 dataset_type = 'CocoDataset'
 data_root = 'data/digits_det/'
 metainfo = dict(classes=('0', '1', '2', '3', '4', '5', '6', '7', '8', '9'))
 backend_args = None
 
-# No flip: mirrored digits are other shapes (a mirrored 2 looks like a 5), not other views.
+# No flip: a mirrored digit is not another view of the same digit (a mirrored 2 looks like a 5).
 train_pipeline = [
     dict(type='LoadImageFromFile', backend_args=backend_args),
     dict(type='LoadAnnotations', with_bbox=True),

@@ -13,7 +13,7 @@ model = dict(
         base_channels=64,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # From scratch: nothing to freeze, and the batch statistics have to be learned.
+        # Trained from scratch: no stage is frozen, and batch norm has to learn its statistics.
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
@@ -25,7 +25,7 @@ model = dict(
         feat_channels=64,
         anchor_generator=dict(
             type='AnchorGenerator',
-            # The smallest digits are about 16 px, so the finest anchors are 16 px, not 32.
+            # The smallest digits are about 16 px large, so the smallest anchors are 16 px, not 32 px.
             scales=[4],
             ratios=[0.5, 1.0, 2.0],
             strides=[4, 8, 16, 32, 64]),

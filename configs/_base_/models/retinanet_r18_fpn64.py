@@ -13,12 +13,12 @@ model = dict(
         base_channels=64,
         num_stages=4,
         out_indices=(0, 1, 2, 3),
-        # From scratch: nothing to freeze, and the batch statistics have to be learned.
+        # Trained from scratch: no stage is frozen, and batch norm has to learn its statistics.
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch'),
-    # Three levels: on the two coarser ones of the usual five, a 160 x 160 image is 3 and 2 places wide.
+    # Three levels: on the two coarsest of the usual five, the map of such an image is 3 and 2 positions wide.
     neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=64, start_level=1, num_outs=3),
     bbox_head=dict(
         type='RetinaHead',
@@ -26,7 +26,7 @@ model = dict(
         in_channels=64,
         stacked_convs=2,
         feat_channels=64,
-        # Trained from scratch in a few hundred updates, a head without normalization hardly starts to learn.
+        # Without normalization, a head trained from scratch hardly starts to learn in a few hundred updates.
         norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
         anchor_generator=dict(
             type='AnchorGenerator',

@@ -1,5 +1,5 @@
 # Cascade R-CNN R101 -> R50, COCO, 20 epochs: 8 GPUs with 2 images each (lr 0.02).
-# MMDetection's own figures: teacher 42.5 AP, student alone 41.0 AP.
+# MMDetection's figures: teacher 42.5 AP, student alone 41.0 AP.
 _base_ = 'mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_20e_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

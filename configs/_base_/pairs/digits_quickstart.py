@@ -1,4 +1,4 @@
-# The quickstart's pair: a ResNet-18 with half of its channels teaches one with a quarter of them.
+# The quickstart's pair: Faster R-CNN with half of ResNet-18's channels teaches one with a quarter of them.
 _base_ = '../../examples/quickstart/student.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
-# Faster R-CNN R101 -> R50, COCO, 2x: 8 GPUs with 2 images each (lr 0.02; `--auto-scale-lr` for others).
-# MMDetection's own figures: teacher 39.8 AP, student alone 38.4 AP.
+# Faster R-CNN R101 -> R50, COCO, 2x: 8 GPUs with 2 images each (lr 0.02; else `--auto-scale-lr`).
+# MMDetection's figures: teacher 39.8 AP, student alone 38.4 AP.
 _base_ = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
 # FCOS R101 -> R50 (caffe), COCO, multi-scale 2x: 8 GPUs with 2 images each (lr 0.01).
-# MMDetection's own figures: teacher 40.8 AP, student alone 38.5 AP.
+# MMDetection's figures: teacher 40.8 AP, student alone 38.5 AP.
 _base_ = 'mmdet::fcos/fcos_r50-caffe_fpn_gn-head_ms-640-800-2x_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
 # GFL R101 (multi-scale 2x) -> R50, COCO, 1x: 8 GPUs with 2 images each (lr 0.01).
-# MMDetection's own figures: teacher 44.7 AP, student alone 40.2 AP.
+# MMDetection's figures: teacher 44.7 AP, student alone 40.2 AP.
 _base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

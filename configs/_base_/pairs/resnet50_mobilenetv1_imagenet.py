@@ -1,6 +1,6 @@
 # ResNet-50 -> MobileNet, ImageNet, 100 epochs: 8 GPUs with 32 images each (lr 0.1).
-# MMPretrain's own figure: teacher 76.55 % top-1.
-_base_ = '../students/mobilenetv1_8xb32_in1k.py'
+# MMPretrain's figure: teacher 76.55 % top-1.
+_base_ = '../../classification/baselines/mobilenetv1_8xb32_in1k.py'
 
 model = dict(
     _delete_=True,

@@ -1,5 +1,5 @@
-# RetinaNet R101 -> R50, COCO, 2x: 8 GPUs with 2 images each (lr 0.01; `--auto-scale-lr` for others).
-# MMDetection's own figures: teacher 38.9 AP, student alone 37.4 AP.
+# RetinaNet R101 -> R50, COCO, 2x: 8 GPUs with 2 images each (lr 0.01; else `--auto-scale-lr`).
+# MMDetection's figures: teacher 38.9 AP, student alone 37.4 AP.
 _base_ = 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
 # RTMDet-l -> RTMDet-s, COCO, 300 epochs: 8 GPUs with 32 images each (lr 0.004).
-# MMDetection's own figures: teacher 51.3 AP, student alone 44.5 AP.
+# MMDetection's figures: teacher 51.3 AP, student alone 44.5 AP.
 _base_ = 'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,4 +1,4 @@
-# CRD's benchmark: 240 epochs, one GPU.
+# The schedule of CRD's benchmark (Tian et al., ICLR 2020): 240 epochs on one GPU.
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=5e-4))
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[150, 180, 210], gamma=0.1)
 

@@ -1,4 +1,4 @@
-# SOKD: 200 epochs, one GPU; student and bridge learn at the same rate.
+# The schedule of SOKD (Liu et al., BMVC 2021): 200 epochs on one GPU, one learning rate for all.
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4))
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[100, 150], gamma=0.1)
 

@@ -1,3 +1,4 @@
+# ResNet20 alone on CIFAR-100, in the setting of CRD's benchmark.
 _base_ = [
     '../../_base_/models/cifar/resnet20.py',
     '../../_base_/datasets/cifar100_crd.py',

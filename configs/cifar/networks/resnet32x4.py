@@ -1,3 +1,4 @@
+# ResNet32x4 alone on CIFAR-100, in the setting of CRD's benchmark.
 _base_ = [
     '../../_base_/models/cifar/resnet32x4.py',
     '../../_base_/datasets/cifar100_crd.py',

@@ -1,3 +1,4 @@
+# VGG8 alone on CIFAR-100, in the setting of CRD's benchmark.
 _base_ = [
     '../../_base_/models/cifar/vgg8.py',
     '../../_base_/datasets/cifar100_crd.py',

@@ -1,3 +1,4 @@
+# WRN-40-1 alone on CIFAR-100, in the setting of CRD's benchmark.
 _base_ = [
     '../../_base_/models/cifar/wrn_40_1.py',
     '../../_base_/datasets/cifar100_crd.py',

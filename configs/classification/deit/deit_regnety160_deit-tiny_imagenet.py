@@ -1,5 +1,5 @@
-# RegNetY-16GF -> DeiT-Ti, ImageNet, 300 epochs: 4 GPUs with 256 images each.
-# The teacher needs timm (pip install timm). Its weights are DeiT's own; this writes them once:
+# DeiT (Touvron et al., ICML 2021): RegNetY-16GF -> DeiT-Ti, ImageNet, 300 epochs: 4 GPUs with 256 images
+# each. The teacher needs timm (pip install timm). These lines write the weights that DeiT released to a file:
 #     import os, timm, torch
 #     os.makedirs('checkpoints', exist_ok=True)
 #     model = timm.create_model('regnety_160.deit_in1k', pretrained=True)

@@ -1,6 +1,7 @@
+# DML (Zhang et al., CVPR 2018).
 _base_ = '../../cifar/resnet32x4_resnet8x4.py'
 
-# The peer is built like the pair's teacher, and starts from random weights.
+# The peer is built like the pair's teacher and starts from random weights.
 model = dict(
     _delete_=True,
     type='mmkd.ClassifierDistiller',

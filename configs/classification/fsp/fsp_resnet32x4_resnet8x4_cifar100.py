@@ -1,5 +1,5 @@
-# A first stage of 30 epochs, in which the student learns nothing but the flow between stages;
-# then the 240 epochs of the benchmark.
+# FSP (Yim et al., CVPR 2017). In a first phase of 30 epochs the student only learns the flow between its
+# stages; the 240 epochs of CRD's benchmark follow.
 _base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
 
 model = dict(methods=dict(fsp=dict(type='mmkd.FSP', first_phase_epochs=30)))

@@ -1,5 +1,5 @@
-# A first stage of 30 epochs, in which the paraphraser is trained; the student is left alone;
-# then the 240 epochs of the benchmark.
+# FT (Kim et al., NeurIPS 2018). A first phase of 30 epochs trains the paraphraser and leaves the student's
+# parameters unchanged; the 240 epochs of CRD's benchmark follow.
 _base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
 
 model = dict(methods=dict(ft=dict(type='mmkd.FT', first_phase_epochs=30)))

@@ -1,3 +1,4 @@
+# SHAKE on images mixed by CutMix.
 _base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
 
 model = dict(

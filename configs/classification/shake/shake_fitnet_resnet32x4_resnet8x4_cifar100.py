@@ -1,3 +1,4 @@
+# SHAKE and FitNet together.
 _base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
 
 model = dict(

@@ -1,4 +1,4 @@
-# SHAKE as its released code has it: the shadow head on the teacher, all losses on standardized logits.
+# SHAKE as in the released code: the shadow head on the frozen teacher, all losses on standardized logits.
 _base_ = '../../_base_/pairs/resnet32x4_resnet8x4_cifar100.py'
 
 model = dict(methods=dict(shake=dict(type='mmkd.SHAKE', placement='teacher', standardize_task=True)))

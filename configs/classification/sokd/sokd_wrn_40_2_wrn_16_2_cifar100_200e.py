@@ -1,4 +1,5 @@
-# SOKD in its own setting: 200 epochs at 0.1, batches of 128, padding by reflection.
+# SOKD in the setting of its paper (Liu et al., BMVC 2021): 200 epochs, learning rate 0.1, batches of 128
+# images, padding by reflection.
 _base_ = [
     '../../_base_/models/cifar/wrn_16_2.py',
     '../../_base_/datasets/cifar100_sokd.py',

@@ -1,3 +1,4 @@
+# SHAKE and ReviewKD together.
 _base_ = '../../_base_/pairs/faster-rcnn_r101_r50_fpn_2x_coco.py'
 
 model = dict(

@@ -1,4 +1,5 @@
-# Expect about 170 GPU hours: an estimate for V100, not measured, see docs/training_time.md.
+# SOKD (Liu et al., BMVC 2021), with the bridge on the frozen features of the teacher.
+# Expect about 170 V100 GPU hours (estimated, not measured: docs/training_time.md).
 _base_ = '../../_base_/pairs/retinanet_r101_r50_fpn_2x_coco.py'
 
 model = dict(methods=dict(sokd=dict(type='mmkd.SOKD', temperature=4.0, weight=1.0)))

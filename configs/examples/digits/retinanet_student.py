@@ -1,6 +1,7 @@
+# The RetinaNet student of the method comparison.
 _base_ = './retinanet_teacher.py'
 
-# The teacher with half the channels in the backbone, for 375 iterations.
+# The teacher with half the channels in the backbone, trained for 375 iterations.
 model = dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128]))
 
 max_epochs = 5
@@ -13,6 +14,6 @@ param_scheduler = [
 teacher = dict(
     config='configs/examples/digits/retinanet_teacher.py',
     checkpoint='work_dirs/compare_methods/retinanet/teacher/epoch_8.pth')
-# For tools/analysis_tools/compare_methods.py; fixed with KD on seeds 100 and 101
-# (docs/benchmarks/quickstart.md, sample_weight.md).
+# Settings for tools/analysis_tools/compare_methods.py, chosen with KD on seeds 100 and 101
+# (docs/benchmarks/quickstart.md, docs/benchmarks/sample_weight.md).
 comparison = dict(proxies=dict(temperature=1.0, weight=5.0))

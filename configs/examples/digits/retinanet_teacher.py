@@ -1,3 +1,4 @@
+# The RetinaNet teacher of the method comparison: half of ResNet-18's channels.
 _base_ = [
     '../../_base_/models/retinanet_r18_fpn64.py',
     '../../_base_/datasets/digits_detection.py',
@@ -6,7 +7,7 @@ _base_ = [
 
 model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
 
-# As ../quickstart/teacher.py, but for a higher learning rate: a dense head starts more slowly.
+# As in ../quickstart/teacher.py, with a higher learning rate, because a dense head starts more slowly.
 max_epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')

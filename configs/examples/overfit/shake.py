@@ -1,3 +1,4 @@
+# The student of the overfitting check, with SHAKE.
 _base_ = './student.py'
 custom_imports = dict(imports=['mmkd'], allow_failed_imports=False)
 

@@ -1,5 +1,5 @@
-# A sanity check on real images: can these networks learn eight COCO images by heart?
-# Set data_root to a folder in COCO layout; see docs/benchmarks/overfit_coco8.md.
+# The overfitting check on real images: can these networks memorize eight COCO images? Set data_root to a
+# folder in COCO's layout; see docs/benchmarks/overfit_coco8.md.
 _base_ = [
     '../../_base_/models/faster_rcnn_r18_fpn64.py',
     'mmdet::_base_/default_runtime.py',
@@ -46,7 +46,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(test_mode=True, pipeline=test_pipeline, **images))
 test_dataloader = val_dataloader
-# Without ann_file the metric takes the truth that the pipeline hands on (instances): of these eight images.
+# Without ann_file, the metric takes the ground truth of these eight images from the pipeline (`instances`).
 val_evaluator = dict(type='CocoMetric', metric='bbox')
 test_evaluator = val_evaluator
 

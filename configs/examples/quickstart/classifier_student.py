@@ -1,12 +1,13 @@
+# The quickstart's classifier, student: 276 iterations.
 _base_ = './classifier_teacher.py'
 
-# ResNet-8 with 12 channels in its first stage, where the teacher, a ResNet-20, has 20: 276 iterations.
+# A ResNet-8 with 12 channels in its first stage, where the teacher, a ResNet-20, has 20.
 model = dict(backbone=dict(depth=8, stem_channels=8, base_channels=12), head=dict(in_channels=48))
 teacher = dict(
     config='configs/examples/quickstart/classifier_teacher.py',
     checkpoint='work_dirs/quickstart_classification/classifier/teacher/epoch_8.pth')
-# For tools/analysis_tools/compare_methods.py: methods have their published settings, untuned; but first
-# stages of training must fit into the budget.
+# Settings for tools/analysis_tools/compare_methods.py: all methods have their published settings,
+# untuned, but a first phase of training must fit into six epochs.
 comparison = dict(
     ab=dict(first_phase_epochs=2), fsp=dict(first_phase_epochs=2), ft=dict(first_phase_epochs=2))
 

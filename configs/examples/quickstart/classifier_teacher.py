@@ -1,3 +1,4 @@
+# The quickstart's classifier, teacher: a ResNet-20 with 20 channels in its first stage.
 _base_ = ['../../_base_/datasets/digits_classification.py', '../../_base_/classification_runtime.py']
 
 model = dict(
@@ -8,7 +9,7 @@ model = dict(
         type='LinearClsHead',
         num_classes=10,
         in_channels=80,
-        # PyTorch's own initialization: MMPretrain's is so small that standardized logits begin as noise.
+        # PyTorch's default initialization; MMPretrain's is so small that standardized logits start as noise.
         init_cfg=None,
         loss=dict(type='CrossEntropyLoss')))
 

@@ -1,6 +1,7 @@
+# The quickstart's student alone: Faster R-CNN with a quarter of ResNet-18's channels.
 _base_ = './teacher.py'
 
-# The teacher with half the channels in the backbone, for 225 iterations.
+# Half of the teacher's channels in the backbone, trained for 225 iterations.
 model = dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128]))
 
 max_epochs = 3

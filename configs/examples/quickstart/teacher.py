@@ -1,13 +1,14 @@
+# The quickstart's teacher: Faster R-CNN with half of ResNet-18's channels.
 _base_ = [
     '../../_base_/models/faster_rcnn_r18_fpn64.py',
     '../../_base_/datasets/digits_detection.py',
     'mmdet::_base_/default_runtime.py',
 ]
 
-# Half the channels of a ResNet-18: enough for digits, and two CPU cores train it in minutes.
+# Half the channels are enough for digits, and two CPU cores train the detector in minutes.
 model = dict(backbone=dict(base_channels=32), neck=dict(in_channels=[32, 64, 128, 256]))
 
-# 75 iterations an epoch. Trained clearly beyond the students' budget, or it would not be a teacher.
+# An epoch has 75 iterations. The teacher is trained for much longer than the students.
 max_epochs = 8
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs)
 val_cfg = dict(type='ValLoop')

@@ -1,3 +1,4 @@
+# MobileNetV2 of CRD's benchmark: 812,836 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDMobileNetV2'),

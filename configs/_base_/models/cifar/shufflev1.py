@@ -1,3 +1,4 @@
+# ShuffleNetV1 of CRD's benchmark: 949,258 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDShuffleNetV1'),
@@ -6,7 +7,7 @@ model = dict(
         type='LinearClsHead',
         num_classes=100,
         in_channels=960,
-        # PyTorch's own initialization, as in the benchmark.
+        # PyTorch's default initialization, as in the benchmark.
         init_cfg=None,
         loss=dict(type='CrossEntropyLoss'),
         topk=(1, 5)))

@@ -1,3 +1,4 @@
+# VGG11 of CRD's benchmark: 9,277,284 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDVGG', depth=11),

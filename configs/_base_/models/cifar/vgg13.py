@@ -1,3 +1,4 @@
+# VGG13 of CRD's benchmark: 9,462,180 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDVGG', depth=13),

@@ -1,3 +1,4 @@
+# VGG16 of CRD's benchmark: 14,774,436 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDVGG', depth=16),

@@ -1,3 +1,4 @@
+# VGG19 of CRD's benchmark: 20,086,692 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDVGG', depth=19),

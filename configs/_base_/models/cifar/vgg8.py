@@ -1,3 +1,4 @@
+# VGG8 of CRD's benchmark: 3,965,028 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDVGG', depth=8),

@@ -1,3 +1,4 @@
+# WRN-40-2 of CRD's benchmark: 2,255,156 parameters with 100 classes.
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='mmkd.CRDWideResNet', depth=40, width=2),
@@ -6,7 +7,7 @@ model = dict(
         type='LinearClsHead',
         num_classes=100,
         in_channels=128,
-        # As in the benchmark: PyTorch's own initialization, and zero for biases.
+        # As in the benchmark: PyTorch's default initialization for weights, zero for biases.
         init_cfg=dict(
             type='Kaiming', layer='Linear', a=5**0.5, mode='fan_in', nonlinearity='leaky_relu',
             distribution='uniform'),

@@ -1,5 +1,5 @@
 # Ablation of SHAKE: without reversed distillation, KL(sg S||P).
-# Expect about 160 GPU hours: an estimate for V100, not measured, see docs/training_time.md.
+# Expect about 160 V100 GPU hours (estimated, not measured: docs/training_time.md).
 _base_ = '../shake_faster-rcnn_r101_r50_fpn_2x_coco.py'
 
 model = dict(methods=dict(shake=dict(student_to_proxy=0.0)))

@@ -1,4 +1,4 @@
-# A pair of ../crd/ whose images are resident in memory: docs/speed_data.md.
+# The pair ../../cifar/resnet32x4_resnet8x4.py with all images in memory, see docs/speed_data.md.
 _base_ = [
     '../../_base_/models/cifar/resnet8x4.py',
     '../../_base_/datasets/cifar100_resident.py',

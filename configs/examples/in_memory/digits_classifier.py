@@ -1,4 +1,4 @@
-# The quickstart's classifier with its digits resident in memory, and random crops: docs/speed_data.md.
+# The quickstart's classifier with all images in memory and with random crops, see docs/speed_data.md.
 _base_ = '../quickstart/classifier_student.py'
 
 train_dataloader = dict(

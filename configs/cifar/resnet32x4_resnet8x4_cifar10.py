@@ -1,0 +1,6 @@
+# ResNet32x4 -> ResNet8x4 on CIFAR-10. Trains the student alone; `--distill METHOD` adds the teacher.
+_base_ = './networks/resnet8x4_cifar10.py'
+
+teacher = dict(
+    config='configs/cifar/networks/resnet32x4_cifar10.py',
+    checkpoint='checkpoints/crd/resnet32x4_cifar10.pth')

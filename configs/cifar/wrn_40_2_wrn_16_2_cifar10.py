@@ -1,0 +1,5 @@
+# WRN-40-2 -> WRN-16-2 on CIFAR-10. Trains the student alone; `--distill METHOD` adds the teacher.
+_base_ = './networks/wrn_16_2_cifar10.py'
+
+teacher = dict(
+    config='configs/cifar/networks/wrn_40_2_cifar10.py', checkpoint='checkpoints/crd/wrn_40_2_cifar10.pth')
