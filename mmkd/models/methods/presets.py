@@ -1,5 +1,7 @@
 """Who teaches: the papers' names, thin settings of ProxyDistill; and all presets by name."""
+from ...errors import MMKDError, check_choice
 from ...registry import MODELS
+from ..spots import is_classifier
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
@@ -30,12 +32,18 @@ def KDTuned(temperature: float = 4.0,
     Args:
         temperature: τ.
         weight: λ of KL(sg S‖P) and KL(sg P‖S).
-        trainable: How much of the teacher learns, see :class:`~mmkd.models.proxies.TunedTeacher`.
+        trainable: How much of the teacher learns: ``'all'``, the classification ``'head'`` (variant "F"), or
+            an ``'adapter'`` under the frozen head (variant "G").
         **settings: Others of :class:`ProxyDistill`; ``proxy_task=1`` lets it learn from labels as well.
     """
+    proxies = dict(
+        all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
+        head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
+        adapter=dict(type='mmkd.FrozenHeadLayers', layers='adapter'))
+    check_choice(trainable, tuple(proxies), 'trainable')
     return ProxyDistill(**{
         **dict(
-            proxy=dict(type='mmkd.TunedTeacher', trainable=trainable),
+            proxy=proxies[trainable],
             temperature=temperature,
             proxy_task=0.0,
             teacher_to_proxy=0.0,
@@ -61,7 +69,7 @@ def DML(temperature: float = 4.0,
     """
     return ProxyDistill(**{
         **dict(
-            proxy=dict(type='mmkd.PeerNetwork', config=config),
+            proxy=dict(type='mmkd.WholeNetwork', source='student', config=config),
             temperature=temperature,
             proxy_task=1.0,
             teacher_to_proxy=0.0,
@@ -85,15 +93,24 @@ def SHAKE(temperature: float = 4.0,
     Args:
         temperature: τ.
         weight: λ of KL(sg S‖P) and KL(sg P‖S); what passes from T to P has weight 1.
-        placement: Where the shadow head stands, see :class:`~mmkd.models.proxies.ShadowHead`.
-        depth: How much of the head it has of its own, see there.
-        head: In which settings it differs from the student's head, see there.
+        placement: ``'student'``: the shadow head is a second head on the student's features. ``'teacher'``:
+            it consists of layers under the teacher's frozen head. ``'alone'``: it is a network like the
+            student.
+        depth: With ``placement='student'``: see :class:`~mmkd.models.proxies.CopiedHead`.
+        head: With ``placement='student'``: the settings of :class:`~mmkd.models.proxies.CopiedHead`.
         **settings: Others of :class:`ProxyDistill`.
     """
+    check_choice(placement, ('student', 'teacher', 'alone'), 'placement')
+    if (depth != 'head' or head) and placement != 'student':
+        raise MMKDError("`depth` and `head` need placement='student'.")
     released = placement == 'teacher'
+    proxies = dict(
+        student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
+        teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
+        alone=dict(type='mmkd.WholeNetwork', source='student'))
     return ProxyDistill(**{
         **dict(
-            proxy=dict(type='mmkd.ShadowHead', placement=placement, depth=depth, head=head),
+            proxy=proxies[placement],
             temperature=temperature,
             proxy_task=1.0 if released else 0.0,
             teacher_to_proxy=1.0,
@@ -102,6 +119,18 @@ def SHAKE(temperature: float = 4.0,
             standardize=released,
             teacher_loss='mse' if released else 'kl'),
         **settings})
+
+
+class _Bridged(ProxyDistill):
+
+    def __init__(self, tail: dict, **settings) -> None:
+        super().__init__(**settings)
+        self.tail_cfg = tail
+
+    def build(self, student, teachers, student_cfg) -> None:
+        if is_classifier(student):
+            self.proxy_cfg = self.tail_cfg
+        super().build(student, teachers, student_cfg)
 
 
 @MODELS.register_module()
@@ -115,13 +144,17 @@ def SOKD(temperature: float = 4.0,
     Args:
         temperature: τ.
         weight: Of all KL terms; 1 in the paper.
-        init: Weights that the bridge starts from, see :class:`~mmkd.models.proxies.KnowledgeBridge`.
-        last_stage: How much of the teacher the bridge copies, see there.
+        init: The initial weights of the bridge, ``'random'`` or ``'teacher'``.
+        last_stage: Detectors: whether the bridge copies the last backbone stage and the neck as well
+            (:class:`~mmkd.models.proxies.CopiedTail`, as always in classifiers), or only the classification
+            head (:class:`~mmkd.models.proxies.CopiedHead`).
         **settings: Others of :class:`ProxyDistill`.
     """
-    return ProxyDistill(**{
+    head = dict(type='mmkd.CopiedHead', source='teacher', init=init)
+    tail = dict(type='mmkd.CopiedTail', init=init)
+    return _Bridged(tail, **{
         **dict(
-            proxy=dict(type='mmkd.KnowledgeBridge', init=init, last_stage=last_stage),
+            proxy=tail if last_stage else head,
             temperature=temperature,
             proxy_task=1.0,
             teacher_to_proxy=weight,

@@ -37,11 +37,11 @@ class ProxyDistill(Method):
     method                  proxy                                 a    b            c    d    e
     ======================  ===================================  ===  ===========  ===  ===  ===
     KD                      none: the frozen teacher              –    –            –    λ    1
-    KDTuned (KD†)           ``TunedTeacher``                      0    0            λ    λ    1
-    DML† / DML              ``PeerNetwork``                       1    0            0/λ  λ    1
-    SHAKE (paper)           ``ShadowHead('student')``             0    1            λ    λ    1
-    SHAKE (released)        ``ShadowHead('teacher')``             1    1 (as MSE)   λ    λ    1
-    SOKD                    ``KnowledgeBridge``                   1    λ            λ    λ    1
+    KDTuned (KD†)           ``WholeNetwork('teacher')``           0    0            λ    λ    1
+    DML† / DML              ``WholeNetwork('student')``           1    0            0/λ  λ    1
+    SHAKE (paper)           ``CopiedHead('student')``             0    1            λ    λ    1
+    SHAKE (released)        ``FrozenHeadLayers('fusion')``        1    1 (as MSE)   λ    λ    1
+    SOKD                    ``CopiedTail`` or ``CopiedHead``      1    λ            λ    λ    1
     ======================  ===================================  ===  ===========  ===  ===  ===
 
     With several teachers there is a proxy for each; the proxies' losses add up, and the student's is the

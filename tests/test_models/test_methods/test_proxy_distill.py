@@ -181,12 +181,12 @@ def test_stop_gradients(layout):
 TABLE = {
     # name: (preset, proxy, a, b, c, d, e) with λ = 0.7
     'KD': (KD(weight=0.7), None, 0, 1, 1, 0.7, 1),  # b and c have no proxy to act on
-    'KD†': (KDTuned(weight=0.7), 'TunedTeacher', 0, 0, 0.7, 0.7, 1),
-    'DML†': (DML(weight=0.7, reversed=False), 'PeerNetwork', 1, 0, 0, 0.7, 1),
-    'DML': (DML(weight=0.7), 'PeerNetwork', 1, 0, 0.7, 0.7, 1),
-    'SHAKE': (SHAKE(weight=0.7), 'ShadowHead', 0, 1, 0.7, 0.7, 1),
-    'SHAKE, released': (SHAKE(placement='teacher'), 'ShadowHead', 1, 1, 1, 1, 1),
-    'SOKD': (SOKD(), 'KnowledgeBridge', 1, 1, 1, 1, 1),
+    'KD†': (KDTuned(weight=0.7), 'WholeNetwork', 0, 0, 0.7, 0.7, 1),
+    'DML†': (DML(weight=0.7, reversed=False), 'WholeNetwork', 1, 0, 0, 0.7, 1),
+    'DML': (DML(weight=0.7), 'WholeNetwork', 1, 0, 0.7, 0.7, 1),
+    'SHAKE': (SHAKE(weight=0.7), 'CopiedHead', 0, 1, 0.7, 0.7, 1),
+    'SHAKE, released': (SHAKE(placement='teacher'), 'FrozenHeadLayers', 1, 1, 1, 1, 1),
+    'SOKD': (SOKD(), 'CopiedHead', 1, 1, 1, 1, 1),
 }
 
 
