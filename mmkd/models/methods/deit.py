@@ -53,7 +53,7 @@ class DeiT(Method):
         names = dict(student.named_modules())
         if CLASS_TOKEN not in names or DISTILLATION_TOKEN not in names:
             raise MMKDError(
-                f'DeiT needs a student with a distillation token: a DistilledVisionTransformer with a '
+                f'DeiT needs a student with a distillation token: a DistilledVisionTransformer under a '
                 f'DeiTClsHead, not {type(getattr(student, "head", student)).__name__}.')
         check_teachers('DeiT', teachers)
         self.layout = logit_layout(student, 'student')

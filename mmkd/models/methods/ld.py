@@ -80,7 +80,7 @@ class LD(Method):
         assigner = getattr(head, 'assigner', None)
         if self.vlr_weight and not isinstance(assigner, (ATSSAssigner, MaxIoUAssigner)):
             raise MMKDError("LD's valuable localization region takes the IoU threshold of an ATSSAssigner or "
-                            f"MaxIoUAssigner, but the student has a {type(assigner).__name__}; give "
+                            f"MaxIoUAssigner, and the student's is a {type(assigner).__name__}; give "
                             'vlr_weight=0.')
         for teacher in teachers:
             reg_max = _distribution_head(teacher.model, 'teacher').reg_max

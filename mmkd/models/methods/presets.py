@@ -185,7 +185,7 @@ class SHAKE(ProxyDistill):
             alone=dict(type='mmkd.WholeNetwork', source='student'))
         check_choice(placement, tuple(proxies), 'placement')
         if placement != 'student' and (depth != 'head' or head):
-            raise MMKDError("SHAKE's `depth` and `head` go with placement='student'.")
+            raise MMKDError("`depth` and `head` need placement='student'.")
         released = placement == 'teacher'
         if proxy_task is None:
             proxy_task = 1.0 if released else 0.0

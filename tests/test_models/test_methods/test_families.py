@@ -284,7 +284,7 @@ def test_a_peer_does_not_shift_the_students_random_numbers():
     for method in ('kd', 'dml', 'shake_alone'):
         model = make('faster_rcnn', method)
         if method == 'shake_alone':
-            head = model.mmkd.methods[method].proxies[0].network.model.roi_head.bbox_head
+            head = model.mmkd.methods[method].proxies[0].network.roi_head.bbox_head
             head.register_forward_pre_hook(lambda *_: torch.rand(1) and None)  # as dropout does
         data = inputs('faster_rcnn', model)
         torch.manual_seed(3)
@@ -300,7 +300,7 @@ def test_weights_from_the_teacher_survive_initialization(method):
     model = build(distil(detector('retinanet'), detector('retinanet', 16), m=settings))
     theirs = model.mmkd.teacher.model.state_dict()
     proxy = model.mmkd.methods['m'].proxies[0]
-    mine = proxy.network.model if method == 'kdtuned' else proxy.heads[0]
+    mine = proxy.network if method == 'kdtuned' else proxy.heads[0]
     prefix = '' if method == 'kdtuned' else 'bbox_head.'
     assert mine.state_dict()
     for name, value in mine.state_dict().items():
