@@ -376,8 +376,8 @@ def test_misspelt_loss_of_a_method(refused, files, tmp_path):
 
 
 @pytest.mark.parametrize(('proxy', 'words'), [
-    (dict(type='mmkd.ShadwoHead'), ("'mmkd.ShadwoHead'", "nearest names are 'ShadowHead'")),
-    (dict(type='mmkd.ShadowHead', towr='head'), ("'mmkd.ShadowHead'", "'towr'")),
+    (dict(type='mmkd.CopeidHead'), ("'mmkd.CopeidHead'", "nearest names are 'CopiedHead'")),
+    (dict(type='mmkd.CopiedHead', towr='head'), ("'mmkd.CopiedHead'", "'towr'")),
     (dict(type='mmkd.PKDLoss'), ("'mmkd.PKDLoss'", 'not a proxy')),
 ])
 def test_wrong_proxy_of_a_method(refused, files, tmp_path, proxy, words):

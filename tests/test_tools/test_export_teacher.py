@@ -63,7 +63,7 @@ def test_bridge_becomes_a_teacher(monkeypatch, tmp_path, family):
 
 def test_tuned_teacher(monkeypatch, tmp_path):
     model, stock = run(monkeypatch, tmp_path, 'retinanet', dict(type='mmkd.KDTuned'))
-    tuned = model.mmkd.methods['m'].proxies[0].network.model.state_dict()
+    tuned = model.mmkd.methods['m'].proxies[0].network.state_dict()
     for name, value in stock.state_dict().items():
         assert torch.equal(value, tuned[name])
 
@@ -75,10 +75,13 @@ def test_boxes_that_would_suffer(monkeypatch, tmp_path, family):
         run(monkeypatch, tmp_path, family, dict(type='mmkd.SOKD', init='teacher'))
 
 
-@pytest.mark.parametrize('method', [
-    dict(type='mmkd.SOKD', last_stage=True), dict(type='mmkd.KDTuned', trainable='adapter')])
-def test_parts_that_no_stock_teacher_has(monkeypatch, tmp_path, method):
-    with pytest.raises(MMKDError, match='no part that the stock teacher has'):
+@pytest.mark.parametrize(('method', 'obstacle'), [
+    (dict(type='mmkd.SOKD', last_stage=True), "boxes depend on its last stage and its neck"),
+    (dict(type='mmkd.KDTuned', trainable='adapter'), 'not part of an ordinary teacher'),
+    (dict(type='mmkd.SHAKE'), "a head on the student's features"),
+    (dict(type='mmkd.DML'), 'not a copy of the teacher')])
+def test_proxies_that_no_ordinary_teacher_contains(monkeypatch, tmp_path, method, obstacle):
+    with pytest.raises(MMKDError, match=f'There are 0 proxies.*exactly one is needed.*{obstacle}'):
         run(monkeypatch, tmp_path, 'retinanet', method)
 
 
@@ -94,5 +97,5 @@ def test_a_teacher_checkpoint_for_no_or_several_teachers(refused, tmp_path, numb
 
 
 def test_a_run_without_a_bridge(monkeypatch, tmp_path):
-    with pytest.raises(MMKDError, match='0 knowledge bridges or tuned teachers'):
+    with pytest.raises(MMKDError, match='There are 0 proxies'):
         run(monkeypatch, tmp_path, 'retinanet', dict(type='mmkd.KD'))

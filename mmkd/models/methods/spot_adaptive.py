@@ -19,13 +19,14 @@ from ..step import Step
 from .base import Method
 from .feature_distill import FeatureDistill
 from .logit_distill import LogitDistill
-from .zoo import ZOO_PRESETS
+from .mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
+from .protocols import PROTOCOLS
 
 STRATEGIES = ('adaptive', 'always', 'never', 'random', 'reversed')
 
 
 @MODELS.register_module()
-class SpotAdaptiveDistill(Method):
+class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, EpochReports, Method):
     r"""Distils every sample only at the spots that suit it (Song et al., SAKD, IEEE TIP 2022).
 
     .. math::
@@ -82,7 +83,7 @@ class SpotAdaptiveDistill(Method):
         self.same_family = same_family
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
         self.optimizer_settings = dict(policy=settings, routing=settings) if self._routes else {}
-        if self.inner is not None:
+        if isinstance(self.inner, FeatureDistill):
             self.first_phase_epochs = self.inner.first_phase_epochs
             self.trains_student_first = self.inner.trains_student_first
             self.needs_train_labels = self.inner.needs_train_labels
@@ -148,7 +149,8 @@ class SpotAdaptiveDistill(Method):
             distilled at a spot.
         """
         if self.inner is not None:
-            self.inner.in_first_phase = self.in_first_phase
+            if isinstance(self.inner, PhasedMethod):
+                self.inner.in_first_phase = self.in_first_phase
             if self.in_first_phase:
                 return self._with_all_parameters(self.inner(step))
         taught, = step.teacher_outputs
@@ -176,8 +178,8 @@ class SpotAdaptiveDistill(Method):
         with separate_random_state():
             if self.strategy == 'random':
                 return (torch.rand(shape, device=step.inputs.device) < 0.5).float()
-            own, other = (_pooled(seen['features']) for seen in (step.student_outputs, step.teacher_outputs[0]))
-            return self.policy(own, other)
+            student, teacher = step.student_outputs['features'], step.teacher_outputs[0]['features']
+            return self.policy(_pooled(student), _pooled(teacher))
 
     def _routing_losses(self, step: Step, choices: Tensor, s: Tensor, t: Tensor, target: Tensor) -> dict:
         teacher, = self._teacher
@@ -238,24 +240,28 @@ def _target(samples: Sequence, logits: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-def SAKD(method: str = 'FitNet', strategy: str = 'adaptive', gamma: float | None = None,
-         **settings) -> SpotAdaptiveDistill:
+class SAKD(SpotAdaptiveDistill):
     """SAKD in its paper's setting, on top of a method of the zoo.
 
     Args:
         method: Name of the method.
         strategy: See :class:`SpotAdaptiveDistill`.
-        gamma: γ; by default the released settings': 2 for AT, VID and RKD, else 1.
-        **settings: Others of :class:`SpotAdaptiveDistill`, and of the method.
+        gamma: γ; by default that of the released settings: 2 for AT, VID and RKD, otherwise 1.
+        **settings: Other settings of :class:`SpotAdaptiveDistill`, and of the method.
     """
-    if method not in ZOO_PRESETS:
-        raise MMKDError(f'SAKD chooses spots of methods of features or of logits, not of {method!r}'
-                        f'{nearest_names(method, ZOO_PRESETS)}.')
-    own = ('kd_weight', 'temperature', 'gumbel_temperature', 'same_family', 'lr_mult', 'weight_decay')
-    own = {name: settings.pop(name) for name in own if name in settings}
-    if gamma is None:
-        gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
-    if method == 'FSP':  # not in a stage of its own, where there are no choices, but all along
-        settings = {**dict(weight=50.0, first_phase_epochs=0), **settings}
-    inner = {**dict(type=f'mmkd.{method}', protocol='sakd'), **settings}
-    return SpotAdaptiveDistill(inner, strategy, gamma=gamma, **own)
+
+    def __init__(self, method: str = 'FitNet', strategy: str = 'adaptive', gamma: float | None = None,
+                 **settings) -> None:
+        known = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
+        if method not in known:
+            raise MMKDError(f'SAKD chooses spots of methods of features or of logits, not of {method!r}'
+                            f'{nearest_names(method, known)}.')
+        names = ('kd_weight', 'temperature', 'gumbel_temperature', 'same_family', 'lr_mult', 'weight_decay')
+        of_sakd = {name: settings.pop(name) for name in names if name in settings}
+        if gamma is None:
+            gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
+        defaults: dict = dict(protocol='sakd') if method in PROTOCOLS['sakd'] else {}
+        if method == 'FSP':  # not in a first phase, in which there are no choices, but all along
+            defaults.update(weight=50.0, first_phase_epochs=0)
+        inner = dict(type=f'mmkd.{method}', **{**defaults, **settings})
+        super().__init__(inner, strategy, gamma=gamma, **of_sakd)

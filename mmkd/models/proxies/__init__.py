@@ -1,6 +1,7 @@
 from .base import Proxy, build_proxy
-from .knowledge_bridge import KnowledgeBridge
-from .networks import PeerNetwork, TunedTeacher
-from .shadow_head import ShadowHead
+from .copied_head import CopiedHead
+from .copied_tail import CopiedTail
+from .frozen_head_layers import FrozenHeadLayers
+from .whole_network import WholeNetwork
 
-__all__ = ['KnowledgeBridge', 'PeerNetwork', 'Proxy', 'ShadowHead', 'TunedTeacher', 'build_proxy']
+__all__ = ['CopiedHead', 'CopiedTail', 'FrozenHeadLayers', 'Proxy', 'WholeNetwork', 'build_proxy']

@@ -1,6 +1,7 @@
-"""What may stand between teacher and student."""
+"""Networks, or parts of networks, that may pass knowledge from the teacher to the student."""
 from abc import ABCMeta, abstractmethod
 
+from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
@@ -8,12 +9,13 @@ from ...errors import MMKDError, nearest_names, one_line
 from ...registry import MODELS
 from ..spots import LogitLayout
 from ..step import Step
+from ..teachers import Teacher
 
 
 class Proxy(BaseModule, metaclass=ABCMeta):
-    """A trainable network, or part of one, whose logits teach the student.
+    """A trainable network, or part of a network, whose logits teach the student.
 
-    What a proxy needs to see is known after :meth:`build`.
+    The spots that a proxy reads are known after :meth:`build`.
     """
 
     student_spots: tuple[str, ...] = ()
@@ -23,53 +25,79 @@ class Proxy(BaseModule, metaclass=ABCMeta):
     """Spots to record in the teacher."""
 
     needs_teacher: bool = False
-    """Whether it is made of a teacher's parts."""
+    """Whether the proxy consists of parts of a teacher."""
+
+    teacher: Teacher
+    """The teacher; known after :meth:`build` if :attr:`needs_teacher`."""
 
     @abstractmethod
-    def build(self, student: nn.Module, teacher, student_cfg: dict, layout: LogitLayout,
-                task: bool) -> None:
-        """Build what depends on the networks.
+    def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
+              task: bool) -> None:
+        """Build the parts that depend on the networks.
 
         Args:
             student: The student network.
-            teacher (Teacher | None): The teacher that it stands before.
+            teacher: The teacher of this proxy; ``None`` only if :attr:`needs_teacher` is false.
             student_cfg: The student's config.
-            layout: How the student's logits are laid out.
+            layout: The layout of the student's logits.
             task: Whether :meth:`forward` will be asked for the task loss.
 
         Raises:
-            MMKDError: If it cannot stand between these two.
+            MMKDError: If the proxy does not fit these networks.
         """
 
     @abstractmethod
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
-        """Look at a training step.
+        """Compute the proxy's outputs in a training step.
 
         Args:
-            step: What is to be seen of it.
-            index: Which of the teachers it stands before.
-            task: Whether to compute its own task loss.
+            step: What was recorded in this step.
+            index: The index of the proxy's teacher in ``step.teacher_outputs``.
+            task: Whether to compute the proxy's task loss.
 
         Returns:
-            tuple: Its head outputs, laid out like the student's and on the student's boxes; and its task
-            loss, a scalar, or ``None``.
+            tuple: Head outputs, laid out like the student's and for the student's boxes; and the task loss,
+            a scalar, or ``None``.
         """
+
+    @property
+    def export_obstacle(self) -> str | None:
+        """Why the proxy cannot be exported as a teacher, as the end of a sentence; ``None`` if it can."""
+        return 'it is not a part of the teacher'
+
+    def export(self) -> tuple[Config, dict[str, Tensor]]:
+        """Return the config and the weights of the teacher that the proxy has become.
+
+        They are those of an ordinary detector or classifier: the teacher, with the trained part in place of
+        the part that the proxy started from.
+
+        Raises:
+            MMKDError: If no ordinary network computes what the proxy computes, or the teacher's boxes would
+                get worse.
+        """
+        if self.export_obstacle is not None:
+            raise MMKDError(f'{type(self).__name__} cannot be exported as a teacher: {self.export_obstacle}.')
+        return self._export()
+
+    def _export(self) -> tuple[Config, dict[str, Tensor]]:
+        """Return config and weights; called only if there is no :attr:`export_obstacle`."""
+        raise NotImplementedError
 
 
 def build_proxy(cfg: dict) -> Proxy:
     """Build a proxy from its config.
 
     Raises:
-        MMKDError: If there is no such proxy, or it has a wrong setting.
+        MMKDError: If there is no such proxy, or one of its settings is wrong.
     """
-    kind = cfg.get('type')
-    if isinstance(kind, str) and MODELS.get(kind) is None:
-        known = [one.__name__ for one in Proxy.__subclasses__()]
-        raise MMKDError(f'There is no proxy {kind!r}{nearest_names(kind.split(".")[-1], known)}.')
+    name = cfg.get('type')
+    if isinstance(name, str) and MODELS.get(name) is None:
+        known = [proxy.__name__ for proxy in Proxy.__subclasses__()]
+        raise MMKDError(f'There is no proxy {name!r}{nearest_names(name.split(".")[-1], known)}.')
     try:
         proxy = MODELS.build(cfg)
     except (KeyError, TypeError) as error:
-        raise MMKDError(f'The proxy {kind!r} has a wrong setting ({one_line(error)}).') from None
+        raise MMKDError(f'The proxy {name!r} has a wrong setting ({one_line(error)}).') from None
     if not isinstance(proxy, Proxy):
-        raise MMKDError(f'{kind!r} is a {type(proxy).__name__}, not a proxy.')
+        raise MMKDError(f'{name!r} is a {type(proxy).__name__}, not a proxy.')
     return proxy

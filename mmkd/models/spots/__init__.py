@@ -1,3 +1,4 @@
+from .hooks import module_hooks
 from .logits import SAMPLE_WEIGHTS, LogitLayout, check_comparable, logit_layout
 from .probing import classify, classify_map, common_probe_size, probe, record
 from .recorder import HookPoint, Recorder
@@ -9,7 +10,7 @@ from .resolve import (
     library_scope,
     resolve_spot,
 )
-from .stages import keep_last_stage, last_stage, resolution_stages, run_last_stage
+from .splitting import Split, split, stage_names
 
 __all__ = [
     'NAMED_SPOTS',
@@ -17,6 +18,7 @@ __all__ = [
     'HookPoint',
     'LogitLayout',
     'Recorder',
+    'Split',
     'check_comparable',
     'classification_heads',
     'classify',
@@ -24,13 +26,12 @@ __all__ = [
     'common_probe_size',
     'is_classifier',
     'is_two_stage',
-    'keep_last_stage',
-    'last_stage',
     'library_scope',
     'logit_layout',
+    'module_hooks',
     'probe',
     'record',
-    'resolution_stages',
     'resolve_spot',
-    'run_last_stage'
+    'split',
+    'stage_names',
 ]

@@ -1,60 +1,57 @@
-"""From the names that users write (spots) to points in a network."""
+"""From the names that users write (spots) to hook points in a network."""
 import re
 
+from mmpretrain.models.classifiers import BaseClassifier
 from torch import nn
-
-try:
-    from mmpretrain.models.classifiers import BaseClassifier
-except ImportError:  # needed for classifiers only
-    BaseClassifier = ()
 
 from ...errors import MMKDError, nearest_names
 from .recorder import HookPoint
-from .splitting import split
+from .splitting import stage_names
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
                'cls_outputs', 'cls_targets', 'rois')
-"""Spots that networks have besides their modules.
+"""Spots that a network has in addition to its modules.
 
 ==================  ======================================================================================
-``features``        what backbone and neck give: detectors: the pyramid, a tuple of maps ``(N, C, H_l, W_l)``;
-                    classifiers: a tuple, mostly of one pooled feature ``(N, C)``
-``stages``          the maps ``(N, C, H, W)`` that the backbone's stages give; ``stage1``, ``stage2``, … and
-                    ``last_stage`` are single ones
-``preactivations``  the same before the stages' last ReLU; of VGG, whose stages end with a max pooling, before
-                    that as well, with twice the height and width
-``cls_logits``      classifiers: logits ``(N, K)``; two-stage: class logits ``(R, K+1)`` of R boxes; dense: a
-                    map per level ``(N, A*K, H_l, W_l)`` for A anchors
-``cls_inputs``      what the classification head is called with: ``features``, or RoI features
-                    ``(R, C, h, w)``
-``cls_outputs``     all that it gives
-``cls_targets``     two-stage, in training: what its classification loss is called with
-``rois``            two-stage: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+``features``        the output of backbone and neck: for detectors the pyramid, a tuple of maps
+                    ``(N, C, H_l, W_l)``; for classifiers a tuple, usually of one pooled feature ``(N, C)``
+``stages``          the maps ``(N, C, H, W)`` that the stages of the backbone return; ``stage1``, ``stage2``,
+                    … and ``last_stage`` are single ones
+``preactivations``  these maps before the last ReLU of the stages; the stages of VGG end with a max pooling,
+                    and the maps before it have twice the height and width
+``cls_logits``      classifiers: logits ``(N, K)``; two-stage detectors: class logits ``(R, K+1)`` of R boxes;
+                    dense detectors: a map per level ``(N, A*K, H_l, W_l)`` for A anchors
+``cls_inputs``      the arguments of the classification head: ``features``, or RoI features ``(R, C, h, w)``
+``cls_outputs``     all outputs of the classification head
+``cls_targets``     two-stage detectors, in training: the arguments of the classification loss
+``rois``            two-stage detectors: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
 ==================  ======================================================================================
 
-A cascade records an entry per stage.
+In a cascade there is one record per cascade stage.
 """
 
 
 def is_classifier(model: nn.Module) -> bool:
-    """Whether a network is one of MMPretrain's classifiers."""
+    """Return whether a network is one of MMPretrain's classifiers."""
     return isinstance(model, BaseClassifier)
 
 
 def library_scope(model: nn.Module) -> str:
-    """Return the registry scope of the library that a network's kind belongs to."""
+    """Return the registry scope of the library that a network belongs to."""
     return 'mmpretrain' if is_classifier(model) else 'mmdet'
 
 
 def is_two_stage(model: nn.Module) -> bool:
-    """Whether a detector classifies boxes that another part of it proposes."""
+    """Return whether a detector classifies boxes that another part of the detector proposes."""
     return getattr(getattr(model, 'roi_head', None), 'bbox_head', None) is not None
 
 
 def classification_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the heads that classify: one, or one per stage of a cascade; none for other models.
+    """Return the classification heads of a network.
 
-    Of a classifier from another library (timm), that is the whole network inside it.
+    Returns:
+        list: One head; in a cascade, one per cascade stage; in a classifier of another library (timm), the
+        whole network inside the classifier; empty for other networks.
     """
     if is_classifier(model):
         head = getattr(model, 'head', None) or getattr(model, 'model', None)
@@ -67,8 +64,8 @@ def classification_heads(model: nn.Module) -> list[nn.Module]:
 
 
 def named_spots(model: nn.Module) -> dict[str, HookPoint]:
-    """Return the spots that a model has besides its modules, by name."""
-    spots = {}
+    """Return the spots that a network has in addition to its modules, by name."""
+    spots: dict[str, HookPoint] = {}
     if hasattr(model, 'backbone'):
         spots['features'] = HookPoint('neck' if getattr(model, 'with_neck', False) else 'backbone')
         spots.update(_stage_spots(model.backbone))
@@ -76,44 +73,36 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
     if not heads:
         return spots
     if is_classifier(model):
-        head = 'head' if getattr(model, 'head', None) else 'model'
-        return dict(spots, cls_logits=HookPoint(head), cls_inputs=HookPoint(head, 'input'), cls_outputs=HookPoint(head))
-    if not is_two_stage(model):
-        head = 'bbox_head'
-    elif isinstance(model.roi_head.bbox_head, nn.ModuleList):
-        head = tuple(f'roi_head.bbox_head.{stage}' for stage in range(len(heads)))
-    else:
+        name = 'head' if getattr(model, 'head', None) else 'model'
+        spots.update(
+            cls_logits=HookPoint(name), cls_inputs=HookPoint(name, 'input'), cls_outputs=HookPoint(name))
+        return spots
+    head: str | tuple[str, ...] = 'bbox_head'
+    if is_two_stage(model):
         head = 'roi_head.bbox_head'
+        if isinstance(model.roi_head.bbox_head, nn.ModuleList):
+            head = tuple(f'roi_head.bbox_head.{stage}' for stage in range(len(heads)))
+        spots.update(
+            cls_targets=HookPoint(_child(head, 'loss_cls'), 'call'),
+            # Masks may come from the same extractor, which is called for boxes first.
+            rois=HookPoint(_sibling(head, 'bbox_roi_extractor'), 'input', 1, first=True))
     spots.update(
         cls_logits=HookPoint(head, 'output', 0),
         cls_inputs=HookPoint(head, 'input'),
         cls_outputs=HookPoint(head, 'output'))
-    if is_two_stage(model):
-        spots.update(
-            cls_targets=HookPoint(_inside(head, 'loss_cls'), 'call'),
-            # Masks may come from the same extractor, which is called for boxes first.
-            rois=HookPoint(_siblings(head, 'bbox_roi_extractor'), 'input', 1, first=True))
     return spots
 
 
-def stage_names(backbone: nn.Module) -> list[str]:
-    """Return the names of a backbone's stages, in order; none where it is not known what they are."""
-    try:
-        return [name for name, _ in split(backbone).stages]
-    except MMKDError:
-        return list(getattr(backbone, 'res_layers', None) or [])
-
-
 def _stage_spots(backbone: nn.Module) -> dict[str, HookPoint]:
-    own = stage_names(backbone)
-    if not own:
+    stages = stage_names(backbone)
+    if not stages:
         return {}
-    names = [f'backbone.{name}' for name in own]
+    names = [f'backbone.{name}' for name in stages]
     spots = {f'stage{number}': HookPoint(name) for number, name in enumerate(names, 1)}
     spots.update(stages=HookPoint(tuple(names)), last_stage=HookPoint(names[-1]))
-    ends = [_last_relu(backbone, name) for name in own]
-    if all(ends):
-        modules = tuple(f'backbone.{end}' for end in ends)
+    relus = [_last_relu(backbone, name) for name in stages]
+    if all(relus):
+        modules = tuple(f'backbone.{relu}' for relu in relus)
         spots['preactivations'] = HookPoint(modules, 'input', 0, last=True)
     else:
         spots['preactivations'] = spots['stages']
@@ -121,9 +110,9 @@ def _stage_spots(backbone: nn.Module) -> dict[str, HookPoint]:
 
 
 def _last_relu(backbone: nn.Module, stage: str) -> str | None:
-    """Return the name of the ReLU that a stage ends with, if it is a module."""
+    """Return the name of the ReLU that a stage ends with; ``None`` if it is not a module."""
     module = backbone.get_submodule(stage)
-    if isinstance(module, nn.MaxPool2d):  # the last layer of a stage of VGG, in one sequence with all others
+    if isinstance(module, nn.MaxPool2d):  # the last layer of a stage of VGG, whose layers form one sequence
         sequence, _, index = stage.rpartition('.')
         return _last_relu(backbone, f'{sequence}.{int(index) - 1}')
     name, last = list(module.named_children())[-1]
@@ -133,16 +122,16 @@ def _last_relu(backbone: nn.Module, stage: str) -> str | None:
 
 
 def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
-    """Find a spot in a model.
+    """Return the hook point of a spot.
 
     Args:
         model: The network.
-        spot: A spot's name, such as ``cls_logits``; the dotted name of any module for what it gives; or
-            that name with ``:input`` for what it is given.
-        role: How messages call the model, for instance ``'student'``.
+        spot: The name of a spot, such as ``cls_logits``; the dotted name of any module for its output; or
+            that name with ``:input`` appended for its first argument.
+        role: What the network is called in error messages, such as ``'student'``.
 
     Raises:
-        MMKDError: If the model has no such spot; the nearest names are offered.
+        MMKDError: If the network has no such spot; the nearest names are offered.
     """
     spots = named_spots(model)
     if spot in spots:
@@ -152,25 +141,28 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
         return HookPoint(spot)
     if spot.removesuffix(':input') in modules:
         return HookPoint(spot.removesuffix(':input'), 'input', 0)
+    message = f'The {role} {type(model).__name__} has no spot {spot!r}'
     if spot in ('stages', 'last_stage', 'preactivations') or re.fullmatch(r'stage\d+', spot):
-        names = stage_names(getattr(model, 'backbone', model))
-        raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}: ' + (
-            f'its backbone has {len(names)} stages.' if names else
-            f"its backbone {type(getattr(model, 'backbone', model)).__name__} does not say what its stages "
-            "are; name modules of it, such as 'backbone.layer3'."))
+        backbone = getattr(model, 'backbone', model)
+        stages = stage_names(backbone)
+        if stages:
+            raise MMKDError(f'{message}: its backbone has {len(stages)} stages.')
+        raise MMKDError(f'{message}: it is not known what the stages of its backbone '
+                        f"{type(backbone).__name__} are; name modules of the backbone, such as "
+                        "'backbone.layer3'.")
     if spot in NAMED_SPOTS:
-        raise MMKDError(
-            f'The {role} {type(model).__name__} has no spot {spot!r}: it has no classification head whose '
-            'logits belong to boxes of its own (two-stage) or to fixed points (dense).')
-    raise MMKDError(f'The {role} {type(model).__name__} has no spot {spot!r}'
-                    f'{nearest_names(spot, [*spots, *modules])}.')
+        raise MMKDError(f'{message}: it has no classification head whose logits belong to its proposals '
+                        '(two-stage) or to fixed locations (dense).')
+    raise MMKDError(f'{message}{nearest_names(spot, [*spots, *modules])}.')
 
 
-def _inside(heads: str | tuple[str, ...], child: str) -> str | tuple[str, ...]:
-    return f'{heads}.{child}' if isinstance(heads, str) else tuple(f'{head}.{child}' for head in heads)
+def _child(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
+    """Return the names of a child of one head, or of every head of a cascade."""
+    return f'{heads}.{name}' if isinstance(heads, str) else tuple(f'{head}.{name}' for head in heads)
 
 
-def _siblings(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
+def _sibling(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
+    """Return the names of a module that stands beside one head, or beside every head of a cascade."""
     if isinstance(heads, str):
         return heads.replace('bbox_head', name)
     return tuple(head.replace('bbox_head', name) for head in heads)

@@ -1,24 +1,35 @@
-"""Backbones in parts that run one by one: a stem, stages, and what follows the last of them."""
+"""Backbones in parts that run one after another: a stem, stages, and what follows the last stage."""
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from mmdet.models import backbones as mmdet_backbones
+from mmpretrain.models.backbones import (
+    VGG,
+    ConvNeXt,
+    DistilledVisionTransformer,
+    MobileNetV2,
+    MobileNetV3,
+    RegNet,
+    ResNet,
+    ResNet_CIFAR,
+    ShuffleNetV1,
+    ShuffleNetV2,
+    SwinTransformer,
+    SwinTransformerV2,
+    VisionTransformer,
+)
+from mmpretrain.models.utils import resize_pos_embed
 from torch import Tensor, nn
-
-try:
-    from mmpretrain.models import backbones
-    from mmpretrain.models.utils import resize_pos_embed
-except ImportError:  # needed for classifiers only
-    backbones = None
 
 from ...errors import MMKDError
 
 
 @dataclass(frozen=True)
 class Split:
-    """The parts of a backbone, which together compute its last output:
+    """The parts of a backbone, which together compute the backbone's last output.
 
     .. code-block:: python
 
@@ -31,11 +42,11 @@ class Split:
     can replace them.
 
     Args:
-        stem: Maps images ``(N, 3, H, W)`` to what the first stage takes.
-        stages: In order: the name of a submodule, and a function that maps what the stage before gives to
-            what that submodule gives: a map ``(N, C, H', W')``; of a vision transformer, tokens
-            ``(N, L, C)``; of a Swin transformer, the pair of tokens and their height and width.
-        tail: Maps what the last stage gives to a tuple of one, the backbone's last output.
+        stem: Maps images ``(N, 3, H, W)`` to the input of the first stage.
+        stages: In order: the name of a submodule, and a function that maps the output of the previous stage
+            to the output of that submodule: a map ``(N, C, H', W')``; in a vision transformer, tokens
+            ``(N, L, C)``; in a Swin transformer, the pair of tokens and their height and width.
+        tail: Maps the output of the last stage to a tuple of length 1: the backbone's last output.
     """
 
     stem: Callable[[Tensor], Any]
@@ -46,52 +57,84 @@ class Split:
 def split(backbone: nn.Module) -> Split:
     """Split a backbone into its parts.
 
-    The stages are those of the architecture; of a vision transformer, its blocks; of VGG, the layers up to
-    each max pooling; of MobileNetV2 and V3, the layers of one resolution, H/4 to H/32, as in a ResNet: those
-    of H/2 belong to the stem.
+    The stages are those of the architecture. Three families need a definition: a stage of a vision
+    transformer is a block; a stage of VGG ends with a max pooling; a stage of MobileNetV2 and V3 consists of
+    the layers of one resolution, from H/4 to H/32 as in a ResNet, and the layers of H/2 belong to the stem.
 
     Args:
-        backbone: One of mmkd's or MMPretrain's.
+        backbone: A backbone of mmkd, MMPretrain or MMDetection.
 
     Raises:
-        MMKDError: If it is of another kind, or its last output does not come from its last layer.
+        MMKDError: If the backbone belongs to no known family, or its last output does not come from its last
+            layer.
     """
+    parts, num_outputs = _parts(backbone)
+    out_indices = getattr(backbone, 'out_indices', None)
+    if out_indices is not None and num_outputs - 1 not in out_indices:
+        raise MMKDError(f'{type(backbone).__name__} with out_indices={tuple(out_indices)} leaves out its '
+                        f'last layer; to be run stage by stage, it needs {num_outputs - 1} among them.')
+    return parts
+
+
+def stage_names(network: nn.Module) -> list[str]:
+    """Return the names of the submodules whose outputs are the outputs of the stages, in order.
+
+    In contrast to :func:`split`, the backbone does not need to return the output of its last layer.
+
+    Args:
+        network: A backbone of mmkd, MMPretrain or MMDetection, or a whole network of timm, which lists its
+            stages itself.
+
+    Returns:
+        list: The names; none if it is not known what the stages are.
+    """
+    if hasattr(network, 'feature_info'):  # timm
+        return [info['module'] for info in network.feature_info if info['reduction'] > 2]
+    try:
+        parts, _ = _parts(network)
+    except MMKDError:
+        return []
+    return [name for name, _ in parts.stages]
+
+
+def _parts(backbone: nn.Module) -> tuple[Split, int]:
+    """Return the parts of a backbone, and how many outputs its ``out_indices`` can choose from."""
     if all(hasattr(backbone, part) for part in ('stem', 'stages', 'tail')):
         return _staged(backbone)
-    for kind, (family, steps) in FAMILIES.items():
+    for kind, (family, layers) in FAMILIES.items():
         # A subclass with a forward pass of its own may call the same modules in another way.
-        if backbones and type(backbone).forward is getattr(backbones, kind).forward:
-            parts = family(backbone)
-            _check_last(backbone, len(getattr(backbone, steps)))
-            return parts
+        if type(backbone).forward is kind.forward:
+            return family(backbone), len(getattr(backbone, layers))
+    names = ', '.join(dict.fromkeys(kind.__name__ for kind in FAMILIES))
     raise MMKDError(
-        f'The backbone {type(backbone).__name__} cannot be run stage by stage: MMPretrain\'s '
-        f'{", ".join(FAMILIES)} can, and those that share their forward pass, and any backbone with the '
+        f'The backbone {type(backbone).__name__} cannot be run stage by stage. These can: {names} of '
+        'MMPretrain and MMDetection, their subclasses with the same forward pass, and any backbone with the '
         'methods stem(), stages() and tail() of mmkd.models.backbones.Staged.')
 
 
-def _staged(backbone: nn.Module) -> Split:
+def _staged(backbone: Any) -> tuple[Split, int]:
     stages = tuple(backbone.stages())
-    if hasattr(backbone, 'out_indices'):
-        _check_last(backbone, len(stages) + getattr(backbone, 'has_tail', False))
-    return Split(backbone.stem, stages, lambda x: (backbone.tail(x), ))
+    parts = Split(backbone.stem, stages, lambda x: (backbone.tail(x), ))
+    return parts, len(stages) + getattr(backbone, 'has_tail', False)
 
 
-def _resnet(backbone: nn.Module) -> Split:
+def _resnet(backbone: ResNet) -> Split:
     stem = ['stem'] if backbone.deep_stem else ['conv1', backbone.norm1_name, 'relu']
-    stem += ['maxpool'] * hasattr(backbone, 'maxpool')
+    if hasattr(backbone, 'maxpool'):
+        stem.append('maxpool')
     return _chained(backbone, stem, [[name] for name in backbone.res_layers])
 
 
-def _vgg(backbone: nn.Module) -> Split:
+def _vgg(backbone: VGG) -> Split:
     if backbone.num_classes > 0:
-        raise MMKDError(f'VGG with num_classes={backbone.num_classes} ends with its own classifier and is '
-                        'not run stage by stage; leave num_classes out, and classify with a neck and a head.')
+        raise MMKDError(f'VGG with num_classes={backbone.num_classes} ends with a classifier inside the '
+                        'backbone and cannot be run stage by stage; leave num_classes out, and classify with '
+                        'a neck and a head.')
     return _chained(backbone, [], [[f'{backbone.module_name}.{index}' for index in range(start, end)]
                                    for start, end in backbone.range_sub_modules])
 
 
-def _mobilenet(backbone: nn.Module) -> Split:
+def _mobilenet(backbone: MobileNetV2 | MobileNetV3) -> Split:
     layers, settings = backbone.layers, backbone.arch_settings
     if isinstance(settings, dict):  # MobileNetV3
         settings = settings[backbone.arch]
@@ -105,13 +148,14 @@ def _mobilenet(backbone: nn.Module) -> Split:
     return _chained(backbone, groups[0], groups[1:], layers[-1:])
 
 
-def _shufflenet(backbone: nn.Module) -> Split:
+def _shufflenet(backbone: ShuffleNetV1 | ShuffleNetV2) -> Split:
     names = [f'layers.{index}' for index in range(len(backbone.layers))]
-    number = len(backbone.stage_blocks)  # in V2 a convolution follows
-    return _chained(backbone, ['conv1', 'maxpool'], [[name] for name in names[:number]], names[number:])
+    num_stages = len(backbone.stage_blocks)  # in V2 a convolution follows
+    return _chained(backbone, ['conv1', 'maxpool'], [[name] for name in names[:num_stages]],
+                    names[num_stages:])
 
 
-def _convnext(backbone: nn.Module) -> Split:
+def _convnext(backbone: ConvNeXt) -> Split:
     def tail(x: Tensor) -> Tensor:
         norm = getattr(backbone, f'norm{len(backbone.stages) - 1}')
         return norm(x.mean([-2, -1], keepdim=True)).flatten(1) if backbone.gap_before_final_norm else norm(x)
@@ -121,10 +165,10 @@ def _convnext(backbone: nn.Module) -> Split:
     return _chained(backbone, stem[:1], [stem[1:], *others], [tail])
 
 
-def _vision_transformer(backbone: nn.Module) -> Split:
+def _vision_transformer(backbone: VisionTransformer | DistilledVisionTransformer) -> Split:
     def stem(images: Tensor) -> Tensor:
         tokens, grid = backbone.patch_embed(images)
-        # Only tokens pass between the parts, so that tail cannot know another grid.
+        # Only tokens pass between the parts, so the tail cannot know a grid of another size.
         if backbone.out_type == 'featmap' and tuple(grid) != tuple(backbone.patch_resolution):
             raise MMKDError(f"{type(backbone).__name__} with out_type='featmap' can be run stage by stage on "
                             f'images of its img_size {tuple(backbone.img_size)} only, not of '
@@ -144,22 +188,22 @@ def _vision_transformer(backbone: nn.Module) -> Split:
     return _chained(backbone, [stem], names, [tail])
 
 
-def _swin(backbone: nn.Module) -> Split:
+def _swin(backbone: SwinTransformer | SwinTransformerV2) -> Split:
     def stem(images: Tensor) -> tuple:
         tokens, grid = backbone.patch_embed(images)
         if backbone.use_abs_pos_embed:
             tokens = tokens + _positions(backbone, backbone.absolute_pos_embed, grid)
         return backbone.drop_after_pos(tokens), grid
 
-    def stage(index: int, given: tuple) -> tuple:
-        if isinstance(backbone, backbones.SwinTransformerV2):
-            return backbone.stages[index](*given)
+    def stage(index: int, inputs: tuple) -> tuple:
+        if isinstance(backbone, SwinTransformerV2):
+            return backbone.stages[index](*inputs)
         after = backbone.out_after_downsample  # by default the next stage starts with the downsampling
         before = backbone.stages[index - 1].downsample if index and not after else None
-        return backbone.stages[index](*(before(*given) if before else given), do_downsample=after)
+        return backbone.stages[index](*(before(*inputs) if before else inputs), do_downsample=after)
 
-    def tail(given: tuple) -> tuple[Tensor]:
-        tokens, grid = given
+    def tail(inputs: tuple) -> tuple[Tensor]:
+        tokens, grid = inputs
         tokens = getattr(backbone, f'norm{len(backbone.stages) - 1}')(tokens)
         return (tokens.unflatten(1, grid).permute(0, 3, 1, 2).contiguous(), )
 
@@ -167,19 +211,14 @@ def _swin(backbone: nn.Module) -> Split:
     return Split(stem, tuple(stages), tail)
 
 
-def _check_last(backbone: nn.Module, outputs: int) -> None:
-    if outputs - 1 not in backbone.out_indices:
-        raise MMKDError(f'{type(backbone).__name__} with out_indices={tuple(backbone.out_indices)} leaves '
-                        f'out its last layer; to be run stage by stage, it needs {outputs - 1} among them.')
-
-
-def _positions(backbone: nn.Module, embedding: Tensor, grid: Sequence[int]) -> Tensor:
+def _positions(backbone: VisionTransformer | SwinTransformer, embedding: Tensor,
+               grid: Sequence[int]) -> Tensor:
     return resize_pos_embed(embedding, backbone.patch_resolution, grid, backbone.interpolate_mode,
                             backbone.num_extra_tokens)
 
 
 def _chained(backbone: nn.Module, stem: list, stages: list[list], tail: Sequence = ()) -> Split:
-    """Of parts that are steps one after another: names of submodules, or functions."""
+    """Return parts whose steps run one after another; a step is the name of a submodule or a function."""
     def run(steps: Sequence, x: Any) -> Any:
         for step in steps:
             x = backbone.get_submodule(step)(x) if isinstance(step, str) else step(x)
@@ -189,11 +228,22 @@ def _chained(backbone: nn.Module, stem: list, stages: list[list], tail: Sequence
                  lambda x: (run(tail, x), ))
 
 
-FAMILIES = dict(
-    ResNet=(_resnet, 'res_layers'), ResNet_CIFAR=(_resnet, 'res_layers'), RegNet=(_resnet, 'res_layers'),
-    VGG=(_vgg, 'stage_blocks'), MobileNetV2=(_mobilenet, 'layers'), MobileNetV3=(_mobilenet, 'layers'),
-    ShuffleNetV1=(_shufflenet, 'layers'), ShuffleNetV2=(_shufflenet, 'layers'),
-    ConvNeXt=(_convnext, 'stages'), VisionTransformer=(_vision_transformer, 'layers'),
-    DistilledVisionTransformer=(_vision_transformer, 'layers'),
-    SwinTransformer=(_swin, 'stages'), SwinTransformerV2=(_swin, 'stages'))
-"""Class in ``mmpretrain.models.backbones``: what splits its forward pass, and what ``out_indices`` counts."""
+FAMILIES: dict[type[nn.Module], tuple[Callable[[Any], Split], str]] = {
+    ResNet: (_resnet, 'res_layers'),
+    ResNet_CIFAR: (_resnet, 'res_layers'),
+    RegNet: (_resnet, 'res_layers'),
+    mmdet_backbones.ResNet: (_resnet, 'res_layers'),
+    mmdet_backbones.RegNet: (_resnet, 'res_layers'),
+    mmdet_backbones.DetectoRS_ResNet: (_resnet, 'res_layers'),
+    VGG: (_vgg, 'stage_blocks'),
+    MobileNetV2: (_mobilenet, 'layers'),
+    MobileNetV3: (_mobilenet, 'layers'),
+    ShuffleNetV1: (_shufflenet, 'layers'),
+    ShuffleNetV2: (_shufflenet, 'layers'),
+    ConvNeXt: (_convnext, 'stages'),
+    VisionTransformer: (_vision_transformer, 'layers'),
+    DistilledVisionTransformer: (_vision_transformer, 'layers'),
+    SwinTransformer: (_swin, 'stages'),
+    SwinTransformerV2: (_swin, 'stages'),
+}
+"""By class: the function that splits its forward pass, and the attribute that ``out_indices`` counts."""

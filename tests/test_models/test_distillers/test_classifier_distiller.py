@@ -14,7 +14,7 @@ pytest.importorskip('mmpretrain')
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
-from mmkd.models.spots import logit_layout, resolution_stages
+from mmkd.models.spots import logit_layout
 from tests.helpers.classifiers import CLASSES, batch, classifier, deit, distil, teacher_of
 from tests.helpers.tiny import build, load_tool
 from tests.helpers.two_processes import join, step_twice
@@ -240,22 +240,6 @@ def standardized(z):
 def kl(target, prediction, tau=4.0):
     p, q = (target / tau).softmax(dim=1), (prediction / tau).softmax(dim=1)
     return tau**2 * (p * (p / q).log()).sum(dim=1).mean()
-
-
-def test_released_fusion_takes_the_last_three_stages():
-    model = MODELS.build(teacher_of())
-    assert resolution_stages(model, 'teacher', 3) == [
-        ('backbone.layer2', 32), ('backbone.layer3', 64), ('backbone.layer4', 128)]
-    bottlenecks = teacher_of(depth=50, size=8)
-    bottlenecks.head.in_channels *= 4
-    fifty = MODELS.build(bottlenecks)
-    assert [name for name, _ in resolution_stages(fifty, 'teacher', 3)] == [
-        'backbone.layer2', 'backbone.layer3', 'backbone.layer4']
-
-
-def test_a_transformer_has_no_stages_to_fuse():
-    with pytest.raises(MMKDError, match='feature maps of . resolutions; 3 are needed'):
-        build(distil(classifier(), deit(), shake=METHODS['shake_teacher']))
 
 
 # SOKD

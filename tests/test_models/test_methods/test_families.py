@@ -57,9 +57,9 @@ def part(family: str, name: str) -> str:
         return 'proxy'
     if name.startswith(('backbone', 'neck')):
         return 'trunk'
-    if name.startswith(('bbox_head', 'roi_head.bbox_head')):
-        if any(f'.{one}.' in name for one in classifier_parts(family)):
-            return 'classifier'
+    if name.startswith(('bbox_head', 'roi_head.bbox_head')) and any(
+            f'.{layer}.' in name for layer in classifier_parts(family)):
+        return 'classifier'
     return 'rest'
 
 
@@ -154,8 +154,8 @@ def pair(student: str, teacher: str, method: str = 'kd'):
     return build(distil(detector(student), detector(teacher, 16), **{method: METHODS[method]}))
 
 
-@pytest.mark.parametrize(('student', 'teacher'), [('atss', 'gfl'), ('fcos', 'gfl'), ('mask_rcnn', 'faster_rcnn'),
-                                              ('cascade_rcnn', 'faster_rcnn')])
+@pytest.mark.parametrize(('student', 'teacher'), [
+    ('atss', 'gfl'), ('fcos', 'gfl'), ('mask_rcnn', 'faster_rcnn'), ('cascade_rcnn', 'faster_rcnn')])
 @pytest.mark.parametrize('method', ['kd', 'shake', 'sokd'])
 def test_mixed_pairs(student, teacher, method):
     model = pair(student, teacher, method)
@@ -165,7 +165,8 @@ def test_mixed_pairs(student, teacher, method):
     assert torch.isfinite(total) and log[f'{method}.loss_student'] > 0
 
 
-@pytest.mark.parametrize(('student', 'teacher'), [('faster_rcnn', 'retinanet'), ('retinanet', 'cascade_rcnn')])
+@pytest.mark.parametrize(('student', 'teacher'), [
+    ('faster_rcnn', 'retinanet'), ('retinanet', 'cascade_rcnn')])
 def test_features_of_any_pair(student, teacher):
     model = pair(student, teacher, 'pkd')
     _, log = model.parse_losses(model(**inputs(student, model), mode='loss'))
@@ -283,7 +284,7 @@ def test_a_peer_does_not_shift_the_students_random_numbers():
     for method in ('kd', 'dml', 'shake_alone'):
         model = make('faster_rcnn', method)
         if method == 'shake_alone':
-            head = model.mmkd.methods[method].proxies[0].network.model.roi_head.bbox_head
+            head = model.mmkd.methods[method].proxies[0].network.roi_head.bbox_head
             head.register_forward_pre_hook(lambda *_: torch.rand(1) and None)  # as dropout does
         data = inputs('faster_rcnn', model)
         torch.manual_seed(3)
@@ -299,7 +300,7 @@ def test_weights_from_the_teacher_survive_initialization(method):
     model = build(distil(detector('retinanet'), detector('retinanet', 16), m=settings))
     theirs = model.mmkd.teacher.model.state_dict()
     proxy = model.mmkd.methods['m'].proxies[0]
-    mine = proxy.network.model if method == 'kdtuned' else proxy.heads[0]
+    mine = proxy.network if method == 'kdtuned' else proxy.heads[0]
     prefix = '' if method == 'kdtuned' else 'bbox_head.'
     assert mine.state_dict()
     for name, value in mine.state_dict().items():

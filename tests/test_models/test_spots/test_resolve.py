@@ -4,6 +4,7 @@ from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.spots import HookPoint, Recorder, resolve_spot
+from tests.helpers.families import detector
 from tests.helpers.tiny import build, tiny_config
 
 
@@ -19,8 +20,8 @@ class Twice(nn.Module):
 
 def test_recorder_keeps_every_call_and_leaves_no_hook():
     model = Twice()
-    places = dict(calls=HookPoint('inner'), first=HookPoint('inner', 'input', 0))
-    with Recorder(model, places) as recorder:
+    points = dict(calls=HookPoint('inner'), first=HookPoint('inner', 'input', 0))
+    with Recorder(model, points) as recorder:
         output, _ = model(torch.ones(1, 2))
     assert len(recorder['calls']) == 2
     assert recorder['calls'][1] is output
@@ -45,3 +46,20 @@ def test_a_misspelt_spot_offers_the_nearest():
     model = build(tiny_config().model)
     with pytest.raises(MMKDError, match="student FasterRCNN has no spot 'backbone.layr3'.*'backbone.layer3'"):
         resolve_spot(model, 'backbone.layr3', 'student')
+
+
+def test_spots_of_stages_need_no_last_output():
+    cfg = tiny_config().model
+    cfg.backbone.out_indices = (0, 1, 2)
+    cfg.neck.in_channels = cfg.neck.in_channels[:3]
+    model = build(cfg)
+    assert resolve_spot(model, 'stage4', 'student') == HookPoint('backbone.layer4')
+    assert resolve_spot(model, 'last_stage', 'student') == HookPoint('backbone.layer4')
+    with pytest.raises(MMKDError, match="no spot 'stage5': its backbone has 4 stages"):
+        resolve_spot(model, 'stage5', 'student')
+
+
+def test_a_backbone_whose_stages_are_unknown():
+    model = build(detector('yolox'))
+    with pytest.raises(MMKDError, match='not known what the stages of its backbone CSPDarknet are'):
+        resolve_spot(model, 'stages', 'student')

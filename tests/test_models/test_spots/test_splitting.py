@@ -8,9 +8,7 @@ from torch import nn
 from torch.func import functional_call
 
 from mmkd.errors import MMKDError
-from mmkd.models.spots.splitting import split
-
-pytest.importorskip('mmpretrain')
+from mmkd.models.spots import split, stage_names
 
 RESNET = dict(stem_channels=8, base_channels=8)
 VIT = dict(arch=dict(embed_dims=16, num_layers=3, num_heads=2, feedforward_channels=32), img_size=32,
@@ -41,6 +39,14 @@ CASES = dict(
     se_resnet50=(dict(type='SEResNet', depth=50, se_ratio=4, **RESNET), LAYERS),
     resnet_cifar=(dict(type='ResNet_CIFAR', depth=18, **RESNET), LAYERS),
     regnet=(dict(type='RegNet', arch=dict(w0=8, wa=8, wm=2, group_w=8, depth=8, bot_mul=1)), LAYERS),
+    det_resnet18=(dict(type='mmdet.ResNet', depth=18, base_channels=8, norm_eval=False), LAYERS),
+    det_resnet50_d=(dict(type='mmdet.ResNetV1d', depth=50, base_channels=8, norm_eval=False), LAYERS),
+    det_resnext50=(dict(type='mmdet.ResNeXt', depth=50, base_channels=8, groups=4, base_width=4,
+                        norm_eval=False), LAYERS),
+    det_three_stages=(dict(type='mmdet.ResNet', depth=18, base_channels=8, num_stages=3, strides=(1, 2, 2),
+                           dilations=(1, 1, 1), out_indices=(2, ), norm_eval=False), LAYERS[:3]),
+    det_regnet=(dict(type='mmdet.RegNet', arch=dict(w0=8, wa=8, wm=2, group_w=8, depth=8, bot_mul=1.0),
+                     norm_eval=False), LAYERS),
     vgg=(dict(type='VGG', depth=11), [f'features.{index}' for index in (1, 3, 6, 9, 12)]),
     vgg_norm=(dict(type='VGG', depth=11, norm_cfg=dict(type='BN'), with_last_pool=False),
               [f'features.{index}' for index in (1, 3, 6, 9, 11)]),
@@ -110,23 +116,24 @@ def test_parts_compute_the_last_output(case, training):
     output = run(parts, images)
     assert isinstance(output, tuple) and len(output) == 1
     assert_equal(output[0], expected)
-    for own, other in zip(backbone.state_dict().values(), whole.state_dict().values(), strict=True):
-        assert torch.equal(own, other)
+    expected_state = whole.state_dict()
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, expected_state[name])
 
 
 def test_a_stage_gives_what_the_module_of_its_name_gives(case):
     backbone, names = case
     backbone.eval()
-    images, seen = torch.randn(1, 3, 32, 32), {}
+    images, outputs = torch.randn(1, 3, 32, 32), {}
     for name in names:
         backbone.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: seen.__setitem__(name, output))
+            lambda module, args, output, name=name: outputs.__setitem__(name, output))
     backbone(images)
     parts = split(backbone)
     x = parts.stem(images)
     for name, stage in parts.stages:
         x = stage(x)
-        assert_equal(x, seen[name])
+        assert_equal(x, outputs[name])
 
 
 def test_parts_run_with_replaced_parameters(case):
@@ -169,7 +176,7 @@ def test_what_cannot_be_split():
     # Its forward pass adds the class token in another place.
     with pytest.raises(MMKDError, match='DeiT3 cannot'):
         split(build('DeiT3', arch=VIT['arch'], img_size=32, patch_size=8))
-    with pytest.raises(MMKDError, match='VGG with num_classes=10 ends with its own classifier'):
+    with pytest.raises(MMKDError, match='VGG with num_classes=10 ends with a classifier inside'):
         split(build('VGG', depth=11, num_classes=10))
 
 
@@ -177,11 +184,26 @@ def test_what_cannot_be_split():
     (dict(type='ResNet', depth=18, out_indices=(2, ), **RESNET), 3),
     (dict(type='MobileNetV2', widen_factor=0.25, out_indices=(6, )), 7),
     (dict(type='mmkd.CRDWideResNet', depth=10, width=1, out_indices=(0, 2)), 3),
+    (dict(type='mmdet.ResNet', depth=18, base_channels=8, out_indices=(0, 1, 2)), 3),
     (dict(SWIN, type='SwinTransformer', out_indices=(0, )), 1),
 ])
 def test_the_last_output_must_be_that_of_the_last_layer(cfg, needed):
     with pytest.raises(MMKDError, match=rf'out_indices=\(.* it needs {needed} among them'):
         split(MODELS.build(cfg))
+
+
+def test_the_names_of_stages():
+    """They are known where the last output does not matter, and unknown without an error."""
+    assert stage_names(build('ResNet', depth=18, out_indices=(0, 1), **RESNET)) == LAYERS
+    assert stage_names(build('mmdet.DetectoRS_ResNet', depth=50, base_channels=8, output_img=True)) == LAYERS
+    assert stage_names(build('EfficientNet', arch='b0')) == []
+    assert stage_names(build('VGG', depth=11, num_classes=10)) == []
+
+
+def test_networks_of_timm_name_their_stages():
+    timm = pytest.importorskip('timm')
+    assert stage_names(timm.create_model('resnet18')) == LAYERS
+    assert stage_names(timm.create_model('regnety_002')) == ['s1', 's2', 's3', 's4']
 
 
 def test_a_vision_transformer_gives_maps_of_its_own_size_only():
@@ -191,7 +213,7 @@ def test_a_vision_transformer_gives_maps_of_its_own_size_only():
 
 
 def test_any_backbone_with_the_methods():
-    class Own(nn.Module):
+    class Custom(nn.Module):
         def __init__(self):
             super().__init__()
             self.first, self.second, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 5, 1)
@@ -205,5 +227,5 @@ def test_any_backbone_with_the_methods():
         def tail(self, x):
             return self.last(x)
 
-    network, images = Own(), torch.randn(1, 3, 4, 4)
+    network, images = Custom(), torch.randn(1, 3, 4, 4)
     assert_equal(run(split(network), images), (network.last(network.second(network.first(images))), ))

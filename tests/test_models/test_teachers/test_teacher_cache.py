@@ -212,7 +212,7 @@ def test_a_step_with_some_logits_differs_and_is_finite(step):
 
 
 @pytest.mark.parametrize(('method', 'spot'), [
-    ('mmkd.FitNet', 'stage2'), ('mmkd.SP', 'last_stage'), ('mmkd.SOKD', 'backbone.layer4:input')])
+    ('mmkd.FitNet', 'stage2'), ('mmkd.SP', 'last_stage'), ('mmkd.SOKD', 'backbone.layer3')])
 def test_methods_that_want_more_than_logits_are_refused(weights, tmp_path, method, spot):
     make(tmp_path, kept=CLASSES, classes=CLASSES)
     build(distilling(weights, method=method))

@@ -1,0 +1,128 @@
+"""A copy of a classification head."""
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import ModuleList
+from torch import Tensor, nn
+
+from ...errors import MMKDError, check_choice
+from ...registry import MODELS
+from ..spots import LogitLayout, logit_layout, resolve_spot
+from ..step import Step
+from ..teachers import Teacher
+from .base import Proxy
+from .heads import build_heads, classification_loss, find_classifiers, load_head_weights, run_heads
+from .improved_teacher import teacher_with_heads
+
+
+@MODELS.register_module()
+class CopiedHead(Proxy):
+    """A trainable copy of the student's or the teacher's classification head, on the same features.
+
+    Gradients flow into the student's features, but not into the teacher's. A detector's head is copied
+    without its box branches.
+
+    - ``CopiedHead('student')`` is the shadow head of SHAKE (Li and Jin, NeurIPS 2022, as in the text of the
+      paper).
+    - ``CopiedHead('teacher')`` is the knowledge bridge of SOKD (Liu et al., BMVC 2021) on detectors.
+    - ``CopiedHead('teacher', init='teacher')`` is variant "F" of KD†, the tuned teacher of the SHAKE paper.
+
+    Args:
+        source: Whose head is copied, ``'student'`` or ``'teacher'``.
+        init: The initial weights: ``'random'``, or ``'teacher'`` for the weights of the teacher's head (with
+            ``source='teacher'``).
+        depth: ``'head'`` copies the whole classification head: its convolutions and fully connected layers.
+            ``'last_layer'`` copies only the last layer, on the input of the student's last layer (with
+            ``source='student'``).
+        settings: Settings in which the copy differs from the student's head, such as
+            ``dict(stacked_convs=6)`` for a stronger one (with ``source='student'`` and ``depth='head'``).
+
+    Raises:
+        MMKDError: If these settings do not go together.
+    """
+
+    def __init__(self, source: str = 'student', init: str = 'random', depth: str = 'head',
+                 settings: Mapping | None = None) -> None:
+        super().__init__()
+        check_choice(source, ('student', 'teacher'), 'source')
+        check_choice(init, ('random', 'teacher'), 'init')
+        check_choice(depth, ('head', 'last_layer'), 'depth')
+        if source == 'student' and init == 'teacher':
+            raise MMKDError("init='teacher' needs source='teacher'.")
+        if source == 'teacher' and (depth != 'head' or settings):
+            raise MMKDError("Other values of `depth` and `settings` need source='student'.")
+        if depth == 'last_layer' and settings:
+            raise MMKDError("`settings` need depth='head'.")
+        self.needs_teacher = source == 'teacher'
+        self.source = source
+        self.init = init
+        self.depth = depth
+        self.settings = settings
+
+    def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
+              task: bool) -> None:
+        self.layout = layout
+        if self.source == 'teacher':
+            assert teacher is not None, 'a method checks `needs_teacher`'
+            self._copy_head_of(teacher)
+        elif self.depth == 'head':
+            self.student_spots = ('cls_inputs', )
+            self.heads = build_heads(student, student_cfg, layout, settings=self.settings)
+        else:
+            self._copy_last_layers(student, student_cfg, layout)
+        if task and layout.of_boxes:
+            self.student_spots = (*self.student_spots, 'cls_targets')
+
+    def _copy_head_of(self, teacher: Teacher) -> None:
+        self.teacher = teacher
+        self.teacher_spots = ('cls_inputs', )
+        self.heads = build_heads(
+            teacher.model, teacher.cfg.model, logit_layout(teacher.model, 'teacher'), teacher.scope)
+        if self.init == 'teacher':
+            load_head_weights(self.heads, teacher.model)
+
+    def _copy_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
+        if len(layout.reads) > 1:
+            raise MMKDError("depth='last_layer' needs a head whose logits are the output of one layer, but "
+                            f"the student's {type(student).__name__} combines class scores with objectness.")
+        names = find_classifiers(student, 'student')
+        prefixes = resolve_spot(student, 'cls_outputs', 'student').modules
+        layers = {}
+        for prefix, head in zip(prefixes, build_heads(student, student_cfg, layout), strict=True):
+            head.init_weights()  # here, because the head knows how to initialize the layer, and goes away
+            for name in names:
+                if name.startswith(f'{prefix}.'):
+                    layers[name] = head.get_submodule(name.removeprefix(f'{prefix}.'))
+        self.layers = ModuleList(layers.values())
+        self.layer_spots = [f'{name}:input' for name in layers]
+        self.student_spots = tuple(self.layer_spots)
+
+    def init_weights(self) -> None:
+        """Initialize random weights; weights of the teacher stay."""
+        if self.init == 'random':
+            super().init_weights()
+
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        if self.source == 'teacher':
+            outputs = run_heads(self.heads, step.teacher_outputs[index]['cls_inputs'])
+            outputs = self.teacher.in_students_outputs(outputs)
+        elif self.depth == 'head':
+            outputs = run_heads(self.heads, step.student_outputs['cls_inputs'])
+        else:
+            outputs = self._run_last_layers(step.student_outputs)
+        return outputs, classification_loss(self.layout, step, outputs) if task else None
+
+    def _run_last_layers(self, student_outputs: Mapping[str, list]) -> list[Any]:
+        logits = [layer(features) for spot, layer in zip(self.layer_spots, self.layers, strict=True)
+                  for features in student_outputs[spot]]
+        if self.layout.of_images:
+            return logits
+        return [(logits, )] if self.layout.dense else [(scores, ) for scores in logits]
+
+    @property
+    def export_obstacle(self) -> str | None:
+        return None if self.source == 'teacher' else "it is a head on the student's features"
+
+    def _export(self) -> tuple[Config, dict[str, Tensor]]:
+        return teacher_with_heads(self.teacher, self.heads)

@@ -1,0 +1,63 @@
+"""Trainable layers between the frozen teacher's features and its frozen classification head."""
+from torch import Tensor, nn
+
+from ...errors import check_choice
+from ...registry import MODELS
+from ..spots import LogitLayout
+from ..step import Step
+from ..teachers import Teacher
+from .base import Proxy
+from .fusion import StageFusion, build_adapter, build_fusion, fused_spots
+from .heads import classification_loss
+
+
+@MODELS.register_module()
+class FrozenHeadLayers(Proxy):
+    """Trainable layers on the teacher's frozen features, under the teacher's frozen head.
+
+    Args:
+        layers: ``'fusion'``: layers that fuse the last three stages of a classifier, or every level of a
+            detector's pyramid with the finer level; they start from random weights (SHAKE, Li and Jin,
+            NeurIPS 2022, as in the released code). ``'adapter'``: a small residual transformation of the
+            features, which starts as the identity (variant "G" of KD†, the tuned teacher of the SHAKE paper).
+    """
+
+    needs_teacher = True
+
+    def __init__(self, layers: str = 'fusion') -> None:
+        super().__init__()
+        check_choice(layers, ('fusion', 'adapter'), 'layers')
+        self.layers = layers
+
+    def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
+              task: bool) -> None:
+        assert teacher is not None, 'a method checks `needs_teacher`'
+        self.layout = layout
+        self.teacher = teacher
+        self.teacher_spots = ('cls_inputs', )
+        self.fuses_stages = self.layers == 'fusion' and layout.of_images
+        if self.layers == 'adapter':
+            self.module = build_adapter(teacher.model)
+        elif self.fuses_stages:
+            channels = fused_spots(teacher.model)
+            self.teacher_spots = tuple(channels)
+            self.module = StageFusion(list(channels.values()))
+        else:
+            self.module = build_fusion(teacher.model)
+        if task and layout.of_boxes:
+            self.student_spots = ('cls_targets', )
+
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        teacher_outputs = step.teacher_outputs[index]
+        if self.fuses_stages:
+            stages = [teacher_outputs[spot][0] for spot in self.teacher_spots]
+            maps = [stage if isinstance(stage, Tensor) else stage[-1] for stage in stages]
+            outputs = self.teacher.classify_map(self.module(maps))
+        else:
+            outputs = self.teacher.run_frozen_head(
+                [(self.module(args[0]), ) for args in teacher_outputs['cls_inputs']])
+        return outputs, classification_loss(self.layout, step, outputs) if task else None
+
+    @property
+    def export_obstacle(self) -> str | None:
+        return 'its trainable layers are not part of an ordinary teacher'

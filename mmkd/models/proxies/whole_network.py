@@ -1,0 +1,140 @@
+"""A whole network that is trained beside the student."""
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import DefaultScope
+from torch import Tensor, nn
+
+from ...errors import MMKDError, check_choice
+from ...random_state import separate_random_state
+from ...registry import MODELS
+from ..spots import (
+    HookPoint,
+    LogitLayout,
+    Recorder,
+    check_comparable,
+    classify,
+    library_scope,
+    logit_layout,
+    probe,
+    record,
+    resolve_spot,
+)
+from ..step import Step
+from ..teachers import BatchConverter, Teacher, image_shapes, load_strictly, read_teacher_config
+from .base import Proxy
+from .heads import classification_loss, freeze_unreached
+
+
+@MODELS.register_module()
+class WholeNetwork(Proxy):
+    """A whole network that is trained beside the student, on the student's images.
+
+    A detector's task loss is computed on the network's proposals; its logits are compared on the student's
+    boxes.
+
+    - ``WholeNetwork('student')`` is the peer of deep mutual learning (DML, Zhang et al., CVPR 2018). In the
+      paper the two networks are updated in turns; here both are updated in one step.
+    - ``WholeNetwork('teacher', init='teacher')`` is the tuned teacher, KD† in the SHAKE paper (Li and Jin,
+      NeurIPS 2022). The frozen teacher itself stays as it is.
+
+    Args:
+        source: Whose architecture the network has, ``'student'`` or ``'teacher'``.
+        config: The config of a network of another architecture (as for a teacher), in place of the student's.
+        init: The initial weights: ``'random'``, or ``'teacher'`` for the teacher's (with
+            ``source='teacher'``).
+
+    Raises:
+        MMKDError: If these settings do not go together.
+    """
+
+    def __init__(self, source: str = 'student', config: str | dict | None = None,
+                 init: str = 'random') -> None:
+        super().__init__()
+        check_choice(source, ('student', 'teacher'), 'source')
+        check_choice(init, ('random', 'teacher'), 'init')
+        if source == 'student' and init == 'teacher':
+            raise MMKDError("init='teacher' needs source='teacher'.")
+        if source == 'teacher' and config is not None:
+            raise MMKDError("`config` needs source='student'.")
+        self.needs_teacher = source == 'teacher'
+        self.source = source
+        self.config = config
+        self.init = init
+
+    def build(self, student: Any, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
+              task: bool) -> None:
+        if teacher is not None:
+            self.teacher = teacher
+        self._build_network(student, student_cfg, task)
+        self.layout = logit_layout(self.network, 'proxy')
+        check_comparable(layout, self.layout)
+        if self.source == 'student' and self.layout.num_classes != layout.num_classes:
+            raise MMKDError(f'The proxy network has {self.layout.num_classes} classes and the student '
+                            f'{layout.num_classes}.')
+        self.layout = dataclasses.replace(self.layout, standardized_task=layout.standardized_task)
+        self.convert = BatchConverter(student.data_preprocessor, self.network.data_preprocessor)
+        self.convert.keep_size = True
+        self.student_spots = ('rois', ) if self.layout.of_boxes else ()
+        if not task:
+            outputs = probe(self.network, self._points('cls_outputs'), grad=True)['cls_outputs']
+            logits = torch.cat([part.flatten() for part in self.layout.logits(outputs)])
+            freeze_unreached(self.network, logits)
+
+    def _build_network(self, student: nn.Module, student_cfg: dict, task: bool) -> None:
+        cfg, scope = student_cfg, None
+        if self.source == 'teacher':
+            if task and self.teacher.class_indices is not None:
+                raise MMKDError('A copy of a teacher with other classes than the student has no labels to '
+                                'learn from: leave out its task loss (proxy_task=0).')
+            cfg, scope = self.teacher.cfg.model, self.teacher.scope
+        elif self.config is not None:
+            whole = read_teacher_config(self.config)
+            cfg, scope = whole.model, whole.default_scope
+        with DefaultScope.overwrite_default_scope(scope or library_scope(student)):
+            self.network = MMENGINE_MODELS.build(copy.deepcopy(cfg))
+        if self.init == 'teacher':
+            load_strictly(self.network, self.teacher.model.state_dict(), "teacher's weights")
+
+    def init_weights(self) -> None:
+        """Initialize random weights; weights of the teacher stay."""
+        if self.init == 'random':
+            super().init_weights()
+
+    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+        outputs, loss = self._run(step, task)
+        if self.source == 'teacher':
+            outputs = self.teacher.in_students_outputs(outputs)
+        return outputs, loss
+
+    def _run(self, step: Step, task: bool) -> tuple[list, Tensor | None]:
+        inputs = self.convert(step.inputs, image_shapes(self.network, step.inputs, step.data_samples))
+        rois = step.student_outputs.get('rois')
+        with separate_random_state():  # sampling and dropout must not change the student's random numbers
+            if not task or self.layout.standardized_task:
+                outputs = record(self.network, self._points('cls_outputs'), inputs, rois)['cls_outputs']
+                # The network's loss() would compare labels with logits that are not standardized.
+                network_step = dataclasses.replace(step, student=self.network)
+                return outputs, classification_loss(self.layout, network_step, outputs) if task else None
+            spots = ('features', ) if self.layout.of_boxes else ('cls_outputs', )
+            with Recorder(self.network, self._points(*spots)) as recorder:
+                losses = self.network.loss(inputs, step.data_samples)
+            total, _ = self.network.parse_losses(losses)
+            if not self.layout.of_boxes:
+                return recorder['cls_outputs'], total
+            (features, *_) = recorder['features']
+            return [(logits, ) for logits in classify(self.network, features, rois)], total
+
+    def _points(self, *spots: str) -> dict[str, HookPoint]:
+        return {spot: resolve_spot(self.network, spot, 'proxy') for spot in spots}
+
+    @property
+    def export_obstacle(self) -> str | None:
+        return None if self.source == 'teacher' else 'it is not a copy of the teacher'
+
+    def _export(self) -> tuple[Config, dict[str, Tensor]]:
+        return Config(copy.deepcopy(self.teacher.cfg.to_dict())), self.network.state_dict()
