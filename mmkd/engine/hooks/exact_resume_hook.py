@@ -2,12 +2,12 @@
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 
 from ...checkpoints import SAFE_PREFIX
 from ...errors import MMKDError
 from ...random_state import get_random_state, set_random_state
 from ...registry import HOOKS
+from ..runner_access import unwrapped
 
 _KEY = 'mmkd_random_states'
 
@@ -67,7 +67,7 @@ class ExactResumeHook(Hook):
         if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
             raise MMKDError(f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} holds weights only, so no '
                             'training can be resumed from it; start from it with load_from instead.')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner)
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         saved = {name.removeprefix('module.'): tuple(value.shape)
                  for name, value in checkpoint['state_dict'].items()}

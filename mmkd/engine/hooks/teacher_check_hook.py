@@ -3,11 +3,11 @@ import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
 
 from ...errors import MMKDError
 from ...random_state import preserved_random_state
 from ...registry import HOOKS
+from ..runner_access import unwrapped
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
 """By metric, what any teacher should reach."""
@@ -35,7 +35,7 @@ class TeacherCheckHook(Hook):
         self.minimum = minimum
 
     def before_train(self, runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner)
         if not hasattr(model, 'mmkd'):
             return
         dataset = runner.train_dataloader.dataset

@@ -1,3 +1,4 @@
+from .hooks import module_hooks
 from .logits import SAMPLE_WEIGHTS, LogitLayout, check_comparable, logit_layout
 from .probing import classify, classify_map, common_probe_size, probe, record
 from .recorder import HookPoint, Recorder
@@ -28,6 +29,7 @@ __all__ = [
     'last_stage',
     'library_scope',
     'logit_layout',
+    'module_hooks',
     'probe',
     'record',
     'resolution_stages',

@@ -29,10 +29,10 @@ class _Plan:
     """What the first batch taught about some points.
 
     Args:
-        enough: After how many recorded values the network can stop; ``None`` where that may vary.
+        max_records: Number of records after which the network can stop; ``None`` where it may vary.
         idle: Layers that nothing recorded depends on.
     """
-    enough: int | None = None
+    max_records: int | None = None
     idle: tuple[nn.Module, ...] = ()
 
 
@@ -181,7 +181,7 @@ class TeacherForward:
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with (torch.autocast(inputs.device.type, enabled=False) if own else nullcontext(),
-              _bypassed(plan.idle), Recorder(self.model, points, plan.enough) as recorder):
+              _bypassed(plan.idle), Recorder(self.model, points, plan.max_records) as recorder):
             run(self.model, points, inputs, rois)
         # The student's autocast covers a teacher of float32, too.
         seen = _map({name: recorder[name] for name in points}, _float)

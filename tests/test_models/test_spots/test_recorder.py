@@ -41,13 +41,13 @@ def network(seed=0):
 def test_what_the_next_operation_overwrites_is_an_error(spot, grad):
     model = network()
     points = {spot: resolve_spot(model, spot, 'student')}
-    with torch.set_grad_enabled(grad), pytest.raises(MMKDError, match=f"'{spot}' gives .* in place.*:input"):
+    with torch.set_grad_enabled(grad), pytest.raises(MMKDError, match=f"output of '{spot}' .* in place.*:input"):
         record(model, points, torch.randn(2, 3, 64, 64))
 
 
 def test_a_method_at_such_a_spot_is_refused_when_it_is_built():
     method = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.FitNetLoss'), spot='backbone.bn1')
-    with pytest.raises(MMKDError, match="What 'backbone.bn1' gives"):
+    with pytest.raises(MMKDError, match="output of 'backbone.bn1'"):
         build(distil(classifier(), teacher_of(8), x=method))
 
 
@@ -63,14 +63,14 @@ def test_the_input_of_the_module_that_overwrites_it_is_what_was_given():
 
 def test_an_input_that_is_overwritten_inside_the_module_is_an_error():
     model = InPlace()
-    with pytest.raises(MMKDError, match="What 'block' is given"), Recorder(
+    with pytest.raises(MMKDError, match="input of 'block'"), Recorder(
             model, dict(x=HookPoint('block', 'input', 0))):
         model(torch.randn(2, 2, 4, 4))
 
 
 def test_a_network_that_was_stopped_is_checked_as_well():
     model, points = InPlace(), dict(norm=HookPoint('norm'), conv=HookPoint('block.1'))
-    with pytest.raises(MMKDError, match="What 'norm' gives"), Recorder(model, points, enough=2):
+    with pytest.raises(MMKDError, match="output of 'norm'"), Recorder(model, points, max_records=2):
         model(torch.randn(2, 2, 4, 4))
 
 
