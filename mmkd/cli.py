@@ -9,12 +9,12 @@ from glob import escape, glob
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
 from torch import distributed as torch_dist
 
 from .apis.config import is_distillation
 from .checkpoints import latest_checkpoint
-from .errors import MMKDError, one_line
+from .config_files import read_config as read_config
+from .errors import MMKDError
 from .models.distillers import DetectorDistiller
 
 _STARTED_BY = dict(
@@ -67,20 +67,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def read_config(path: str) -> Config:
-    """Read a config file, or one inside an installed package (``mmdet::faster_rcnn/…py``).
-
-    Raises:
-        MMKDError: If it does not exist or cannot be read.
-    """
-    try:
-        return get_config(path) if '::' in path else Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise MMKDError(f'The config {path!r} cannot be read: {error}.') from None
-    except Exception as error:  # a config is Python, and may raise anything
-        raise MMKDError(f'The config {path!r} cannot be read ({one_line(error)}).') from None
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:

@@ -56,7 +56,7 @@ class TeacherCheckHook(Hook):
         for batch in dataloader:
             outputs = teacher.model.val_step(batch)
             for sample in outputs:
-                teacher.relabel(sample)
+                teacher.class_mapping.sample(sample)
             evaluator.process(data_samples=outputs, data_batch=batch)
         metrics = evaluator.evaluate(len(dataloader.dataset))
         if get_rank() != 0:

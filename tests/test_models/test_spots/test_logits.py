@@ -9,6 +9,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.methods import KD
 from mmkd.models.spots import LogitLayout, check_comparable, logit_layout
 from mmkd.models.step import Step
+from mmkd.models.teachers import ClassMapping
 from tests.helpers.families import detector
 
 DENSE = LogitLayout('sigmoid', 2, strides=(8, 16), anchors=(3, 3))
@@ -36,7 +37,9 @@ def test_order_of_flat_logits():
 
 def test_classes_are_selected_in_every_anchor():
     levels = maps()
-    ((selected, box), ) = DENSE.select_classes([(levels, 'boxes')], torch.tensor([1, 0]))
+    mapping = ClassMapping([1, 0])
+    mapping.compare(DENSE, DENSE)
+    ((selected, box), ) = mapping.outputs([(levels, 'boxes')])
     assert box == 'boxes'
     one_channel = [level[:, [1, 0, 3, 2, 5, 4]] for level in levels]
     for got, expected in zip(selected, one_channel, strict=True):
