@@ -50,7 +50,7 @@ def main() -> None:
     model.load_state_dict(weights, strict=False)
     config, state = improved_teacher(model)
     meta = dict(cfg=config.pretty_text)
-    if model.mmkd.teacher.class_mapping is None:
+    if model.mmkd.teacher.class_mapping.is_identity:
         meta['dataset_meta'] = (loaded.get('meta') or {}).get('dataset_meta')
     buffer = io.BytesIO()
     torch.save(dict(meta=meta, state_dict=state), buffer)

@@ -121,10 +121,10 @@ class KnowledgeBridge(Proxy):
         if self.layout.of_images:
             (given, ) = seen[self.teacher_spots[0]]
             logits = classify_map(self.tail, run_last_stage(self.tail.backbone, given))
-            outputs = self.teacher.in_students_outputs([logits])
+            outputs = self.teacher.class_mapping.outputs([logits])
             return outputs, classification_loss(self.layout, step, outputs) if task else None
         inputs = self._inputs(seen, step) if self.last_stage else seen['cls_inputs']
-        outputs = self.teacher.in_students_outputs(run_heads(self.heads, inputs))
+        outputs = self.teacher.class_mapping.outputs(run_heads(self.heads, inputs))
         return outputs, classification_loss(self.layout, step, outputs) if task else None
 
     def _inputs(self, seen: dict, step: Step) -> list[tuple]:

@@ -150,7 +150,7 @@ class TunedTeacher(Proxy):
                 task: bool) -> None:
         self.layout, self.teacher = layout, teacher
         if self.trainable == 'all':
-            if task and teacher.class_indices is not None:
+            if task and not teacher.class_mapping.is_identity:
                 raise MMKDError('A tuned teacher with other classes than the student has no labels to learn '
                                 'from: leave out its own task loss (proxy_task=0).')
             self.network = Network(teacher.cfg.model, student, layout, task, teacher.scope,
@@ -173,10 +173,10 @@ class TunedTeacher(Proxy):
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         if self.trainable == 'all':
             outputs, loss = self.network(step, task)
-            return self.teacher.in_students_outputs(outputs), loss
+            return self.teacher.class_mapping.outputs(outputs), loss
         inputs = step.teacher_outputs[index]['cls_inputs']
         if self.trainable == 'head':
-            outputs = self.teacher.in_students_outputs(run_heads(self.heads, inputs))
+            outputs = self.teacher.class_mapping.outputs(run_heads(self.heads, inputs))
         else:
             outputs = self.teacher.run_frozen_head([(self.adapter(args[0]), ) for args in inputs])
         return outputs, classification_loss(self.layout, step, outputs) if task else None
