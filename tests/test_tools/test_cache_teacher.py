@@ -139,7 +139,7 @@ def test_one_option_and_a_mixed_stock_config(run, files, tmp_path, teacher_at_re
     assert 'mmkd' not in stock and 'Mixup' in stock and 'CutMix' in stock
     no_label = run(TRAIN, tmp_path / 'stock.py', '--work-dir', tmp_path / 'dkd', '--distill', 'dkd',
                    '--cfg-options', f'model.teacher.cache={tmp_path}/logits')
-    assert no_label.code == 2 and 'one true class' in no_label.err
+    assert no_label.code == 2 and 'one class label' in no_label.err
 
 
 def test_images_in_memory(run, files, tmp_path, teacher_at_rest):

@@ -19,9 +19,9 @@ from ..runner_access import unwrapped
 class TeacherGapHook(Hook):
     """Logs KL(T‖S) and the top-1 agreement of the first teacher and the student in validation and testing.
 
-    Both networks classify the same images (classifiers), the student's boxes (two-stage; the boxes of the last
-    stage of a cascade), or the same locations (dense; weighted by the teacher's probability of an object). The
-    divergence is in nats, at temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
+    Both networks classify the same images (classifiers), the student's boxes (two-stage; the boxes of the
+    last stage of a cascade), or the same locations (dense; weighted by the teacher's probability of an
+    object). The divergence is in nats, at temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
     """
 
     # Before RuntimeInfoHook passes the metrics on to the log.
