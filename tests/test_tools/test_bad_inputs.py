@@ -83,7 +83,7 @@ def test_teacher_checkpoint_truncated(train, files, tmp_path, share):
 def test_teacher_checkpoint_is_garbage(train, tmp_path, content):
     path = tmp_path / 'garbage.pth'
     path.write_bytes(content)
-    train('teacher checkpoint', path, 'no PyTorch checkpoint', checkpoint=path)
+    train('teacher checkpoint', path, 'not a PyTorch checkpoint', checkpoint=path)
 
 
 @pytest.mark.parametrize(('content', 'words'), [
