@@ -232,7 +232,7 @@ def test_composing():
 
 
 def test_composing_twice():
-    with pytest.raises(MMKDError, match='distils already'):
+    with pytest.raises(MMKDError, match='already distills'):
         compose_distillation(composed(), 'kd', 'teacher.py', 'random')
 
 

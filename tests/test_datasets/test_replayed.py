@@ -188,5 +188,5 @@ def test_mixing_needs_classes_and_one_size(images, tmp_path):
         (tmp_path / str(number)).mkdir()
         cv2.imwrite(str(tmp_path / str(number) / 'image.png'), np.zeros((size, size, 3), np.uint8))
     dataset = ReplayedDataset(**config(str(tmp_path), mix=MIXES, views=8))
-    with pytest.raises(MMKDError, match='one size'):
+    with pytest.raises(MMKDError, match='the same size'):
         [dataset[index] for index in range(16)]

@@ -275,11 +275,11 @@ SCALED = dict(type='Normalize', mean=[0.0] * 3, std=[255.0] * 3)
 
 
 @pytest.mark.parametrize(('settings', 'words'), [
-    (dict(padding_mode='edge'), "'edge', but must be 'constant' or 'reflect'"),
+    (dict(padding_mode='edge'), "must be 'constant' or 'reflect', not 'edge'"),
     (dict(crop=None), 'set crop'),
-    (dict(crop=17), 'crop is 17, but images are 12×12 with padding of 2'),
+    (dict(crop=17), 'crop is 17, but the images are 12×12 with a padding of 2'),
     (dict(crop=0), 'crop is 0'),
-    (dict(views=0), 'views is 0'),
+    (dict(views=0), 'views must be at least 1 or None, not 0'),
     (lambda root: dict(dataset=plain(root, dict(type='RandomFlip', prob=0.5),
                                      dict(type='torchvision/RandomRotation', degrees=9),
                                      dict(type='ColorJitter', brightness=0.5))),
@@ -287,8 +287,8 @@ SCALED = dict(type='Normalize', mean=[0.0] * 3, std=[255.0] * 3)
     (lambda root: dict(dataset=dict(type='RepeatDataset', times=2, dataset=plain(
         root, dict(type='AutoAugment', policies='imagenet')))), 'AutoAugment'),
     (lambda root: dict(dataset=plain(root) | NOT_PACKED), 'must end with PackInputs'),
-    (lambda root: dict(dataset=plain(root, SCALED)), 'uint8 images, but its dataset gives torch.float32'),
-    (dict(dataset=dict(type=Endless)), r'1000000000000000 images of 12×12 take \d+ MiB'),
+    (lambda root: dict(dataset=plain(root, SCALED)), 'uint8 images, but its dataset has torch.float32'),
+    (dict(dataset=dict(type=Endless)), r'1000000000000000 images of 12×12 need \d+ MiB'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_settings_that_cannot_work(folder, settings, words):
     settings = settings(folder) if callable(settings) else settings

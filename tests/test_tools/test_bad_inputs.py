@@ -420,7 +420,7 @@ def test_teacher_without_distill(refused, files, tmp_path):
 def test_distilling_config_with_distill(refused, files, tmp_path):
     refused('train.py', [files.distilling, '--distill', 'kd', '--teacher', files.teacher,
                          '--teacher-checkpoint', files.weights, '--work-dir', tmp_path / 'work'],
-            'distils already')
+            'already distills')
 
 
 def test_teacher_options_of_a_stock_config(refused, files, tmp_path):
@@ -458,7 +458,7 @@ def test_an_option_that_cannot_be_read(run, files, tool, option, said):
 def test_numbers_too_small(run, files, tool, option, value):
     ended = run(tool, files.distilling, option, value)
     assert ended.code == 2
-    assert f'argument {option}: must be a whole number from ' in ended.err and repr(value) in ended.err
+    assert f'argument {option}: must be a whole number of at least ' in ended.err and repr(value) in ended.err
 
 
 @pytest.mark.parametrize('tool', ['misc/dry_run.py', 'misc/cache_teacher.py',
@@ -481,7 +481,7 @@ def test_a_launcher_that_did_not_start_this(refused, files, tmp_path, monkeypatc
 @pytest.mark.parametrize(('tool', 'arguments', 'said'), [
     ('misc/dry_run.py', [], 'does not distil'),
     ('model_converters/export_teacher.py', ['out.pth', '--config'], 'does not distil'),
-    ('analysis_tools/benchmark_loading.py', [], 'no training config')])
+    ('analysis_tools/benchmark_loading.py', [], 'not a training config')])
 def test_a_config_without_a_model(refused, files, tool, arguments, said):
     schedule = str(REPO / 'configs/_base_/schedules/crd_240e.py')
     refused(tool, [*([files.weights] if arguments else []), *arguments, schedule], 'crd_240e.py', said)

@@ -184,7 +184,7 @@ def test_an_interrupted_run_goes_on(run, files, tmp_path, monkeypatch):
 
     done = len(batches)
     ended = run(TOOL, files / 'distilling.py', '--views', 3, '--out', out)
-    assert ended.code == 0 and '1 views are there already' in ended.out
+    assert ended.code == 0 and '1 views are already in the cache' in ended.out
     assert len(batches) - done == 2 * 3
     assert (out / 'view_000.safetensors').stat().st_mtime_ns == first
     whole = run(TOOL, files / 'distilling.py', '--views', 3, '--out', tmp_path / 'whole')
@@ -210,7 +210,7 @@ def test_what_is_refused(run, refused, files, tmp_path):
                    'model.methods.kd.type=mmkd.FitNet'], "asks the teacher for 'stage2'")
     refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'new', '--cfg-options',
                    'model.teacher.checkpoint=random'], 'another one in every run')
-    refused(TOOL, [files / 'teacher.py', '--out', tmp_path / 'new'], 'neither distils')
+    refused(TOOL, [files / 'teacher.py', '--out', tmp_path / 'new'], 'neither distills')
     assert not (tmp_path / 'new').exists()
 
 
