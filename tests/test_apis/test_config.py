@@ -236,7 +236,8 @@ def test_composing_twice():
         compose_distillation(composed(), 'kd', 'teacher.py', 'random')
 
 
-@pytest.mark.parametrize(('method', 'offered'), [('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
+@pytest.mark.parametrize(('method', 'offered'), [
+    ('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
 def test_composing_with_a_method_that_is_not_there(method, offered):
     cfg = stock()
     with pytest.raises(MMKDError, match=offered) as caught:

@@ -456,7 +456,8 @@ def test_opting_in(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('content', 'words'), [
-    (b'', 'truncated'), (b'no checkpoint at all', 'not a PyTorch checkpoint'), (b'PK\x03\x04rest', 'truncated')])
+    (b'', 'truncated'), (b'no checkpoint at all', 'not a PyTorch checkpoint'),
+    (b'PK\x03\x04rest', 'truncated')])
 def test_broken_files(tmp_path, content, words):
     (tmp_path / 'file.pth').write_bytes(content)
     with pytest.raises(MMKDError, match=words) as caught:

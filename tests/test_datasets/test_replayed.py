@@ -9,8 +9,6 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.datasets import ReplayedDataset
 from mmkd.datasets.replayed import mix_by_cutmix, mix_by_mixup
 from mmkd.errors import MMKDError
@@ -164,7 +162,7 @@ def test_a_partner_is_shown_in_the_same_view(images):
     plain, mixed = (ReplayedDataset(**config(images, views=4, mix=mix))
                     for mix in (None, [dict(type='Mixup', alpha=1.0)]))
     for index in range(4 * NUMBER):
-        view, number = divmod(index, NUMBER)
+        view = index // NUMBER
         share = mixed[index]['data_samples'].gt_score
         views = torch.stack([plain[view * NUMBER + one]['inputs'].float() for one in range(NUMBER)])
         torch.testing.assert_close(mixed[index]['inputs'], (share[:, None, None, None] * views).sum(dim=0))

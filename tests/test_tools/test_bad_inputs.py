@@ -219,7 +219,6 @@ model = dict(
 """
 
 
-@pytest.mark.skipif(find_spec('mmpretrain') is None, reason='needs MMPretrain')
 def test_teacher_is_a_classifier(train, tmp_path):
     (tmp_path / 'classifier.py').write_text(CLASSIFIER)
     train('ImageClassifier', 'not an MMDetection detector', config=tmp_path / 'classifier.py',

@@ -9,8 +9,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.apis import prepare_config, student_config
 from mmkd.checkpoints import load_checkpoint
 from mmkd.engine.hooks import TeacherCheckHook

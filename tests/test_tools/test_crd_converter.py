@@ -10,8 +10,6 @@ from mmengine.registry import MODELS, DefaultScope
 from mmkd.checkpoints import load_checkpoint
 from tests.helpers.crd import reference_weights
 
-pytest.importorskip('mmpretrain')
-
 TOOL = 'model_converters/crd_to_mmpretrain.py'
 
 

@@ -3,8 +3,6 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.models.spots import common_probe_size, probe, resolve_spot
 from tests.helpers.classifiers import CLASSES, STUDENT, classifier, deit
 

@@ -4,8 +4,6 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.errors import MMKDError
 from mmkd.models.spots import HookPoint, Recorder, record, resolve_spot
 from tests.helpers.classifiers import batch, classifier, distil, teacher_of
@@ -41,7 +39,8 @@ def network(seed=0):
 def test_what_the_next_operation_overwrites_is_an_error(spot, grad):
     model = network()
     points = {spot: resolve_spot(model, spot, 'student')}
-    with torch.set_grad_enabled(grad), pytest.raises(MMKDError, match=f"output of '{spot}' .* in place.*:input"):
+    with torch.set_grad_enabled(grad), pytest.raises(
+            MMKDError, match=f"output of '{spot}' .* in place.*:input"):
         record(model, points, torch.randn(2, 3, 64, 64))
 
 
@@ -91,7 +90,8 @@ def test_inference_mode_has_no_versions():
 def test_first_and_last_calls():
     layer = nn.Linear(2, 2)
     model = nn.Sequential(layer, layer, layer)
-    points = dict(first=HookPoint('0', 'input', 0, first=True), last=HookPoint('0', last=True), all=HookPoint('0'))
+    points = dict(first=HookPoint('0', 'input', 0, first=True), last=HookPoint('0', last=True),
+                  all=HookPoint('0'))
     x = torch.randn(1, 2)
     with Recorder(model, points) as recorder:
         output = model(x)

@@ -84,7 +84,6 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
 @pytest.mark.parametrize('whole', [False, True], ids=['model', 'config'])
 def test_a_teacher_of_unknown_normalization_is_refused(whole):
     """MMPretrain's networks have their data preprocessor at the top of a config, not in the model."""
-    pytest.importorskip('mmpretrain')
     cfg = classifiers.teacher_of()
     preprocessor = cfg.pop('data_preprocessor')
     cfg = dict(model=cfg, default_scope='mmpretrain') if whole else cfg

@@ -9,8 +9,6 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.datasets import ReplayedDataset
 from mmkd.errors import MMKDError
 from mmkd.models.teachers import Teacher, TeacherCache, cache, fingerprint_of
