@@ -13,16 +13,15 @@ def one_line(error: Exception) -> str:
     return f'{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ""}'.rstrip('.')
 
 
-def nearest_names(name: str, known: Iterable[str], limit: int = 3) -> str:
+def nearest_names(name: str, known: Iterable[str]) -> str:
     """Return ``'; the nearest names are …'`` for an error message, or ``''``.
 
     Args:
         name: The name that the user wrote.
         known: The names that exist.
-        limit: The maximum number of names to offer.
     """
     by_lower = {known_name.lower(): known_name for known_name in known}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=limit, cutoff=0.4)
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
     if not nearest:
         return ''
     return '; the nearest names are ' + ', '.join(repr(by_lower[lower]) for lower in nearest)

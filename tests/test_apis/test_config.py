@@ -133,7 +133,7 @@ def test_wrapper_for_distributed_training_on_cpu(monkeypatch, distributed, gpu):
         assert 'model_wrapper_cfg' not in cfg
 
 
-# The user's own rules for the student's parameters
+# The user's rules for the student's parameters
 
 
 def test_constructor_and_rules_of_the_user_stay():

@@ -85,8 +85,8 @@ def placement(crop: torch.Tensor, original: torch.Tensor) -> tuple[int, int, boo
 
 def same(one: dict, other: dict) -> bool:
     return torch.equal(one['inputs'], other['inputs']) and all(
-        mine.metainfo == its.metainfo and torch.equal(mine.gt_label, its.gt_label)
-        for mine, its in zip(one['data_samples'], other['data_samples'], strict=True))
+        sample.metainfo == same.metainfo and torch.equal(sample.gt_label, same.gt_label)
+        for sample, same in zip(one['data_samples'], other['data_samples'], strict=True))
 
 
 # Batches
@@ -129,9 +129,9 @@ def test_crops_and_flips_are_uniform(folder, mode):
     check_uniform(ours)
     if mode == 'constant':
         np.random.seed(0)
-        theirs = DATASETS.build(plain(folder, dict(type='RandomCrop', crop_size=SIZE, padding=PADDING),
+        stock = DATASETS.build(plain(folder, dict(type='RandomCrop', crop_size=SIZE, padding=PADDING),
                                       dict(type='RandomFlip', prob=0.5)))
-        check_uniform([placement(theirs[index]['inputs'], originals[index])
+        check_uniform([placement(stock[index]['inputs'], originals[index])
                        for _ in range(views) for index in range(NUMBER)])
 
 
@@ -210,15 +210,15 @@ def test_views_can_be_replayed_and_differ(folder):
 
 def test_an_epoch_is_a_view(folder):
     loader = Runner.build_dataloader(loader_of(resident(folder, views=2)), seed=0)
-    seen = []
+    epochs = []
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
         samples = [(sample.sample_idx, sample.view, image) for batch in loader
                    for sample, image in zip(batch['data_samples'], batch['inputs'], strict=True)]
         assert sorted(index for index, _, _ in samples) == list(range(NUMBER))
         assert {view for _, view, _ in samples} == {epoch % 2}
-        seen.append(torch.stack([image for _, _, image in sorted(samples, key=lambda item: item[0])]))
-    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+        epochs.append(torch.stack([image for _, _, image in sorted(samples, key=lambda item: item[0])]))
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
 
 
 def test_two_processes_share_a_view(folder, monkeypatch):
@@ -356,6 +356,7 @@ def test_training_and_resuming(folder, tmp_path):
     assert len(undisturbed) == 3 * 4 and {'shake.loss_student', 'crd.loss_feature'} <= set(undisturbed[0])
     resumed = train(folder, tmp_path / 'part', tmp_path / 'whole/epoch_1.pth')
     assert resumed == undisturbed[4:]
-    mine, other = (load_checkpoint(f'{tmp_path}/{run}/epoch_3.pth') for run in ('part', 'whole'))
-    assert mine['meta']['dataset_meta']['classes'] == CLASSES
-    assert all(torch.equal(mine['state_dict'][name], value) for name, value in other['state_dict'].items())
+    resumed_run, whole_run = (load_checkpoint(f'{tmp_path}/{run}/epoch_3.pth') for run in ('part', 'whole'))
+    assert resumed_run['meta']['dataset_meta']['classes'] == CLASSES
+    assert all(torch.equal(resumed_run['state_dict'][name], value)
+               for name, value in whole_run['state_dict'].items())

@@ -112,8 +112,8 @@ def test_boxes_that_are_judged_in_training_are_none_of_masks(family, stages):
     model = build(with_shared_extractor(family, 8))
     data = model.data_preprocessor(
         demo_mm_inputs(2, [[3, 128, 128]] * 2, num_classes=CLASSES, num_items=[2, 2], with_mask=True), True)
-    places = {spot: resolve_spot(model, spot, 'student') for spot in ('rois', 'cls_logits')}
-    with Recorder(model, places) as recorder:
+    points = {spot: resolve_spot(model, spot, 'student') for spot in ('rois', 'cls_logits')}
+    with Recorder(model, points) as recorder:
         model.loss(data['inputs'], data['data_samples'])
     assert len(recorder['rois']) == stages
     assert [len(boxes) for boxes in recorder['rois']] == [len(logits) for logits in recorder['cls_logits']]

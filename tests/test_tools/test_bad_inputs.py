@@ -283,17 +283,17 @@ def test_mapping_holds_for_the_check_of_the_teacher(run, files, teacher_config, 
             content['state_dict'][key] = content['state_dict'][key][indices]
     torch.save(content, tmp_path / 'permuted.pth')
     mapping = ','.join(str(order.index(label)) for label in range(10))
-    told = []
+    logged = []
     for work_dir, options in (('a', [f'model.teacher.checkpoint={teacher_checkpoint}']),
                               ('b', [f'model.teacher.checkpoint={tmp_path / "permuted.pth"}',
                                      f'model.teacher.class_mapping=[{mapping}]'])):
         ended = run('train.py', files.distilling, '--work-dir', tmp_path / work_dir, '--cfg-options',
                     f'model.teacher.config={teacher_config}', *options)
         assert ended.code == 0, ended.err
-        told.append({name: float(value) for name, value in re.findall(
+        logged.append({name: float(value) for name, value in re.findall(
             r'(coco/\w+) (-?[\d.]+)', re.search('Teacher: coco.*', ended.out)[0])})
-    assert told[0]['coco/bbox_mAP'] > 0.001
-    assert told[0] == told[1]
+    assert logged[0]['coco/bbox_mAP'] > 0.001
+    assert logged[0] == logged[1]
 
 
 def test_other_class_names_need_a_mapping(train, files, tmp_path):
@@ -690,6 +690,6 @@ def test_a_process_ends_with_status_2_and_no_traceback(files, tmp_path):
         env={**os.environ, 'PYTHONPATH': str(REPO), 'OMP_NUM_THREADS': '1'})
     assert ended.returncode == 2
     assert 'Traceback' not in ended.stderr
-    told = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
-    assert len(told) == 1 and "'SHAKE'" in told[0]
-    assert ended.stderr.rstrip().endswith(told[0])
+    logged = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
+    assert len(logged) == 1 and "'SHAKE'" in logged[0]
+    assert ended.stderr.rstrip().endswith(logged[0])

@@ -109,10 +109,10 @@ def test_trainings_with_and_without_a_cache_agree(run, files, tmp_path, request)
     cached = run(TRAIN, files / 'distilling.py', '--work-dir', tmp_path / 'cached',
                  '--cfg-options', slowly, f'model.teacher.cache={out}')
     assert cached.code == 0, cached.err
-    expected, found = losses(tmp_path / 'running'), losses(tmp_path / 'cached')
-    assert len(found) == len(expected) == 9 and expected[0]['kd.loss_student'] > 0.1
-    for mine, other in zip(found, expected, strict=True):
-        assert mine == pytest.approx(other, rel=5e-4)
+    expected, cached = losses(tmp_path / 'running'), losses(tmp_path / 'cached')
+    assert len(cached) == len(expected) == 9 and expected[0]['kd.loss_student'] > 0.1
+    for step, reference in zip(cached, expected, strict=True):
+        assert step == pytest.approx(reference, rel=5e-4)
     (log, ) = glob(f'{tmp_path}/cached/*/*.log')
     with open(log) as file:
         assert f'its top-1 accuracy was {top1:.2f} %' in file.read()
@@ -277,7 +277,7 @@ def test_the_step_benchmark_reads_a_cache(run, files, tmp_path, request):
                    '--device', 'cpu', '--json', tmp_path / 'found.json', '--cfg-options',
                    f'model.teacher.cache={tmp_path / "logits"}')
     assert measured.code == 0, measured.err
-    found = json.loads((tmp_path / 'found.json').read_text())
-    assert found['size'] == [32, 32] and found['batch'] == 4
-    assert found['seconds']['teacher'] > found['seconds']['asked'] > 0
-    assert found['profile']['distill']['teacher'] == 0
+    cached = json.loads((tmp_path / 'found.json').read_text())
+    assert cached['size'] == [32, 32] and cached['batch'] == 4
+    assert cached['seconds']['teacher'] > cached['seconds']['asked'] > 0
+    assert cached['profile']['distill']['teacher'] == 0

@@ -53,9 +53,9 @@ def contents(root: Path) -> dict[str, bytes]:
             for path in root.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('given', ['archive', 'folder', 'folder above'])
-def test_unpacking(given, archive, source, tmp_path, run):
-    src = {'archive': archive, 'folder': source, 'folder above': source.parent}[given]
+@pytest.mark.parametrize('form', ['archive', 'folder', 'folder above'])
+def test_unpacking(form, archive, source, tmp_path, run):
+    src = {'archive': archive, 'folder': source, 'folder above': source.parent}[form]
     out = tmp_path / 'data/cifar10'
     ended = run(TOOL, src, out)
     assert ended.code == 0, ended
@@ -175,9 +175,9 @@ def test_what_mmpretrain_reads(source):
         # The last dataset is of test images: nothing is random, and the preprocessor makes them RGB.
         file = cv2.imread(str(source / 'test/airplane/0000.jpg'))
         preprocessor = MODELS.build(dict(cfg.data_preprocessor, type='ClsDataPreprocessor'))
-        seen = preprocessor(dict(inputs=[dataset[0]['inputs']]))['inputs'][0].numpy()
+        pixels = preprocessor(dict(inputs=[dataset[0]['inputs']]))['inputs'][0].numpy()
     expected = (file[:, :, ::-1].astype(np.float32) - cfg.data_preprocessor.mean) / cfg.data_preprocessor.std
-    np.testing.assert_allclose(seen, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):

@@ -48,13 +48,13 @@ from mmkd.models.teachers.cache import check_room, check_spots, pack, view_bytes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a config that distills a classifier, or that names a `teacher` for one')
+    parser.add_argument('config', help='a config that distills a classifier or names a `teacher` for it')
     parser.add_argument('--out', metavar='DIR', help='by default work_dirs/teacher_caches/CONFIG')
     parser.add_argument('--views', type=at_least(1), metavar='V',
                         help='number of views of every image; by default the views of the dataset, or 1')
     parser.add_argument('--top-k', type=int, default=0, metavar='K',
-                        help='keep the K largest logits of an image, and the total probability of the others; '
-                        '0 keeps all logits')
+                        help='keep the K largest logits of an image, and the total probability of the others '
+                        '(0: all logits)')
     parser.add_argument('--batch-size', type=at_least(1), metavar='B',
                         help='by default the batch size of the training')
     parser.add_argument('--workers', type=at_least(0), metavar='W',

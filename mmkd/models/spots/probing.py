@@ -83,7 +83,7 @@ def classify_map(model: nn.Module, features: Tensor) -> Tensor:
         Tensor: The logits ``(N, K)``.
 
     Raises:
-        MMKDError: If the classifier has no such layers of its own.
+        MMKDError: If the classifier has no layers that can be run separately.
     """
     if hasattr(model, 'backbone'):
         return model.head(model.neck((features, )) if model.with_neck else (features, ))
@@ -128,7 +128,7 @@ def common_probe_size(*models: nn.Module) -> tuple[int, int] | None:
     """Return the image size at which the shapes of several networks can be compared.
 
     The networks are trained on the same images, but only some classifiers define the size of these, such as
-    vision transformers and networks for CIFAR. The others are run at the size of those.
+    vision transformers and networks for CIFAR. All other networks are run at that size.
 
     Returns:
         tuple: Height and width in pixels, for :func:`probe`; ``None`` if no network defines a size, or two of

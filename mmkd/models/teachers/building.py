@@ -45,7 +45,7 @@ def read_teacher_config(config: str | dict) -> Config:
 
 
 def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module, dict]:
-    """Build a teacher under its own scope, with its weights, in eval mode and without gradients.
+    """Build a teacher under its registry scope, with its weights, in eval mode and without gradients.
 
     Args:
         cfg: Config returned by :func:`read_teacher_config`.
@@ -59,7 +59,7 @@ def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module,
     """
     if not checkpoint:
         raise MMKDError("The teacher has no checkpoint: set teacher.checkpoint to a path or URL, or to "
-                        "'random' if the teacher should not be trained.")
+                        "'random' for a teacher with random weights.")
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         try:
             model = MMENGINE_MODELS.build(_without_pretraining(cfg.model))

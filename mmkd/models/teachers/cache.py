@@ -29,9 +29,9 @@ _TOOL = 'tools/misc/cache_teacher.py'
 class TeacherCache:
     r"""A folder with the class logits of a teacher for numbered views of the training images.
 
-    ``cache.json`` holds a fingerprint of the teacher and the data, and there is one file for each view. Either
-    all logits of an image are stored or only the k largest, as float16. In the latter case, all other logits
-    are replaced by one constant per image,
+    ``cache.json`` holds a fingerprint of the teacher and the data, and there is one file for each view.
+    Either all logits of an image are stored or only the k largest, as float16. In the latter case, all other
+    logits are replaced by one constant per image,
 
     .. math:: r = \\log \\sum_{j \\text{ omitted}} e^{z_j} - \\log (K - k),
 
@@ -121,8 +121,8 @@ class TeacherCache:
         """
         if not all('view' in sample and 'sample_idx' in sample for sample in data_samples):
             raise MMKDError(
-                f'The teacher cache {self.folder!r} holds numbered views, and these samples have no view; the '
-                'training data must be a ReplayedDataset or another dataset with `views`.')
+                f'The teacher cache {self.folder!r} holds numbered views, and these samples have no view; '
+                'the training data must be a ReplayedDataset or another dataset with `views`.')
         if not self._checked:
             raise MMKDError(f'The teacher cache {self.folder!r} has not been compared with this training; '
                             'keep mmkd.TeacherCheckHook among its hooks (mmkd.apis.prepare_config adds it).')
@@ -161,8 +161,9 @@ class TeacherCache:
         differences = list(_differences(self.fingerprint, json.loads(json.dumps(fingerprint))))
         if differences:
             more = f' and {len(differences) - 3} more' if len(differences) > 3 else ''
-            raise MMKDError(f'The teacher cache {self.folder!r} was made from a different teacher or different '
-                            f'data: {", ".join(differences[:3])}{more}; make a new cache with {_TOOL}.')
+            raise MMKDError(f'The teacher cache {self.folder!r} was made from a different teacher or '
+                            f'different data: {", ".join(differences[:3])}{more}; make a new cache with '
+                            f'{_TOOL}.')
 
     def check(self, fingerprint: Mapping, views: int | None) -> None:
         """Check that this cache holds everything that a training run needs.
@@ -189,7 +190,8 @@ class TeacherCache:
     def _open(self, view: int) -> dict[str, Tensor]:
         if view not in self._opened:
             self._verify(view)
-            for oldest in list(self._opened)[:-1]:  # the next epoch begins while batches of the last are in use
+            # Two views stay open: an epoch begins while batches of the previous one are in use.
+            for oldest in list(self._opened)[:-1]:
                 del self._opened[oldest]
             self._opened[view] = load_file(self._path(view))
         return self._opened[view]
@@ -247,8 +249,8 @@ def pack(logits: Tensor, kept: int) -> dict[str, Tensor]:
         packed = dict(values=logits)
     packed = {name: tensor.half() for name, tensor in packed.items()}
     if not all(tensor.isfinite().all() for tensor in packed.values()):
-        raise MMKDError('Some logits of the teacher cannot be stored as float16 (above 65504, infinite or not '
-                        'a number), so they cannot be cached.')
+        raise MMKDError('Some logits of the teacher cannot be stored as float16 (above 65504, infinite or '
+                        'not a number), so they cannot be cached.')
     if kept < classes:
         packed['indices'] = indices.to(_index_type(classes))
     return packed
@@ -319,8 +321,8 @@ def fingerprint_of(teacher: 'Teacher', student: nn.Module, dataset_cfg: Mapping,
         MMKDError: If the teacher's logits of an image are not the same every time.
     """
     if teacher.is_random:
-        raise MMKDError("A teacher with checkpoint='random' has different weights in every run, so it cannot be "
-                        'cached.')
+        raise MMKDError("A teacher with checkpoint='random' has different weights in every run, so it cannot "
+                        'be cached.')
     if teacher.batch_norm == 'train':
         raise MMKDError("With teacher.batch_norm='train' the teacher's logits depend on the batch, so they "
                         'cannot be cached.')

@@ -25,15 +25,15 @@ class BatchConverter:
     """
 
     keep_size = False
-    """Whether the batch keeps the student's height and width, instead of the teacher's own padding."""
+    """Whether the batch keeps the student's height and width, instead of being padded for the teacher."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, preprocessor in (('student', student), ('teacher', teacher)):
             if not hasattr(preprocessor, '_enable_normalize'):
                 raise MMKDError(
                     f"The {role}'s data preprocessor {type(preprocessor).__name__} is neither an "
-                    'ImgDataPreprocessor nor a ClsDataPreprocessor, so images cannot be converted between the '
-                    'two networks.')
+                    'ImgDataPreprocessor nor a ClsDataPreprocessor, so images cannot be converted between '
+                    'the two networks.')
         self.swap_channels = _swaps_channels(student) != _swaps_channels(teacher)
         student_mean, student_std = _statistics(student)
         teacher_mean, teacher_std = _statistics(teacher)

@@ -287,7 +287,7 @@ class Teacher:
 
 @contextmanager
 def _batch_statistics(model: nn.Module) -> Iterator[None]:
-    """Let batch norm use the statistics of the batch inside the block, without updating its own."""
+    """Let batch norm use batch statistics inside the block, without updating the running statistics."""
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     try:

@@ -68,7 +68,7 @@ def weights(sample_weight, samples, levels, layout=DENSE):
     return layout.weights(sample_weight, [(levels, )], layout.logits([(levels, )]), step)[0]
 
 
-def test_places_in_the_padding_do_not_count():
+def test_locations_in_the_padding_do_not_count():
     got = weights('uniform', [sample(32, 32), sample(16, 24)], maps())
     fine = torch.ones(2, 4, 4)
     fine[1, 2:] = 0
@@ -162,7 +162,7 @@ def test_scales_that_a_config_rounds_are_the_same():
                                         scales=[4.0, 5.04, 6.35]))
 
 
-def test_a_single_anchor_stands_for_its_place():
+def test_a_single_anchor_stands_for_its_location():
     one = anchors('atss')
     assert one.base_anchors and set(one.anchors) == {1}
     check_comparable(one, anchors('atss', octave_base_scale=4))

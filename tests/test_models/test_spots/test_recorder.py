@@ -18,7 +18,7 @@ def _scope():
 
 
 class InPlace(nn.Module):
-    """Overwrites what its layers are given and give."""
+    """Overwrites the inputs and outputs of its layers."""
 
     def __init__(self):
         super().__init__()
@@ -52,12 +52,12 @@ def test_a_method_at_such_a_spot_is_refused_when_it_is_built():
 
 def test_the_input_of_the_module_that_overwrites_it_is_what_was_given():
     model = network()
-    given = []
-    handle = model.backbone.bn1.register_forward_hook(lambda _, args, output: given.append(output.clone()))
+    outputs = []
+    handle = model.backbone.bn1.register_forward_hook(lambda _, args, output: outputs.append(output.clone()))
     point = resolve_spot(model, 'backbone.relu:input', 'student')
-    (seen, ) = record(model, dict(x=point), torch.randn(2, 3, 64, 64))['x']
+    (recorded, ) = record(model, dict(x=point), torch.randn(2, 3, 64, 64))['x']
     handle.remove()
-    assert given[0].min() < 0 and torch.equal(seen, given[0])
+    assert outputs[0].min() < 0 and torch.equal(recorded, outputs[0])
 
 
 def test_an_input_that_is_overwritten_inside_the_module_is_an_error():
@@ -114,10 +114,11 @@ VGGS = dict(plain=dict(), norm=dict(norm_cfg=dict(type='BN')), without_last_pool
 def test_vgg_before_its_last_relus(settings):
     model = MODELS.build(vgg(**settings)).eval()
     points = {spot: resolve_spot(model, spot, 'student') for spot in ('stages', 'preactivations')}
-    seen = record(model, points, torch.randn(2, 3, 64, 64))
-    assert [level.shape[1:] for level in seen['stages'][:2]] == [(64, 32, 32), (128, 16, 16)]
-    assert len(seen['stages']) == len(seen['preactivations']) == 5
-    for number, (stage, before) in enumerate(zip(seen['stages'], seen['preactivations'], strict=True), 1):
+    recorded = record(model, points, torch.randn(2, 3, 64, 64))
+    assert [level.shape[1:] for level in recorded['stages'][:2]] == [(64, 32, 32), (128, 16, 16)]
+    assert len(recorded['stages']) == len(recorded['preactivations']) == 5
+    pairs = zip(recorded['stages'], recorded['preactivations'], strict=True)
+    for number, (stage, before) in enumerate(pairs, 1):
         assert before.min() < 0
         pools = number < 5 or settings.get('with_last_pool', True)
         expected = before.relu()

@@ -66,23 +66,23 @@ def test_detectors_give_the_same(family):
         images, rois = batch(model, seed)
         expected = record(model, forward.points, images, rois)
         for spots in (['cls_outputs'], ['features', 'cls_logits']):
-            found = forward.record(spots, images, rois)
+            outputs = forward.record(spots, images, rois)
             for spot in spots:
-                mine, other = (classes_of(seen[spot]) for seen in (found, expected))
-                assert len(mine) == len(other) > 0
-                for one, two in zip(mine, other, strict=True):
+                actual, reference = (classes_of(recorded[spot]) for recorded in (outputs, expected))
+                assert len(actual) == len(reference) > 0
+                for one, two in zip(actual, reference, strict=True):
                     assert one.is_contiguous()
                     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def classes_of(seen: list) -> list[torch.Tensor]:
-    """Return all tensors of what was seen, of heads' outputs the class logits."""
-    found = []
-    for value in seen:
+def classes_of(values: list) -> list[torch.Tensor]:
+    """Return all recorded tensors; of the outputs of heads, only the class logits."""
+    tensors = []
+    for value in values:
         while isinstance(value, (tuple, list)) and isinstance(value[0], (tuple, list)):
             value = value[0]
-        found += [value] if isinstance(value, torch.Tensor) else list(value)
-    return found
+        tensors += [value] if isinstance(value, torch.Tensor) else list(value)
+    return tensors
 
 
 @pytest.mark.parametrize('family', ['retinanet', 'fcos', 'atss', 'gfl'])
@@ -173,7 +173,7 @@ def log(monkeypatch) -> list[str]:
     (modulated, 'computes different outputs', ('stage1', ), {}),
     (ReadsMemory, 'computes different outputs', ('stage1', ), dict(precision='bf16')),
 ], ids=['fails', 'fails-later', 'wrong', 'wrong-later', 'wrong-later-half'])
-def test_channels_last_is_given_up_at_whatever_places(operator, words, first, options, log):
+def test_channels_last_is_given_up_at_whatever_points(operator, words, first, options, log):
     """Operators that are wrong or fail in such memory may lie behind the points that are asked for first."""
     model = network(classifiers.classifier(), 'mmpretrain')
     wrong = operator()
@@ -188,9 +188,9 @@ def test_channels_last_is_given_up_at_whatever_places(operator, words, first, op
         forward.record(first, images)
         assert forward.channels_last == (words == 'computes different outputs')  # the whole backbone is run
     for _ in range(2):
-        found = forward.record(['stage3'], images)['stage3'][0]
+        outputs = forward.record(['stage3'], images)['stage3'][0]
         tolerance = 0.05 if 'precision' in options else 1e-4
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     assert not forward.channels_last
     assert not any(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
                    for weight in model.parameters() if weight.dim() == 4)
@@ -246,9 +246,9 @@ def test_an_idle_layer_that_changes_little_is_run():
     forward = forward_of(model, 'cls_logits')
     expected = record(model, forward.points, images)['cls_logits']
     for _ in range(2):
-        found = forward.record(['cls_logits'], images)['cls_logits']
-        for mine, other in zip(classes_of(found), classes_of(expected), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+        outputs = forward.record(['cls_logits'], images)['cls_logits']
+        for actual, reference in zip(classes_of(outputs), classes_of(expected), strict=True):
+            torch.testing.assert_close(actual, reference, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('options', [{}, dict(precision='bf16'), dict(channels_last=False)], ids=str)
@@ -261,11 +261,11 @@ def test_under_autocast_what_is_recorded_is_float32(options, log):
     model.backbone.register_forward_hook(lambda module, args, output: dtypes.append(output[0].dtype))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         for _ in range(2):
-            found = forward.record(['features', 'cls_logits'], images)
+            outputs = forward.record(['features', 'cls_logits'], images)
     for spot in expected:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            assert mine.dtype == torch.float32
-            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            assert actual.dtype == torch.float32
+            assert 0 < (actual - reference).abs().max() < 0.05 * reference.abs().max()
     assert dtypes[-1] == torch.bfloat16  # the student's autocast covers the teacher
     assert ("the student's autocast" in log[-1]) == ('precision' not in options)
 
@@ -275,11 +275,11 @@ def test_bf16_stays_near():
     images, _ = batch(model)
     forward = forward_of(model, 'features', 'cls_logits', precision='bf16')
     expected = record(model, forward.points, images)
-    found = forward.record(['features', 'cls_logits'], images)
+    outputs = forward.record(['features', 'cls_logits'], images)
     for spot in expected:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            assert mine.dtype == torch.float32
-            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            assert actual.dtype == torch.float32
+            assert 0 < (actual - reference).abs().max() < 0.05 * reference.abs().max()
 
 
 @pytest.mark.parametrize('spots', [('features', ), ('stage1', 'cls_logits')], ids=str)
@@ -288,10 +288,10 @@ def test_compiled(spots):
     images, _ = batch(model)
     forward = forward_of(model, *spots, compile=True)
     expected = record(model, forward.points, images)
-    found = forward.record(spots, images)
+    outputs = forward.record(spots, images)
     for spot in spots:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_options():

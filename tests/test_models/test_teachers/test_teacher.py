@@ -14,7 +14,7 @@ from mmkd.models.teachers.normalization import BatchConverter
 from tests.helpers import classifiers
 from tests.helpers.tiny import build, distil, tiny_config
 
-NORMALISATIONS = {
+NORMALIZATIONS = {
     'same': dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
                  pad_size_divisor=32),
     'caffe, BGR': dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False,
@@ -39,27 +39,27 @@ def images():
     return pseudo_collate(data)
 
 
-@pytest.mark.parametrize('of_teacher', NORMALISATIONS)
-@pytest.mark.parametrize('of_student', NORMALISATIONS)
+@pytest.mark.parametrize('of_teacher', NORMALIZATIONS)
+@pytest.mark.parametrize('of_student', NORMALIZATIONS)
 def test_converted_batch_equals_the_teachers_own_preprocessing(of_student, of_teacher):
-    student, teacher = (MODELS.build(dict(type='mmdet.DetDataPreprocessor', **NORMALISATIONS[name]))
+    student, teacher = (MODELS.build(dict(type='mmdet.DetDataPreprocessor', **NORMALIZATIONS[name]))
                         for name in (of_student, of_teacher))
     data = images()
-    mine = student(copy.deepcopy(data))
+    student_data = student(copy.deepcopy(data))
     expected = teacher(copy.deepcopy(data))['inputs']
-    converted = BatchConverter(student, teacher)(mine['inputs'],
-                                                 [sample.img_shape for sample in mine['data_samples']])
+    shapes = [sample.img_shape for sample in student_data['data_samples']]
+    converted = BatchConverter(student, teacher)(student_data['inputs'], shapes)
     torch.testing.assert_close(converted, expected, rtol=1e-5, atol=1e-4)
     if of_student == of_teacher:
-        assert converted is mine['inputs']
+        assert converted is student_data['inputs']
 
 
 @pytest.mark.parametrize('normalization', ['same', 'caffe, BGR', 'other divisor'])
 def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_checkpoint, batch,
                                                      normalization):
-    """The stock teacher runs on the image with its own preprocessor, and judges the same boxes."""
+    """The stock teacher runs on the image with its preprocessor, and classifies the same boxes."""
     cfg = Config.fromfile(teacher_config)
-    cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', **NORMALISATIONS[normalization])
+    cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', **NORMALIZATIONS[normalization])
     teacher_cfg = dict(cfg.model)
     model = build(distil(tiny_config().model, copy.deepcopy(teacher_cfg), teacher_checkpoint))
 
@@ -67,7 +67,7 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
     with model.mmkd.recorder(model) as recorder:
         model.loss(student_batch['inputs'], student_batch['data_samples'])
     rois = recorder['rois'][0]
-    seen = model.mmkd.teacher(
+    recorded = model.mmkd.teacher(
         student_batch['inputs'], student_batch['data_samples'], [rois])['cls_outputs'][0][0]
 
     stock = MODELS.build(copy.deepcopy(cfg.model))
@@ -78,7 +78,7 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
         features = stock.extract_feat(stock_batch['inputs'])
         expected = stock.roi_head._bbox_forward(features, rois)['cls_score']
     assert rois.shape == (4 * model.train_cfg.rcnn.sampler.num, 5)
-    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(recorded, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('whole', [False, True], ids=['model', 'config'])
@@ -177,7 +177,7 @@ def test_a_distilled_students_checkpoint_can_teach(teacher_config, tmp_path):
 def test_batch_statistics_on_request(teacher_config, batch):
     """Batch norm as in training, the running statistics untouched, and eval mode before and after."""
     spot = 'backbone.layer2.0.downsample.1'  # no ReLU works in place on what this norm gives
-    seen, running = {}, {}
+    recorded, running = {}, {}
     for kind in ('eval', 'train'):
         model = build(distil(tiny_config().model, teacher_config))
         teacher = model.mmkd.teacher
@@ -190,15 +190,15 @@ def test_batch_statistics_on_request(teacher_config, batch):
         before = copy.deepcopy(norm.state_dict())
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         teacher.add_spots([spot])
-        seen[kind], = teacher(data['inputs'], data['data_samples'], spots=[spot])[spot]
+        recorded[kind], = teacher(data['inputs'], data['data_samples'], spots=[spot])[spot]
         running[kind] = all(torch.equal(before[key], norm.state_dict()[key])
                             for key in ('running_mean', 'running_var'))
         assert not any(module.training for module in teacher.model.modules())
         assert norm.momentum == 0.1
     assert running == dict(eval=True, train=True)
-    centerd = (seen['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(centerd, torch.zeros_like(centerd), rtol=0, atol=1e-4)
-    assert not torch.allclose(seen['eval'], seen['train'])
+    centered = (recorded['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(centered, torch.zeros_like(centered), rtol=0, atol=1e-4)
+    assert not torch.allclose(recorded['eval'], recorded['train'])
 
 
 def test_batch_norm_is_one_of_two():
