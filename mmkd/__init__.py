@@ -3,10 +3,10 @@ from importlib.util import find_spec
 
 from .version import __version__
 
-_missing = [name for name in ('mmengine', 'mmcv', 'mmdet') if find_spec(name) is None]
+_missing = [name for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain') if find_spec(name) is None]
 if _missing:
     raise ImportError(
-        f'mmkd works on top of OpenMMLab packages, and this Python lacks {", ".join(_missing)}. '
+        f'mmkd needs OpenMMLab packages that are not installed: {", ".join(_missing)}. '
         'In a clone of mmkd, run `bash tools/setup_env.sh`; elsewhere, install the maintained '
         "OneDL stack with `pip install 'mmkd[onedl]'` or the upstream one with "
         "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).")

@@ -1,4 +1,4 @@
-"""What the command line tools share: reading configs, starting processes, telling errors."""
+"""What the command line tools share: reading configs, starting processes, reporting errors."""
 import argparse
 import inspect
 import os
@@ -9,23 +9,23 @@ from glob import escape, glob
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.hub import get_config
 from torch import distributed as torch_dist
 
 from .apis.config import is_distillation
 from .checkpoints import latest_checkpoint
-from .errors import MMKDError, one_line
+from .config_files import read_config as read_config
+from .errors import MMKDError
 from .models.distillers import DetectorDistiller
 
-_STARTED_BY = dict(
+_LAUNCHERS: dict[str, tuple[str, str, tuple[str, ...]]] = dict(
     pytorch=('torchrun', 'bash tools/dist_train.sh', ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
     slurm=('srun', 'bash tools/slurm_train.sh', ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST')),
     mpi=('mpirun', 'mpirun', ('OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR')))
-"""By launcher: what starts its processes, the command for that, and the variables that it sets for each."""
+"""By launcher: the program that starts processes, the command for it, and the variables that it sets."""
 
 
 class OptionsAction(DictAction):
-    """MMEngine's way to read ``KEY=VALUE``, that tells a word which is none."""
+    """MMEngine's action for ``KEY=VALUE``, with an error for words that have another form."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         for word in values:
@@ -33,34 +33,34 @@ class OptionsAction(DictAction):
                 parser.error(f'{option_string}: {word!r} is not KEY=VALUE, without spaces')
         try:
             super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # of brackets
+        except AssertionError as error:  # unbalanced brackets
             parser.error(f'{option_string}: {error}')
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument type: whole numbers from this one on."""
+    """Return an argument type: whole numbers of at least ``least``."""
 
     def number(text: str) -> int:
         if not text.lstrip('-').isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'must be a whole number from {least} on, not {text!r}')
+            raise argparse.ArgumentTypeError(f'must be a whole number of at least {least}, not {text!r}')
         return int(text)
 
     return number
 
 
 def device(text: str) -> str:
-    """Check, as an argument type, that a device is there."""
+    """Check, as an argument type, that a device is available."""
     try:
         torch.empty(0, device=text)
-    except Exception:  # what it is depends on how torch was built
+    except Exception:  # its type depends on the build of torch
         raise argparse.ArgumentTypeError(
-            f'{text!r} cannot be used here; give cpu, or cuda where there is a GPU') from None
+            f'{text!r} cannot be used here; use cpu, or cuda if there is a GPU') from None
     return text
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that ``train.py`` and ``test.py`` have in common with MMDetection's."""
-    parser.add_argument('--work-dir', help='where logs and checkpoints go')
+    """Add the options that ``train.py`` and ``test.py`` share with MMDetection's tools."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
     parser.add_argument(
         '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
         help='override settings of the config, for instance model.student.backbone.depth=18')
@@ -69,29 +69,15 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def read_config(path: str) -> Config:
-    """Read a config file, or one inside an installed package (``mmdet::faster_rcnn/…py``).
-
-    Raises:
-        MMKDError: If it does not exist or cannot be read.
-    """
-    try:
-        return get_config(path) if '::' in path else Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise MMKDError(f'The config {path!r} cannot be read: {error}.') from None
-    except Exception as error:  # a config is Python, and may raise anything
-        raise MMKDError(f'The config {path!r} cannot be read ({one_line(error)}).') from None
-
-
 def merge_options(cfg: Config, options: dict | None) -> None:
     """Change a config by the options ``KEY=VALUE`` of a command line.
 
     Args:
         cfg: The config; changed in place.
-        options: Values by keys with dots.
+        options: Values by dotted keys.
 
     Raises:
-        MMKDError: If the config distils, and an option would not reach what it means.
+        MMKDError: If the config distills, and an option would set a key that has no effect.
     """
     known = {'type', '_delete_', *inspect.signature(DetectorDistiller).parameters}
     for key in (options or {}) if is_distillation(cfg) else ():
@@ -109,14 +95,14 @@ def check_training_config(cfg: Config, path: str) -> None:
     """Check that a config has a model and training data.
 
     Raises:
-        MMKDError: If it has not.
+        MMKDError: If it does not.
     """
     if not cfg.get('model') or not cfg.get('train_dataloader'):
-        raise MMKDError(f'{path!r} is no training config: it has no model or no train_dataloader.')
+        raise MMKDError(f'{path!r} is not a training config: it has no model or no train_dataloader.')
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; mistakes of the user end it with one sentence and exit status 2."""
+    """Run a tool; a mistake of the user ends it with one sentence and exit status 2."""
     try:
         main()
     except MMKDError as error:
@@ -126,27 +112,27 @@ def run_tool(main: Callable[[], None]) -> None:
 
 
 def check_launcher(launcher: str) -> None:
-    """Check that this process was started by what a launcher is for.
+    """Check that this process was started by the program that belongs to a launcher.
 
     Raises:
         MMKDError: If it was not.
     """
-    starter, command, variables = _STARTED_BY.get(launcher, ('', '', ()))
+    program, command, variables = _LAUNCHERS.get(launcher, ('', '', ()))
     missing = [name for name in variables if name not in os.environ]
     if missing:
-        raise MMKDError(f'--launcher {launcher} is for processes that {starter} starts, but {missing[0]} is '
-                        f'not set; start it by {command}, or leave it out.')
+        raise MMKDError(f'--launcher {launcher} is for processes that {program} starts, but {missing[0]} is '
+                        f'not set; start the tool by {command}, or omit --launcher.')
 
 
 def init_cpu_processes(launcher: str) -> None:
-    """Join the other processes over gloo where there is no GPU; MMEngine's start needs one."""
+    """Initialize distributed training with gloo if there is no GPU, which MMEngine would need."""
     if launcher == 'pytorch' and not torch.cuda.is_available():
         os.environ.setdefault('LOCAL_RANK', '0')
         torch_dist.init_process_group('gloo')
 
 
 def claim_work_dir(work_dir: str, resume: bool) -> None:
-    """Make a work directory, or check that the one there may be used.
+    """Make a work directory, or check that an existing work directory can be used.
 
     Raises:
         MMKDError: If it cannot be written, or holds checkpoints that a new run would overwrite.
@@ -155,18 +141,18 @@ def claim_work_dir(work_dir: str, resume: bool) -> None:
     if not resume and glob(os.path.join(escape(work_dir), '*.pth')):
         last = latest_checkpoint(work_dir) or 'checkpoints'
         raise MMKDError(f'The work directory {work_dir!r} already holds a run ({os.path.basename(last)}); '
-                        'add --resume to go on with it, or choose another --work-dir.')
+                        'add --resume to continue it, or choose another --work-dir.')
 
 
 def check_folder(folder: str, name: str) -> None:
-    """Make a folder, or check that files can be written into the one there.
+    """Make a folder, or check that files can be written into an existing folder.
 
     Args:
         folder: The folder.
-        name: What it is called in a message.
+        name: The name of the folder in messages.
 
     Raises:
-        MMKDError: If they cannot.
+        MMKDError: If no files can be written.
     """
     try:
         os.makedirs(folder, exist_ok=True)
@@ -177,11 +163,11 @@ def check_folder(folder: str, name: str) -> None:
 
 
 def check_output(path: str) -> None:
-    """Check that a file can be written, before the work whose result it shall hold.
+    """Check that an output file can be written, before the work that produces its content.
 
     Raises:
-        MMKDError: If it cannot.
+        MMKDError: If it cannot be written.
     """
     if os.path.isdir(path):
-        raise MMKDError(f'The output {path!r} is a folder; give the name of a file.')
+        raise MMKDError(f'The output {path!r} is a folder; it must be a file.')
     check_folder(os.path.dirname(path) or '.', 'folder of the output')

@@ -1,4 +1,4 @@
-"""The one exception that mmkd raises for mistakes a user can mend."""
+"""The exception that mmkd raises for mistakes that a user can correct."""
 import difflib
 import math
 import numbers
@@ -6,28 +6,27 @@ from collections.abc import Iterable, Sequence
 
 
 class MMKDError(ValueError):
-    """A config, checkpoint or path that cannot work, told in one sentence."""
+    """A config, checkpoint or path does not work; the message is one sentence that says why."""
 
 
 def one_line(error: Exception) -> str:
-    """Return the kind and the first line of another library's error, to go into a sentence."""
+    """Return the type and the first line of an error of another library, to be put into a sentence."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     return f'{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ""}'.rstrip('.')
 
 
-def nearest_names(asked: str, names: Iterable[str], limit: int = 3) -> str:
+def nearest_names(name: str, known: Iterable[str]) -> str:
     """Return ``'; the nearest names are …'`` for an error message, or ``''``.
 
     Args:
-        asked: What the user wrote.
-        names: What exists.
-        limit: How many names to offer at most.
+        name: The name that the user wrote.
+        known: The names that exist.
     """
-    by_lower = {name.lower(): name for name in names}
-    found = difflib.get_close_matches(asked.lower(), by_lower, n=limit, cutoff=0.4)
-    if not found:
+    by_lower = {known_name.lower(): known_name for known_name in known}
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    if not nearest:
         return ''
-    return '; the nearest names are ' + ', '.join(repr(by_lower[name]) for name in found)
+    return '; the nearest names are ' + ', '.join(repr(by_lower[lower]) for lower in nearest)
 
 
 def check_weight(value: float, name: str = 'weight') -> None:

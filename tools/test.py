@@ -2,7 +2,7 @@
 
     python tools/test.py configs/shake_faster_rcnn_r50.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
 
-With --teacher and --teacher-checkpoint, it also tells how far the student is from that teacher.
+With --teacher and --teacher-checkpoint, the gap between the student and this teacher is reported as well.
 """
 import argparse
 import os.path as osp
@@ -23,6 +23,7 @@ from mmkd.cli import (
     read_config,
     run_tool,
 )
+from mmkd.engine.runner_access import unwrapped
 from mmkd.errors import MMKDError
 from mmkd.models.teachers.building import load_strictly
 
@@ -30,12 +31,12 @@ from mmkd.models.teachers.building import load_strictly
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config it was trained with, or the stock student config')
+    parser.add_argument('config', help='the config of its training, or the config of the stock student')
     parser.add_argument('checkpoint', help="the student's checkpoint")
     parser.add_argument('--out', help='also write the predictions to this pickle file')
-    parser.add_argument('--show-dir', help='also draw predictions into this folder of the work directory')
+    parser.add_argument('--show-dir', help='also draw the predictions into this folder of the work directory')
     parser.add_argument('--teacher', metavar='CONFIG',
-                        help='also tell how far the class outputs are from those of this teacher')
+                        help='also report the gap between the class outputs of the student and this teacher')
     parser.add_argument('--teacher-checkpoint', metavar='FILE', help="the teacher's weights, with --teacher")
     add_common_arguments(parser)
     return parser.parse_args()
@@ -49,15 +50,15 @@ def main() -> None:
     if 'model' not in cfg or 'test_dataloader' not in cfg:
         raise MMKDError(f'{args.config!r} has no model or no test_dataloader.')
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        raise MMKDError(f'--out writes a pickle file, whose name ends in .pkl, not {args.out!r}.')
+        raise MMKDError(f'--out writes a pickle file, whose name ends with .pkl, not {args.out!r}.')
     if bool(args.teacher) != bool(args.teacher_checkpoint):
-        raise MMKDError('--teacher CONFIG and --teacher-checkpoint FILE go together.')
+        raise MMKDError('--teacher CONFIG and --teacher-checkpoint FILE require each other.')
     if args.out:
         check_output(args.out)
     cfg = student_config(cfg)
-    classifies = trains_classifier(cfg)
+    is_classifier = trains_classifier(cfg)
     if args.teacher:
-        # KD has no parameters of its own, so that the student's weights are still all there is.
+        # KD adds no parameters, so the student's weights are still all weights of the model.
         compose_distillation(cfg, 'kd', args.teacher, args.teacher_checkpoint)
         cfg.default_hooks.teacher_gap = ConfigDict(type='mmkd.TeacherGapHook')
     check_annotation_files(cfg.test_dataloader, 'test_dataloader')
@@ -70,19 +71,18 @@ def main() -> None:
     if args.out:
         evaluators = cfg.test_evaluator
         evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
-        kind = 'DumpResults' if classifies else 'DumpDetResults'
+        kind = 'DumpResults' if is_classifier else 'DumpDetResults'
         cfg.test_evaluator = [*evaluators, ConfigDict(type=kind, out_file_path=args.out)]
     if args.show_dir:
         cfg.default_hooks.visualization = ConfigDict(
             type='VisualizationHook', enable=True, interval=1,
-            out_dir=osp.join(cfg.work_dir, args.show_dir)) if classifies else ConfigDict(
+            out_dir=osp.join(cfg.work_dir, args.show_dir)) if is_classifier else ConfigDict(
                 type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
     checkpoint = load_checkpoint(args.checkpoint)
     init_cpu_processes(args.launcher)
     set_model_wrapper(cfg, args.launcher != 'none')
     runner = Runner.from_cfg(cfg)
-    model = runner.model.module if hasattr(runner.model, 'module') else runner.model
-    load_strictly(model, student_state_dict(checkpoint), f'checkpoint {args.checkpoint!r}')
+    load_strictly(unwrapped(runner), student_state_dict(checkpoint), f'checkpoint {args.checkpoint!r}')
     runner.test()
 
 

@@ -9,6 +9,7 @@ import os
 import os.path as osp
 
 import torch
+from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, prepare_config
@@ -32,24 +33,24 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config of mmkd, or any config of MMDetection or MMPretrain')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='go on from the latest checkpoint in the work directory, or from this one')
+                        help='resume from the latest checkpoint in the work directory, or from this one')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the total batch size')
     parser.add_argument('--distill', nargs='+', metavar='METHOD',
-                        help='distil the stock config by this method, such as shake, or by several '
-                        '(tools/misc/list_methods.py lists them; settings: --cfg-options '
+                        help='distill the stock config by one or more methods, such as shake '
+                        '(tools/misc/list_methods.py lists them; change their settings by --cfg-options '
                         'model.methods.METHOD.SETTING=…)')
     parser.add_argument('--teacher', metavar='CONFIG',
-                        help="the teacher's config, with --distill; by default the one that the config names")
+                        help="the teacher's config, with --distill; by default the teacher of the config")
     parser.add_argument('--teacher-checkpoint', metavar='FILE',
                         help="the teacher's weights, with --distill ('random' for an untrained teacher)")
     add_common_arguments(parser)
     return parser.parse_args()
 
 
-def compose(args: argparse.Namespace):
-    """Return the whole config that the arguments ask for."""
+def compose(args: argparse.Namespace) -> Config:
+    """Return the whole config for the arguments."""
     cfg = read_config(args.config)
     check_training_config(cfg, args.config)
     if args.distill:
@@ -57,12 +58,12 @@ def compose(args: argparse.Namespace):
             raise MMKDError('--distill needs --teacher CONFIG and --teacher-checkpoint FILE.')
         compose_distillation(cfg, args.distill, args.teacher, args.teacher_checkpoint)
     elif args.teacher or args.teacher_checkpoint:
-        raise MMKDError('--teacher and --teacher-checkpoint go with --distill METHOD; in a distilling '
+        raise MMKDError('--teacher and --teacher-checkpoint require --distill METHOD; in a distilling '
                         'config, set model.teacher.config and model.teacher.checkpoint.')
     merge_options(cfg, args.cfg_options)
     if args.amp:
         if not torch.cuda.is_available():
-            raise MMKDError('--amp needs a GPU: MMEngine\'s AmpOptimWrapper does not run on CPU.')
+            raise MMKDError("--amp needs a GPU: MMEngine's AmpOptimWrapper does not run on CPU.")
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
@@ -89,7 +90,7 @@ def main() -> None:
     if args.resume:
         checkpoint = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
         if checkpoint is None:
-            print(f'Nothing to resume in {cfg.work_dir}: starting from the beginning.')
+            print(f'There is no checkpoint in {cfg.work_dir}: the training starts from the beginning.')
         else:
             cfg.resume, cfg.load_from = True, safe_source(checkpoint)
     init_cpu_processes(args.launcher)

@@ -1,4 +1,4 @@
-"""Turning a stock config into a distilling one."""
+"""Turning a stock config into a distilling config."""
 from collections.abc import Sequence
 
 from mmengine.config import Config, ConfigDict
@@ -13,41 +13,42 @@ def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str
     """Wrap the model of a stock training config in a distiller.
 
     Args:
-        cfg: A stock config of MMDetection or MMPretrain; changed in place. It may name a teacher itself, by
+        cfg: A stock config of MMDetection or MMPretrain; changed in place. It may name a teacher by
             ``config`` and ``checkpoint`` under ``teacher``.
-        methods: A preset's name in any case, such as ``'shake'``, or several of them.
-        teacher: The teacher's config, if not the one that ``cfg`` names. The peer of ``'dml'`` is built like
-            it, or like the student where there is none; alone it leaves out the teacher that ``cfg`` names.
-        teacher_checkpoint: Its weights, or ``'random'``.
+        methods: The name of a preset in upper or lower case, such as ``'shake'``, or several names.
+        teacher: The teacher's config; by default, the teacher that ``cfg`` names. The peer of ``'dml'`` is
+            built from this config, or from the student's config without a teacher. If DML is the only method,
+            the teacher that ``cfg`` names is used for the peer only.
+        teacher_checkpoint: The weights of the teacher, or ``'random'``.
 
     Returns:
-        Config: ``cfg``, which can be saved, read and edited like any other.
+        Config: ``cfg``, which can be saved, read and edited like any other config.
 
     Raises:
-        MMKDError: If there is no such method, or the config distils already.
+        MMKDError: If a method is unknown, or the config already distills.
     """
     if is_distillation(cfg):
-        raise MMKDError('The config distils already; give a stock config to --distill.')
+        raise MMKDError('The config already distills; use --distill with a stock config.')
     presets = {name.lower(): name for name in METHODS}
-    chosen = ConfigDict()
+    method_cfgs = ConfigDict()
     for name in [methods] if isinstance(methods, str) else methods:
         if name.lower() not in presets:
             raise MMKDError(f'There is no method {name!r}{nearest_names(name, presets)}; '
                             f'known are {", ".join(sorted(presets))}.')
-        chosen[name.lower()] = ConfigDict(type=f'mmkd.{presets[name.lower()]}')
-    named = cfg.pop('teacher', None)
+        method_cfgs[name.lower()] = ConfigDict(type=f'mmkd.{presets[name.lower()]}')
+    teacher_cfg = cfg.pop('teacher', None)
     if teacher is not None:
-        named = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
-    elif named and teacher_checkpoint is not None:
-        named.checkpoint = teacher_checkpoint
-    if named and 'dml' in chosen:
-        chosen.dml.config = named.config
-        if list(chosen) == ['dml'] and teacher is None:
-            named = None
+        teacher_cfg = ConfigDict(config=teacher, checkpoint=teacher_checkpoint)
+    elif teacher_cfg and teacher_checkpoint is not None:
+        teacher_cfg.checkpoint = teacher_checkpoint
+    if teacher_cfg and 'dml' in method_cfgs:
+        method_cfgs.dml.config = teacher_cfg.config
+        if list(method_cfgs) == ['dml'] and teacher is None:
+            teacher_cfg = None
     cfg.model = ConfigDict(
         type='mmkd.ClassifierDistiller' if trains_classifier(cfg) else 'mmkd.DetectorDistiller',
         student=cfg.model,
-        methods=chosen)
-    if named:
-        cfg.model.teacher = named
+        methods=method_cfgs)
+    if teacher_cfg:
+        cfg.model.teacher = teacher_cfg
     return cfg

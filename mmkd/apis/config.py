@@ -1,6 +1,7 @@
 """Reading, preparing and reducing whole configs."""
 import copy
 import os
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -17,13 +18,13 @@ _METHOD_HOOKS = dict(
 
 
 def is_distillation(cfg: Config) -> bool:
-    """Whether a config's model is one of mmkd's distillers."""
+    """Whether the model of a config is one of mmkd's distillers."""
     kind = _name((cfg.get('model') or {}).get('type', '')).split('.')[-1]
     return kind in ('ClassifierDistiller', 'DetectorDistiller')
 
 
 def trains_classifier(cfg: Config) -> bool:
-    """Whether a config is one of MMPretrain's."""
+    """Whether a config trains a classifier of MMPretrain."""
     kind = (cfg.get('model') or {}).get('type', '')
     if is_distillation(cfg):
         return _name(kind).endswith('ClassifierDistiller')
@@ -32,17 +33,17 @@ def trains_classifier(cfg: Config) -> bool:
 
 
 def prepare_config(cfg: Config, distributed: bool = False) -> Config:
-    """Set what mmkd's promises need and the user's config leaves open.
+    """Add the settings that mmkd needs and that the user's config does not set.
 
-    That is: the student's own rules for its own parameters, whole-file checkpoints that hold the student's
-    config, exact resuming, the teacher check, the hooks that serve the methods, training data that a
-    teacher's cache can answer for, safe loading, and a CPU form of distributed training. All of it is visible
-    in the config that the Runner saves beside the log.
-    A student trained alone is prepared in the same way, so that it can be compared.
+    These are: the optimizer constructor that applies the user's rules to the student's parameters only,
+    atomic checkpoints with the student's config, exact resuming, the check of the teacher, the hooks that
+    serve the methods, training data that a teacher's cache covers, safe loading, and distributed training on
+    CPU. All of them are visible in the config that the Runner saves beside the log. A student that is trained
+    alone is prepared in the same way, so that it can be compared.
 
     Args:
         cfg: A whole training config; changed in place.
-        distributed: Whether several processes train.
+        distributed: Whether the training is distributed over several processes.
 
     Returns:
         Config: ``cfg``.
@@ -72,9 +73,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
 
 
 def model_config(cfg: Config) -> ConfigDict:
-    """Return the config of a whole config's model, with the data preprocessor that MMPretrain has at the top.
+    """Return the model of a whole config, with the data preprocessor that MMPretrain has at the top.
 
-    MMEngine's Runner hands that over in the same way.
+    MMEngine's Runner passes the data preprocessor on in the same way.
     """
     model = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):
@@ -83,33 +84,33 @@ def model_config(cfg: Config) -> ConfigDict:
 
 
 def teacher_configs(cfg: Config) -> list[ConfigDict]:
-    """Return the configs of all teachers of a distilling config; what is none is told when they are built."""
+    """Return the configs of all teachers; invalid entries are skipped, and rejected when they are built."""
     teachers = cfg.model.get('teacher') or []
     teachers = [teachers] if isinstance(teachers, dict) else teachers
     return [teacher for teacher in teachers if isinstance(teacher, dict)]
 
 
 def replay_training_data(cfg: Config, views: int) -> None:
-    """Make the training data of a distilling classifier a fixed number of views that can be asked for again.
+    """Turn the training data of a distilling classifier into a fixed number of views that can be replayed.
 
-    What mixes images of a batch (Mixup, CutMix) is moved from the student into the data, which mix them one
-    by one. Data that have ``views`` already stay as they are.
+    Mixing of images in a batch (Mixup, CutMix) is moved from the student to the dataset, which mixes pairs of
+    images. Datasets with ``views`` stay as they are.
 
     Args:
         cfg: A whole training config; changed in place.
-        views: How many there shall be.
+        views: The number of views.
 
     Raises:
-        MMKDError: If another sampler or another way of mixing stands in the way.
+        MMKDError: If the sampler or the mixing cannot be replayed.
     """
     loader = cfg.train_dataloader
     if loader.get('num_batch_per_epoch'):
-        raise MMKDError('A teacher cache needs epochs of all images; leave out '
+        raise MMKDError('A teacher cache needs every image in every epoch; remove '
                         'train_dataloader.num_batch_per_epoch.')
     kind = _name(loader.sampler.get('type')).split('.')[-1]
     if kind not in ('DefaultSampler', 'ViewSampler'):
-        raise MMKDError(f'A teacher cache needs every image once in an epoch, which the sampler {kind} does '
-                        "not give; set train_dataloader.sampler.type='DefaultSampler'.")
+        raise MMKDError(f'A teacher cache needs every image once per epoch, and the sampler {kind} does not '
+                        "guarantee that; set train_dataloader.sampler.type='DefaultSampler'.")
     loader.sampler.type = 'mmkd.ViewSampler'
     if 'views' in loader.dataset or _name(loader.dataset.type).endswith('ResidentDataset'):
         loader.dataset['views'] = loader.dataset.get('views') or views
@@ -120,46 +121,46 @@ def replay_training_data(cfg: Config, views: int) -> None:
 
 
 def _take_batch_augments(cfg: Config) -> list[dict]:
-    """Remove the ways to mix images of a batch from a config and return them."""
-    found = ConfigDict()
+    """Remove the batch augmentations (Mixup, CutMix) from a config and return them."""
+    mixing = ConfigDict()
     student = cfg.model.student
     if student.get('train_cfg'):
-        found = ConfigDict({key: student.train_cfg.pop(key) for key in ('augments', 'probs')
-                            if key in student.train_cfg})
+        mixing = ConfigDict({key: student.train_cfg.pop(key) for key in ('augments', 'probs')
+                             if key in student.train_cfg})
     for preprocessor in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor'),
                          student.get('data_preprocessor')):
-        found = (preprocessor or {}).pop('batch_augments', None) or found
-    if found.get('probs'):
-        raise MMKDError('Mixing only some images (`probs` of the batch augmentations) cannot be replayed; '
-                        'leave it out.')
-    augments = found.get('augments') or []
+        mixing = (preprocessor or {}).pop('batch_augments', None) or mixing
+    if mixing.get('probs'):
+        raise MMKDError('Mixing only some of the images (`probs` of the batch augmentations) cannot be '
+                        'replayed; remove `probs`.')
+    augments = mixing.get('augments') or []
     return [augments] if isinstance(augments, dict) else list(augments)
 
 
 def set_model_wrapper(cfg: Config, distributed: bool) -> None:
-    """Let data-parallel training run on CPU; MMEngine's default names a GPU."""
+    """Let data-parallel training run on CPU; MMEngine's default needs a GPU."""
     if distributed and not torch.cuda.is_available():
         cfg.setdefault('model_wrapper_cfg',
                        ConfigDict(type='MMDistributedDataParallel', device_ids=None))
 
 
 def safe_source(path: str) -> str:
-    """Return a checkpoint's path such that MMEngine's Runner loads it as data only."""
+    """Return the path of a checkpoint in the form that MMEngine's Runner loads as data only."""
     return path if path.startswith(SAFE_PREFIX) else SAFE_PREFIX + path
 
 
 def student_config(cfg: Config) -> Config:
-    """Return the stock student's config inside a training config: no trace of distillation is left.
+    """Return the config of the stock student in a training config, without any trace of distillation.
 
     Args:
         cfg: A whole config, distilling or not; not changed.
     """
     cfg = copy.deepcopy(cfg)
-    for key in ('teacher', 'comparison'):  # which a pair names
+    for key in ('teacher', 'comparison'):  # set by configs of pairs of networks
         cfg.pop(key, None)
     if is_distillation(cfg):
         cfg.model = cfg.model.student
-    if 'custom_imports' in cfg and "'mmkd." not in repr(cfg.model):  # a backbone of mmkd needs it still
+    if 'custom_imports' in cfg and "'mmkd." not in repr(cfg.model):  # backbones of mmkd still need the import
         names = [name for name in _as_list(cfg.custom_imports.get('imports'))
                  if name.split('.')[0] != 'mmkd']
         if names:
@@ -168,21 +169,21 @@ def student_config(cfg: Config) -> Config:
             cfg.pop('custom_imports')
     hooks = cfg.get('default_hooks') or {}
     for name, hook in list(hooks.items()):
-        if hook and _is_ours(hook.get('type')):
+        if hook and _is_from_mmkd(hook.get('type')):
             if name == 'checkpoint':
                 hook['type'] = 'CheckpointHook'
             else:
                 hooks.pop(name)
     if cfg.get('custom_hooks'):
-        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_ours(hook.get('type'))]
+        cfg.custom_hooks = [hook for hook in cfg.custom_hooks if not _is_from_mmkd(hook.get('type'))]
     optim = cfg.get('optim_wrapper')
-    if optim and _is_ours(optim.get('constructor')):
+    if optim and _is_from_mmkd(optim.get('constructor')):
         optim.pop('constructor')
         optim.pop('extra', None)
-        if own := optim.pop('student_constructor', None):
-            optim['constructor'] = own
+        if constructor := optim.pop('student_constructor', None):
+            optim['constructor'] = constructor
     loader = cfg.get('train_dataloader')
-    if loader and _is_ours((loader.get('worker_init_fn') or {}).get('type')):
+    if loader and _is_from_mmkd((loader.get('worker_init_fn') or {}).get('type')):
         loader.pop('worker_init_fn')
     if loader and _name((loader.get('dataset') or {}).get('type')).endswith('ReplayedDataset'):
         if loader.dataset.get('mix'):
@@ -194,25 +195,25 @@ def student_config(cfg: Config) -> Config:
 
 
 _READ_FROM_FOLDERS = ('CustomDataset', 'ImageNet')
-"""Datasets of MMPretrain that need no annotation file, and that it does not download."""
+"""Datasets of MMPretrain that need no annotation file and are not downloaded."""
 
 
 def check_annotation_files(loader: dict | list | None, role: str) -> None:
-    """Check that the annotation files of a data loader, or of evaluators, exist, or else the image folders.
+    """Check that the annotation files or image folders of a data loader or of evaluators exist.
 
     Args:
-        loader: Config of a data loader, of an evaluator, or a list of evaluators.
-        role: Its key in the whole config.
+        loader: Config of a data loader or an evaluator, or a list of evaluators.
+        role: The key of ``loader`` in the whole config.
 
     Raises:
-        MMKDError: Naming the first one that does not.
+        MMKDError: If one does not exist.
     """
-    todo = [loader]
-    where = f'{role}.dataset.data_root or ann_file' if 'dataset' in (loader or {}) else f'{role}.ann_file'
-    while todo:
-        node = todo.pop()
+    pending: list[Any] = [loader]
+    key = f'{role}.dataset.data_root or ann_file' if 'dataset' in (loader or {}) else f'{role}.ann_file'
+    while pending:
+        node = pending.pop()
         if isinstance(node, (list, tuple)):
-            todo.extend(node)
+            pending.extend(node)
         elif isinstance(node, dict):
             if isinstance(node.get('ann_file'), str) and node['ann_file']:
                 path = node['ann_file']
@@ -220,13 +221,13 @@ def check_annotation_files(loader: dict | list | None, role: str) -> None:
                     path = os.path.join(node.get('data_root') or '', path)
                 if '://' not in path and not os.path.exists(path):
                     raise MMKDError(f'The annotation file {path!r} of {role} does not exist; '
-                                    f'set {where} to where the data are.')
+                                    f'set {key} to the path of the data.')
             elif _name(node.get('type')).split('.')[-1] in _READ_FROM_FOLDERS:
                 path = node.get('data_root') or ''
                 if path and '://' not in path and not os.path.isdir(path):
                     raise MMKDError(f'The image folder {path!r} of {role} does not exist; '
-                                    f'set {role}.dataset.data_root to where the data are.')
-            todo.extend(node.get(key) for key in ('dataset', 'datasets'))
+                                    f'set {role}.dataset.data_root to the path of the data.')
+            pending.extend(node.get(child) for child in ('dataset', 'datasets'))
 
 
 def _import_mmkd(cfg: Config) -> None:
@@ -238,22 +239,22 @@ def _import_mmkd(cfg: Config) -> None:
 
 def _prepare_optimizer(cfg: Config) -> None:
     optim = cfg.get('optim_wrapper')
-    if optim is None or not is_distillation(cfg) or _is_ours(optim.get('constructor')):
+    if optim is None or not is_distillation(cfg) or _is_from_mmkd(optim.get('constructor')):
         return
     if 'constructor' in optim:
         optim['student_constructor'] = optim['constructor']
     optim['constructor'] = 'mmkd.DistillOptimWrapperConstructor'
 
 
-def _name(kind) -> str:
+def _name(kind: Any) -> str:
     return kind if isinstance(kind, str) else getattr(kind, '__name__', '')
 
 
-def _is_ours(kind) -> bool:
+def _is_from_mmkd(kind: Any) -> bool:
     if isinstance(kind, str):
         return kind.startswith('mmkd.')
     return getattr(kind, '__module__', '').split('.')[0] == 'mmkd'
 
 
-def _as_list(names) -> list[str]:
+def _as_list(names: Any) -> list[str]:
     return [names] if isinstance(names, str) else list(names or [])

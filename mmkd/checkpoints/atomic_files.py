@@ -1,22 +1,22 @@
-"""Files that are written whole or not at all, and finding the one to resume from."""
+"""Files that are written completely or not at all, and the checkpoint to resume from."""
 import os
 import re
 import tempfile
 from glob import escape, glob
+from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
 _PARTIAL = '.mmkd-partial-'
 
 
-def write_atomic(content: bytes, path: str) -> None:
-    """Write ``content`` to ``path`` so that a reader sees the old file or the new one, never a part.
+def write_atomic(content: bytes, path: str | Path) -> None:
+    """Write ``content`` to ``path`` so that readers see either the old file or the new file, never a part.
 
     Args:
-        content: The file's bytes.
-        path: Where to write; its folder is made when missing.
+        content: The bytes of the file.
+        path: The file; its folder is made if it does not exist.
     """
-    path = str(path)
     folder = os.path.dirname(path) or '.'
     os.makedirs(folder, exist_ok=True)
     handle, partial = tempfile.mkstemp(dir=folder, prefix=_PARTIAL)
@@ -27,7 +27,7 @@ def write_atomic(content: bytes, path: str) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # mkstemp makes files private
+        os.chmod(partial, 0o666 & ~umask)  # mkstemp makes private files
         os.replace(partial, path)
     except BaseException:
         if os.path.exists(partial):
@@ -36,15 +36,15 @@ def write_atomic(content: bytes, path: str) -> None:
 
 
 def remove_partial_files(folder: str) -> None:
-    """Delete what an interrupted :func:`write_atomic` left in ``folder``."""
+    """Delete the files that an interrupted :func:`write_atomic` has left in ``folder``."""
     for path in glob(os.path.join(escape(folder), f'{_PARTIAL}*')):
         os.remove(path)
 
 
 class AtomicFileBackend(LocalBackend):
-    """MMEngine's local file backend with writes that are whole or absent."""
+    """MMEngine's local file backend, with atomic writes."""
 
-    def put(self, obj: bytes, filepath) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         write_atomic(obj, filepath)
 
 
@@ -52,16 +52,16 @@ register_backend('mmkd.atomic_file', AtomicFileBackend, force=True)
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """Return the checkpoint that training in ``work_dir`` should go on from, or ``None``.
+    """Return the checkpoint from which training in ``work_dir`` resumes, or ``None``.
 
-    MMEngine's ``last_checkpoint`` pointer is followed when its target exists (also after the folder was
-    moved); otherwise the checkpoint with the highest number is taken.
+    This is the target of MMEngine's ``last_checkpoint`` file if it exists (also after the folder was moved),
+    otherwise the checkpoint with the highest number.
     """
     pointer = os.path.join(work_dir, 'last_checkpoint')
     if os.path.isfile(pointer):
         with open(pointer) as file:
             target = file.read().strip()
-        # The file in this folder first: a copied folder's pointer still names the original.
+        # This folder comes first: after copying a folder, the pointer still names the original.
         for candidate in (os.path.join(work_dir, os.path.basename(target)), target):
             if target and os.path.isfile(candidate):
                 return candidate

@@ -1,6 +1,6 @@
-"""A dataset whose random augmentation can be asked for again."""
+"""A dataset whose random augmentation can be replayed."""
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,25 +15,25 @@ from ..registry import DATASETS
 
 @DATASETS.register_module()
 class ReplayedDataset(Dataset):
-    """Another dataset, with a fixed number of random views of every image.
+    """Wraps a dataset, and provides a fixed number of random views of every image.
 
-    Item ``v * len(dataset) + i`` is image i in view v. While the other dataset's pipeline runs, the
-    generators of Python, NumPy and torch (CPU) are seeded from ``(seed, v, i)``, and afterward they are what
-    they were. So a view looks the same in any order, worker, rank, epoch and run. A transform that draws from
-    a generator of its own cannot be replayed. :class:`ViewSampler` goes through the views epoch by epoch.
+    Item ``v * len(dataset) + i`` is image i in view v. While the pipeline of the wrapped dataset runs, the
+    generators of Python, NumPy and torch (CPU) are seeded from ``(seed, v, i)``; they are restored afterward.
+    So a view is the same in any order, worker, rank, epoch and run. A transform that draws from a private
+    generator cannot be replayed. :class:`ViewSampler` iterates over the views, one per epoch.
 
-    Samples tell ``sample_idx`` (i) and ``view`` (v) in their metainfo.
+    Samples have ``sample_idx`` (i) and ``view`` (v) in their metainfo.
 
     Args:
         dataset: Config of an MMPretrain dataset.
         views: Number of views.
-        seed: Other views for another seed.
-        mix: Ways to mix an image with a random other one in the same view, which makes floating-point inputs
-            and soft labels ``gt_score``: a list of ``dict(type='Mixup', alpha=…)`` and
-            ``dict(type='CutMix', alpha=…)``. One of them is drawn for each sample.
+        seed: Seed of the views.
+        mix: Ways to mix an image with another random image in the same view, which makes floating-point
+            inputs and soft labels ``gt_score``: a list of ``dict(type='Mixup', alpha=…)`` and
+            ``dict(type='CutMix', alpha=…)``, of which one is drawn for each sample.
 
     Raises:
-        MMKDError: If ``views`` or ``mix`` cannot be meant so.
+        MMKDError: If ``views`` or ``mix`` is invalid.
     """
 
     def __init__(self,
@@ -47,11 +47,11 @@ class ReplayedDataset(Dataset):
         self.seed = seed
         self.mix = [_check_mix(entry) for entry in mix or []]
         self.dataset = DATASETS.build(dataset)
-        self._seeds = None, None
+        self._seeds: tuple[int, np.ndarray] | None = None
         self._classes = len(self.dataset.metainfo.get('classes') or ())
         if self.mix and not self._classes:
-            raise MMKDError(f'`mix` makes soft labels, and {type(self.dataset).__name__} does not say what '
-                            'classes there are; give it metainfo=dict(classes=…).')
+            raise MMKDError(f'`mix` makes soft labels, but {type(self.dataset).__name__} does not define '
+                            'classes; set metainfo=dict(classes=…) in its config.')
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -60,8 +60,8 @@ class ReplayedDataset(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
-        """Return a batch of items; data loaders prefer this, and generators are put back once a batch."""
-        with _put_back():
+        """Return a batch of items; data loaders prefer this, which restores the generators once per batch."""
+        with _restored_generators():
             return [self._item(index) for index in indices]
 
     def _item(self, index: int) -> dict:
@@ -76,11 +76,12 @@ class ReplayedDataset(Dataset):
             kind, alpha = self.mix[generator.integers(len(self.mix))]
             images = data['inputs'].float(), other['inputs'].float()
             if images[0].shape != images[1].shape:
-                raise MMKDError('`mix` needs images of one size, and the pipeline gives '
+                raise MMKDError('`mix` needs images of the same size, but the pipeline makes '
                                 f'{tuple(images[0].shape)} and {tuple(images[1].shape)}.')
             data['inputs'], share = _MIXTURES[kind](*images, generator.beta(alpha, alpha), generator)
-            own, theirs = (_score(one, self._classes) for one in (sample, other['data_samples']))
-            sample.set_gt_score(share * own + (1 - share) * theirs)
+            score = _score(sample, self._classes)
+            other_score = _score(other['data_samples'], self._classes)
+            sample.set_gt_score(share * score + (1 - share) * other_score)
         sample.set_metainfo(dict(sample_idx=number, view=view))
         return data
 
@@ -89,24 +90,24 @@ class ReplayedDataset(Dataset):
         return self.dataset[number]
 
     def _seeds_of(self, view: int) -> np.ndarray:
-        """Return three seeds for every image ``(N, 3)``; made for all at once, they cost next to nothing."""
-        if view != self._seeds[0]:
+        """Return three seeds for every image ``(N, 3)``, which are made for all images at once for speed."""
+        if self._seeds is None or view != self._seeds[0]:
             words = np.random.SeedSequence((self.seed, view)).generate_state(3 * len(self))
             self._seeds = view, words.reshape(-1, 3)
         return self._seeds[1]
 
-    # What MMEngine and methods ask of a dataset
+    # The interface that MMEngine and methods use
 
     @property
     def metainfo(self) -> dict:
         return self.dataset.metainfo
 
     def full_init(self) -> None:
-        """Read the annotations, if that has been put off."""
+        """Read the annotations, if ``lazy_init`` has deferred it."""
         self.dataset.full_init()
 
     def get_data_info(self, index: int) -> dict:
-        """Return what the annotations tell of an image."""
+        """Return the annotations of an image."""
         return self.dataset.get_data_info(index)
 
     def get_cat_ids(self, index: int) -> list[int]:
@@ -124,12 +125,12 @@ def mix_by_mixup(image: Tensor, other: Tensor, share: float, generator: np.rando
 
     Args:
         image: Shape ``(C, H, W)``.
-        other: Of the same shape.
-        share: λ, how much the first one counts.
+        other: Another image of the same shape.
+        share: The weight λ of ``image``.
         generator: Not used.
 
     Returns:
-        tuple: The mixture ``(C, H, W)``, and the share of the first one's label.
+        tuple: The mixture ``(C, H, W)``, and the weight of the label of ``image``.
     """
     return share * image + (1 - share) * other, share
 
@@ -138,17 +139,17 @@ def mix_by_cutmix(image: Tensor, other: Tensor, share: float, generator: np.rand
                   ) -> tuple[Tensor, float]:
     """Paste a box of another image (CutMix, Yun et al., ICCV 2019).
 
-    The box has the image's aspect ratio and 1 - λ of its area, and a uniform center; what lies outside of the
-    image is cut off, and labels count by the area that is left.
+    The box has the aspect ratio of the image, 1 - λ of its area, and a uniformly drawn center. It is clipped
+    to the image, and the labels are weighted by the visible areas.
 
     Args:
         image: Shape ``(C, H, W)``.
-        other: Of the same shape.
-        share: λ.
-        generator: Where the center is drawn from.
+        other: Another image of the same shape.
+        share: The fraction λ of the area that remains of ``image``.
+        generator: The generator that draws the center.
 
     Returns:
-        tuple: The mixture ``(C, H, W)``, and the share of the first one's label.
+        tuple: The mixture ``(C, H, W)``, and the weight of the label of ``image``.
     """
     rows, columns = (_interval(size, (1 - share)**0.5, generator) for size in image.shape[-2:])
     mixture = image.clone()
@@ -170,20 +171,20 @@ def _check_mix(entry: dict) -> tuple[str, float]:
     entry = dict(entry)
     if set(entry) != {'type', 'alpha'} or entry['type'] not in _MIXTURES or not entry['alpha'] > 0:
         raise MMKDError("`mix` is a list of dict(type='Mixup', alpha=…) and dict(type='CutMix', alpha=…), "
-                        f'with alpha above 0; it cannot hold {entry}.')
+                        f'with alpha above 0; it cannot contain {entry}.')
     return entry['type'], float(entry['alpha'])
 
 
 def _score(sample: BaseDataElement, classes: int) -> Tensor:
-    """Return the label of a sample as shares of classes ``(K,)``."""
+    """Return the label of a sample as probabilities of classes ``(K,)``."""
     if 'gt_score' in sample:
         return sample.gt_score.float()
     return torch.zeros(classes).index_fill(0, sample.gt_label, 1.0)
 
 
 @contextmanager
-def _put_back():
-    """Restore the CPU's generators after the block."""
+def _restored_generators() -> Iterator[None]:
+    """Restore the generators of the CPU after the block."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -194,7 +195,7 @@ def _put_back():
 
 
 def _seed(python_seed: int, numpy_seed: int, torch_seed: int) -> None:
-    """Seed the CPU's generators; workers must not touch those of GPUs."""
+    """Seed the generators of the CPU; workers must not use those of GPUs."""
     random.seed(python_seed)
     np.random.seed(numpy_seed)
     torch.default_generator.manual_seed(torch_seed)

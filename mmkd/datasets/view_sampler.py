@@ -1,4 +1,4 @@
-"""Telling a dataset with every index which view of the data is wanted."""
+"""A sampler whose indices say which view of an image to load."""
 from collections.abc import Iterator
 
 from mmengine.dataset import DefaultSampler
@@ -8,10 +8,10 @@ from ..registry import DATA_SAMPLERS
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """MMEngine's default sampler for datasets whose random augmentation is a numbered view.
+    """MMEngine's default sampler, for datasets whose random augmentations are numbered views.
 
-    Image i in view v is asked for as ``v * len(dataset) + i``. So workers, whether or not they live on from
-    epoch to epoch, need not be told anything else. Epoch e shows view e modulo the dataset's ``views``; where
+    The index of image i in view v is ``v * len(dataset) + i``. So workers need no further information,
+    whether or not they persist from epoch to epoch. Epoch e uses view e modulo the dataset's ``views``; if
     that is ``None``, views never repeat.
 
     Args:

@@ -1,4 +1,4 @@
-"""Seeding data loading workers so that training can be resumed exactly."""
+"""Seeding the workers of data loaders so that training can be resumed exactly."""
 import os
 import random
 
@@ -10,12 +10,12 @@ from ..registry import FUNCTIONS
 
 @FUNCTIONS.register_module()
 def seed_worker(worker_id: int) -> None:
-    """Seed a worker from the main process's random state and the rank.
+    """Seed a worker from the random state of the main process and the rank.
 
-    MMEngine's default gives a worker the same seed whenever it starts. This one follows the base seed that
-    torch draws from the main process's generator for every epoch; with that generator restored
-    (:class:`~mmkd.engine.hooks.ExactResumeHook`), the workers repeat what they did. For that they must
-    start anew every epoch: ``persistent_workers=False``.
+    MMEngine's default gives a worker the same seed whenever it starts. This function follows the base seed
+    that torch draws from the main process's generator in every epoch; once that generator is restored
+    (:class:`~mmkd.engine.hooks.ExactResumeHook`), the workers draw the same numbers again. This requires new
+    workers in every epoch: ``persistent_workers=False``.
 
     Args:
         worker_id: Number of the worker; torch has already added it to the seed.

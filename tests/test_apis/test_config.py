@@ -133,7 +133,7 @@ def test_wrapper_for_distributed_training_on_cpu(monkeypatch, distributed, gpu):
         assert 'model_wrapper_cfg' not in cfg
 
 
-# The user's own rules for the student's parameters
+# The user's rules for the student's parameters
 
 
 def test_constructor_and_rules_of_the_user_stay():
@@ -232,11 +232,12 @@ def test_composing():
 
 
 def test_composing_twice():
-    with pytest.raises(MMKDError, match='distils already'):
+    with pytest.raises(MMKDError, match='already distills'):
         compose_distillation(composed(), 'kd', 'teacher.py', 'random')
 
 
-@pytest.mark.parametrize(('method', 'offered'), [('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
+@pytest.mark.parametrize(('method', 'offered'), [
+    ('shak', "'shake'"), ('PDK', "'pkd'"), ('quux', 'known are')])
 def test_composing_with_a_method_that_is_not_there(method, offered):
     cfg = stock()
     with pytest.raises(MMKDError, match=offered) as caught:

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and the right one is found to go on from."""
+"""Files are written completely or not at all, and a run resumes from the right checkpoint."""
 import multiprocessing
 import os
 import shutil
@@ -134,7 +134,7 @@ def test_backend_of_mmengine(tmp_path, monkeypatch):
     assert backend.get(path) == OLD
 
 
-# The checkpoint to go on from
+# The checkpoint to resume from
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ class Nothing(BaseMetric):
 
 @pytest.fixture(scope='module')
 def training_checkpoint(tmp_path_factory) -> str:
-    """A checkpoint that MMEngine's own hook wrote after two epochs, with all that can be inside."""
+    """A checkpoint that MMEngine's hook wrote after two epochs, with everything that it can hold."""
     work_dir = tmp_path_factory.mktemp('run')
     loader = dict(batch_size=2, num_workers=0, dataset=[dict(inputs=torch.randn(2)) for _ in range(4)],
                   sampler=dict(type='DefaultSampler', shuffle=False))
@@ -316,7 +316,7 @@ def test_names_outside_the_allowlist(tmp_path, name, form):
     (b'\x8c\x1fmmengine.logging.history_buffer\x8c\x0dHistoryBuffer\x93', '_set_default_statistics'),
 ])
 def test_getattr_reaches_nothing(tmp_path, owner, attribute):
-    # Only what a HistoryBuffer's own pickle asks for may be looked up.
+    # Only the methods that the pickle of a HistoryBuffer refers to may be looked up.
     name = b'\x8c' + bytes([len(attribute)]) + attribute.encode()
     write_zip(tmp_path / 'file.pth', b'\x8c\x08builtins\x8c\x07getattr\x93' + owner + name + b'\x86R')
     with pytest.raises(MMKDError, match='getattr'):
@@ -363,16 +363,16 @@ def attacks() -> dict:
         listed=Made(np.dtype, [('a', 'O')]),
         kind=Made(np.dtype, type(np.dtype('O'))),
         kind_called=Made(type(np.dtype('O'))))
-    found = dict(
+    contents = dict(
         storage=MadeWithKeywords(torch.UntypedStorage, 8, allocator=0x41414141),
         tensor=MadeWithKeywords(torch.Tensor, cdata=0x41414141))
     for name, dtype in dtypes.items():
-        found |= {
+        contents |= {
             f'{name}-scalar': Made(_SCALAR, dtype, ADDRESS),
             f'{name}-buffer': Made(_FROM_BUFFER, bytearray(ADDRESS), dtype, (1, ), 'C'),
             f'{name}-array': Made(_RECONSTRUCT, np.ndarray, (0, ), b'b', state=(
                 1, (1, ), dtype, False, ADDRESS))}
-    return found
+    return contents
 
 
 # One process for each file: the attack may end it.
@@ -456,7 +456,8 @@ def test_opting_in(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('content', 'words'), [
-    (b'', 'truncated'), (b'no checkpoint at all', 'no PyTorch checkpoint'), (b'PK\x03\x04rest', 'truncated')])
+    (b'', 'truncated'), (b'no checkpoint at all', 'not a PyTorch checkpoint'),
+    (b'PK\x03\x04rest', 'truncated')])
 def test_broken_files(tmp_path, content, words):
     (tmp_path / 'file.pth').write_bytes(content)
     with pytest.raises(MMKDError, match=words) as caught:

@@ -9,8 +9,6 @@ from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.datasets import ReplayedDataset
 from mmkd.datasets.replayed import mix_by_cutmix, mix_by_mixup
 from mmkd.errors import MMKDError
@@ -49,14 +47,14 @@ def pixels(item: dict) -> list:
 
 def test_views_are_the_same_in_any_order_and_process(images):
     first = ReplayedDataset(**config(images, views=3))
-    seen = [pixels(first[index]) for index in range(3 * NUMBER)]
+    views_seen = [pixels(first[index]) for index in range(3 * NUMBER)]
     again = ReplayedDataset(**config(images, views=3))
     np.random.seed(1)
     for index in reversed(range(3 * NUMBER)):
-        assert pixels(again[index]) == seen[index]
+        assert pixels(again[index]) == views_seen[index]
     loader = DataLoader(again, batch_size=4, sampler=range(3 * NUMBER), num_workers=2,
                         collate_fn=pseudo_collate)
-    assert [image[:, 0, 0].tolist() for batch in loader for image in batch['inputs']] == seen
+    assert [image[:, 0, 0].tolist() for batch in loader for image in batch['inputs']] == views_seen
 
 
 def test_views_images_and_seeds_differ_in_all_generators(images):
@@ -106,15 +104,15 @@ def test_two_epochs_see_one_view_again_and_two_views_take_turns(images):
         loader = Runner.build_dataloader(dict(
             batch_size=4, num_workers=0, sampler=dict(type='mmkd.ViewSampler', shuffle=True),
             dataset=dict(type='mmkd.ReplayedDataset', **config(images, views=views))), seed=0)
-        epochs, seen = [], []
+        epochs, views_seen = [], []
         for epoch in range(3):
             loader.sampler.set_epoch(epoch)
             batches = [(batch['inputs'], batch['data_samples']) for batch in loader]
             samples = [sample for _, some in batches for sample in some]
             epochs.append({sample.sample_idx: image[:, 0, 0].tolist() for sample, image in zip(
                 samples, [image for images, _ in batches for image in images], strict=True)})
-            seen.append({sample.view for sample in samples})
-        assert seen == [{view} for view in same]
+            views_seen.append({sample.view for sample in samples})
+        assert views_seen == [{view} for view in same]
         assert all(len(epoch) == NUMBER for epoch in epochs)
         assert epochs[0] == epochs[2] and (epochs[0] == epochs[1]) == (views == 1)
 
@@ -164,7 +162,7 @@ def test_a_partner_is_shown_in_the_same_view(images):
     plain, mixed = (ReplayedDataset(**config(images, views=4, mix=mix))
                     for mix in (None, [dict(type='Mixup', alpha=1.0)]))
     for index in range(4 * NUMBER):
-        view, number = divmod(index, NUMBER)
+        view = index // NUMBER
         share = mixed[index]['data_samples'].gt_score
         views = torch.stack([plain[view * NUMBER + one]['inputs'].float() for one in range(NUMBER)])
         torch.testing.assert_close(mixed[index]['inputs'], (share[:, None, None, None] * views).sum(dim=0))
@@ -188,5 +186,5 @@ def test_mixing_needs_classes_and_one_size(images, tmp_path):
         (tmp_path / str(number)).mkdir()
         cv2.imwrite(str(tmp_path / str(number) / 'image.png'), np.zeros((size, size, 3), np.uint8))
     dataset = ReplayedDataset(**config(str(tmp_path), mix=MIXES, views=8))
-    with pytest.raises(MMKDError, match='one size'):
+    with pytest.raises(MMKDError, match='the same size'):
         [dataset[index] for index in range(16)]

@@ -13,8 +13,6 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.apis import prepare_config
 from mmkd.apis.config import safe_source
 from mmkd.checkpoints import load_checkpoint
@@ -87,8 +85,8 @@ def placement(crop: torch.Tensor, original: torch.Tensor) -> tuple[int, int, boo
 
 def same(one: dict, other: dict) -> bool:
     return torch.equal(one['inputs'], other['inputs']) and all(
-        mine.metainfo == its.metainfo and torch.equal(mine.gt_label, its.gt_label)
-        for mine, its in zip(one['data_samples'], other['data_samples'], strict=True))
+        sample.metainfo == same.metainfo and torch.equal(sample.gt_label, same.gt_label)
+        for sample, same in zip(one['data_samples'], other['data_samples'], strict=True))
 
 
 # Batches
@@ -131,9 +129,9 @@ def test_crops_and_flips_are_uniform(folder, mode):
     check_uniform(ours)
     if mode == 'constant':
         np.random.seed(0)
-        theirs = DATASETS.build(plain(folder, dict(type='RandomCrop', crop_size=SIZE, padding=PADDING),
+        stock = DATASETS.build(plain(folder, dict(type='RandomCrop', crop_size=SIZE, padding=PADDING),
                                       dict(type='RandomFlip', prob=0.5)))
-        check_uniform([placement(theirs[index]['inputs'], originals[index])
+        check_uniform([placement(stock[index]['inputs'], originals[index])
                        for _ in range(views) for index in range(NUMBER)])
 
 
@@ -212,15 +210,15 @@ def test_views_can_be_replayed_and_differ(folder):
 
 def test_an_epoch_is_a_view(folder):
     loader = Runner.build_dataloader(loader_of(resident(folder, views=2)), seed=0)
-    seen = []
+    epochs = []
     for epoch in range(3):
         loader.sampler.set_epoch(epoch)
         samples = [(sample.sample_idx, sample.view, image) for batch in loader
                    for sample, image in zip(batch['data_samples'], batch['inputs'], strict=True)]
         assert sorted(index for index, _, _ in samples) == list(range(NUMBER))
         assert {view for _, view, _ in samples} == {epoch % 2}
-        seen.append(torch.stack([image for _, _, image in sorted(samples, key=lambda item: item[0])]))
-    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])
+        epochs.append(torch.stack([image for _, _, image in sorted(samples, key=lambda item: item[0])]))
+    assert torch.equal(epochs[0], epochs[2]) and not torch.equal(epochs[0], epochs[1])
 
 
 def test_two_processes_share_a_view(folder, monkeypatch):
@@ -233,7 +231,8 @@ def test_two_processes_share_a_view(folder, monkeypatch):
         batches = list(loader)
         halves.append([sample.sample_idx for batch in batches for sample in batch['data_samples']])
         assert torch.equal(torch.cat([batch['inputs'] for batch in batches]), alone[halves[-1]])
-    assert len(halves[0]) == len(halves[1]) == NUMBER // 2 and sorted(sum(halves, [])) == list(range(NUMBER))
+    assert len(halves[0]) == len(halves[1]) == NUMBER // 2
+    assert sorted(halves[0] + halves[1]) == list(range(NUMBER))
 
 
 def test_workers_change_nothing(folder):
@@ -275,11 +274,11 @@ SCALED = dict(type='Normalize', mean=[0.0] * 3, std=[255.0] * 3)
 
 
 @pytest.mark.parametrize(('settings', 'words'), [
-    (dict(padding_mode='edge'), "'edge', but must be 'constant' or 'reflect'"),
+    (dict(padding_mode='edge'), "must be 'constant' or 'reflect', not 'edge'"),
     (dict(crop=None), 'set crop'),
-    (dict(crop=17), 'crop is 17, but images are 12×12 with padding of 2'),
+    (dict(crop=17), 'crop is 17, but the images are 12×12 with a padding of 2'),
     (dict(crop=0), 'crop is 0'),
-    (dict(views=0), 'views is 0'),
+    (dict(views=0), 'views must be at least 1 or None, not 0'),
     (lambda root: dict(dataset=plain(root, dict(type='RandomFlip', prob=0.5),
                                      dict(type='torchvision/RandomRotation', degrees=9),
                                      dict(type='ColorJitter', brightness=0.5))),
@@ -287,8 +286,8 @@ SCALED = dict(type='Normalize', mean=[0.0] * 3, std=[255.0] * 3)
     (lambda root: dict(dataset=dict(type='RepeatDataset', times=2, dataset=plain(
         root, dict(type='AutoAugment', policies='imagenet')))), 'AutoAugment'),
     (lambda root: dict(dataset=plain(root) | NOT_PACKED), 'must end with PackInputs'),
-    (lambda root: dict(dataset=plain(root, SCALED)), 'uint8 images, but its dataset gives torch.float32'),
-    (dict(dataset=dict(type=Endless)), r'1000000000000000 images of 12×12 take \d+ MiB'),
+    (lambda root: dict(dataset=plain(root, SCALED)), 'uint8 images, but its dataset has torch.float32'),
+    (dict(dataset=dict(type=Endless)), r'1000000000000000 images of 12×12 need \d+ MiB'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_settings_that_cannot_work(folder, settings, words):
     settings = settings(folder) if callable(settings) else settings
@@ -357,6 +356,7 @@ def test_training_and_resuming(folder, tmp_path):
     assert len(undisturbed) == 3 * 4 and {'shake.loss_student', 'crd.loss_feature'} <= set(undisturbed[0])
     resumed = train(folder, tmp_path / 'part', tmp_path / 'whole/epoch_1.pth')
     assert resumed == undisturbed[4:]
-    mine, other = (load_checkpoint(f'{tmp_path}/{run}/epoch_3.pth') for run in ('part', 'whole'))
-    assert mine['meta']['dataset_meta']['classes'] == CLASSES
-    assert all(torch.equal(mine['state_dict'][name], value) for name, value in other['state_dict'].items())
+    resumed_run, whole_run = (load_checkpoint(f'{tmp_path}/{run}/epoch_3.pth') for run in ('part', 'whole'))
+    assert resumed_run['meta']['dataset_meta']['classes'] == CLASSES
+    assert all(torch.equal(resumed_run['state_dict'][name], value)
+               for name, value in whole_run['state_dict'].items())

@@ -66,24 +66,24 @@ def train(config: str, work_dir, kill: str = '', *options: str) -> int:
 
 def losses(work_dir) -> dict:
     """All logged losses by (epoch, iteration); those of a resumed run replace the older ones."""
-    found = {}
+    logged = {}
     for path in sorted(glob(f'{work_dir}/*/vis_data/scalars.json')):
         with open(path) as lines:
             entries = [json.loads(line) for line in lines]
         for entry in entries:
             if 'loss' in entry:
-                found[entry['epoch'], entry['iter']] = {
+                logged[entry['epoch'], entry['iter']] = {
                     key: value for key, value in entry.items() if 'loss' in key}
-    return found
+    return logged
 
 
 @pytest.fixture(scope='module')
 def undisturbed(config, tmp_path_factory) -> dict:
     work_dir = tmp_path_factory.mktemp('undisturbed')
     train(config, work_dir)
-    found = losses(work_dir)
-    assert len(found) == 24 and all('shake.loss_student' in entry for entry in found.values())
-    return found
+    logged = losses(work_dir)
+    assert len(logged) == 24 and all('shake.loss_student' in entry for entry in logged.values())
+    return logged
 
 
 @pytest.mark.parametrize('kill', ['iter', 'save'])

@@ -112,8 +112,42 @@ def test_boxes_that_are_judged_in_training_are_none_of_masks(family, stages):
     model = build(with_shared_extractor(family, 8))
     data = model.data_preprocessor(
         demo_mm_inputs(2, [[3, 128, 128]] * 2, num_classes=CLASSES, num_items=[2, 2], with_mask=True), True)
-    places = {spot: resolve_spot(model, spot, 'student') for spot in ('rois', 'cls_logits')}
-    with Recorder(model, places) as recorder:
+    points = {spot: resolve_spot(model, spot, 'student') for spot in ('rois', 'cls_logits')}
+    with Recorder(model, points) as recorder:
         model.loss(data['inputs'], data['data_samples'])
     assert len(recorder['rois']) == stages
     assert [len(boxes) for boxes in recorder['rois']] == [len(logits) for logits in recorder['cls_logits']]
+
+
+@pytest.mark.parametrize('part', ['data_preprocessor', 'backbone', 'roi_head'])
+def test_no_hook_outlives_a_validation_step_that_fails(part, monkeypatch):
+    model = build(distil(detector('faster_rcnn', 8), detector('faster_rcnn', 16),
+                         kd=dict(type='mmkd.KD'))).eval()
+    data = demo_mm_inputs(1, [[3, 128, 128]], num_classes=CLASSES, num_items=[2])
+    runner, hook = SimpleNamespace(model=model), TeacherGapHook()
+    hook.before_run(runner)
+    hook.before_val_epoch(runner)
+
+    def hooks():
+        return [name for name, module in model.named_modules()
+                if module._forward_hooks or module._forward_pre_hooks]
+
+    before = hooks()
+
+    def fail(*_, **__):
+        raise RuntimeError('broken')
+
+    hook.before_val_iter(runner, 0)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='broken'), torch.no_grad():
+        patch.setattr(type(model.get_submodule(part)), 'forward' if part != 'roi_head' else 'predict', fail)
+        model.val_step(data)
+    assert hooks() == before
+
+    hook.before_val_iter(runner, 0)
+    with torch.no_grad():
+        model.val_step(data)
+    hook.after_val_iter(runner, 0, data)
+    assert hooks() == before and 'predict' not in vars(model)
+    metrics = {}
+    hook.after_val_epoch(runner, metrics)
+    assert metrics['gap/kl'] > 0

@@ -53,26 +53,26 @@ def contents(root: Path) -> dict[str, bytes]:
             for path in root.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('given', ['archive', 'folder', 'folder above'])
-def test_unpacking(given, archive, source, tmp_path, run):
-    src = {'archive': archive, 'folder': source, 'folder above': source.parent}[given]
+@pytest.mark.parametrize('form', ['archive', 'folder', 'folder above'])
+def test_unpacking(form, archive, source, tmp_path, run):
+    src = {'archive': archive, 'folder': source, 'folder above': source.parent}[form]
     out = tmp_path / 'data/cifar10'
     ended = run(TOOL, src, out)
     assert ended.code == 0, ended
-    assert '10 classes with 3 images each (the whole set has 5000)' in ended.out
-    assert '10 classes with 2 images each (the whole set has 1000)' in ended.out
+    assert '10 classes with 3 images each (the full set has 5000)' in ended.out
+    assert '10 classes with 2 images each (the full set has 1000)' in ended.out
     assert ended.out.strip().endswith('made')
     assert contents(out) == contents(source)
     assert [path.name for path in out.parent.iterdir()] == ['cifar10']
     before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
     again = run(TOOL, src, out)
-    assert again.code == 0 and again.out.strip().endswith('found')
+    assert again.code == 0 and again.out.strip().endswith('already exists')
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
 
 
 def test_the_first_images_of_every_class(archive, source, tmp_path, run):
     ended = run(TOOL, archive, tmp_path / 'out', '--per-class', 2)
-    assert ended.code == 0 and '10 classes with 2 images each (the whole set has 5000)' in ended.out
+    assert ended.code == 0 and '10 classes with 2 images each (the full set has 5000)' in ended.out
     assert contents(tmp_path / 'out') == {
         name: content for name, content in contents(source).items() if not name.endswith('0002.jpg')}
 
@@ -162,7 +162,6 @@ PAIR = REPO / 'configs/cifar/wrn_40_2_wrn_16_2_cifar10.py'
 
 
 def test_what_mmpretrain_reads(source):
-    pytest.importorskip('mmpretrain')
     cfg = Config.fromfile(PAIR)
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         for split, number in IMAGES.items():
@@ -176,13 +175,12 @@ def test_what_mmpretrain_reads(source):
         # The last dataset is of test images: nothing is random, and the preprocessor makes them RGB.
         file = cv2.imread(str(source / 'test/airplane/0000.jpg'))
         preprocessor = MODELS.build(dict(cfg.data_preprocessor, type='ClsDataPreprocessor'))
-        seen = preprocessor(dict(inputs=[dataset[0]['inputs']]))['inputs'][0].numpy()
+        pixels = preprocessor(dict(inputs=[dataset[0]['inputs']]))['inputs'][0].numpy()
     expected = (file[:, :, ::-1].astype(np.float32) - cfg.data_preprocessor.mean) / cfg.data_preprocessor.std
-    np.testing.assert_allclose(seen, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
 
 
 def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):
-    pytest.importorskip('mmpretrain')
     options = [f'{split}_dataloader.dataset.data_root={source}' for split in ('train', 'val', 'test')]
     options += [f'{split}_dataloader.num_workers=0' for split in ('train', 'val', 'test')]
     options += ['train_cfg.max_epochs=1', 'train_dataloader.batch_size=10', 'model.methods.kd.weight=0.9',

@@ -10,8 +10,6 @@ from mmengine.registry import MODELS, DefaultScope
 from mmkd.checkpoints import load_checkpoint
 from tests.helpers.crd import reference_weights
 
-pytest.importorskip('mmpretrain')
-
 TOOL = 'model_converters/crd_to_mmpretrain.py'
 
 
@@ -100,7 +98,7 @@ def test_another_network_than_asked_for(refused, tmp_path):
 def test_existing_file(refused, tmp_path):
     torch.save(dict(model=reference_weights('resnet8')), tmp_path / 'reference.pth')
     (tmp_path / 'converted.pth').write_bytes(b'precious')
-    refused(TOOL, [tmp_path / 'reference.pth', tmp_path / 'converted.pth'], 'converted.pth', 'exists already')
+    refused(TOOL, [tmp_path / 'reference.pth', tmp_path / 'converted.pth'], 'converted.pth', 'already exists')
 
 
 class Attack:
@@ -119,7 +117,7 @@ class Attack:
     (dict(epoch=1, model=None), ['has no "state_dict"']),
     (dict(model=[1, 2]), ['has no "state_dict"']),
     (dict(model=dict(fc=1)), ['has no "state_dict"']),
-    (dict(state_dict=dict(fc=1)), ['no dict of tensors']),
+    (dict(state_dict=dict(fc=1)), ['not a dict of tensors']),
 ], ids=['missing', 'no file of PyTorch', 'no weights', 'a list', 'numbers', 'named numbers'])
 def test_no_weights(refused, tmp_path, content, words):
     path = tmp_path / 'reference.pth'

@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -22,19 +22,19 @@ from mmkd.errors import MMKDError, one_line
 SPLITS = ('train', 'test')
 CLASSES = 10
 FULL = dict(train=5000, test=1000)
-"""Images of a class in the whole set."""
+"""Number of images per class in the full set."""
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 
 
 def main() -> None:
     args = parse_args()
     made = convert(args.src, args.out, args.per_class)
-    found = image_counts(files_in(args.out))
+    counts = image_counts(files_in(args.out))
     for split in SPLITS:
-        (number, ) = set(found[split].values())
-        of_all = '' if number == FULL[split] else f' (the whole set has {FULL[split]})'
-        print(f'{args.out}/{split}: {len(found[split])} classes with {number} images each{of_all}')
-    print(f'{args.out} {"made" if made else "found"}')
+        (number, ) = set(counts[split].values())
+        of_full = '' if number == FULL[split] else f' (the full set has {FULL[split]})'
+        print(f'{args.out}/{split}: {len(counts[split])} classes with {number} images each{of_full}')
+    print(f'{args.out} {"made" if made else "already exists"}')
 
 
 def parse_args() -> argparse.Namespace:
@@ -48,18 +48,18 @@ def parse_args() -> argparse.Namespace:
 
 
 def convert(src: str, out: str, per_class: int | None = None) -> bool:
-    """Unpack the set, whole or not at all; do nothing where the same files stand already.
+    """Unpack the set, completely or not at all; do nothing if the same files exist.
 
     Args:
         src: A tar archive or a folder.
-        out: Folder to make.
-        per_class: How many training images of every class; all by default.
+        out: The folder to make.
+        per_class: Number of training images per class; all by default.
 
     Returns:
         bool: Whether the set was made by this call.
 
     Raises:
-        MMKDError: If ``src`` is no such set, or ``out`` holds something else.
+        MMKDError: If ``src`` is not such a set, or ``out`` holds something else.
     """
     if not os.path.exists(src):
         raise MMKDError(f'{src!r} does not exist.')
@@ -81,8 +81,8 @@ def convert(src: str, out: str, per_class: int | None = None) -> bool:
 
 
 @contextmanager
-def opened(src: str):
-    """Give the sizes of all files in an archive or a folder by name, and a function that unpacks some."""
+def opened(src: str) -> Iterator[tuple[dict[str, int], Callable[[list[str], Path], None]]]:
+    """Yield the sizes of all files in an archive or a folder by name, and a function that unpacks files."""
     if os.path.isdir(src):
         def copy(names: list[str], folder: Path) -> None:
             for name in names:
@@ -92,7 +92,7 @@ def opened(src: str):
         yield files_in(src), copy
         return
     with tarfile.open(src) as archive:
-        # Whatever is no plain file inside the folder it is unpacked to is refused or left out.
+        # Everything but plain files inside the target folder is refused or skipped.
         safe = [tarfile.data_filter(member, os.getcwd()) for member in archive.getmembers()]
         members = {member.name: member for member in safe if member.isfile()}
 
@@ -106,42 +106,42 @@ def already_made(out: Path, wanted: dict[str, int]) -> bool:
     """Whether a folder holds exactly these files.
 
     Raises:
-        MMKDError: If it holds others.
+        MMKDError: If it holds other files.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if files_in(out) != wanted:
-        raise MMKDError(f'{str(out)!r} exists and does not hold the files of this set; remove it or name '
+        raise MMKDError(f'{str(out)!r} exists and does not hold the files of this set; remove it or choose '
                         'another folder.')
     return True
 
 
 def make(out: Path, root: PurePosixPath, wanted: dict[str, int], unpack: Callable[[Path], None]) -> None:
-    """Make a folder of what is unpacked under ``root``, whole or not at all."""
+    """Make a folder of the files that are unpacked under ``root``, completely or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f'.{out.name}.{os.getpid()}.unfinished')
     try:
         unfinished.mkdir()
         unpack(unfinished)
         if files_in(unfinished / root) != wanted:
-            raise OSError('files are missing afterward')
+            raise OSError('files are missing after unpacking')
         (unfinished / root).rename(out)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def find_images(src: str, names: Iterable[str]) -> tuple[PurePosixPath, list[str]]:
-    """Find the set among files.
+    """Find the images of the set among files.
 
     Args:
-        src: Where they are, for messages.
-        names: Their paths.
+        src: The archive or folder of the files, for messages.
+        names: The paths of the files.
 
     Returns:
         tuple: The folder of ``train`` and ``test``, and the paths of the images in them, in order.
 
     Raises:
-        MMKDError: If there is no such folder, or its classes are not those of a CIFAR-10 set.
+        MMKDError: If there is no such folder, or its classes are not the classes of a CIFAR-10 set.
     """
     images = sorted(name for name in names if _is_image(PurePosixPath(name)))
     roots = {PurePosixPath(name).parents[2] for name in images}
@@ -159,33 +159,34 @@ def find_images(src: str, names: Iterable[str]) -> tuple[PurePosixPath, list[str
         raise MMKDError(f'{src!r} has {len(train)} classes; CIFAR-10 has {CLASSES}.')
     for split in SPLITS:
         if len(set(counts[split].values())) != 1:
-            told = ', '.join(f'{name} {number}' for name, number in sorted(counts[split].items()))
-            raise MMKDError(f'The classes in {src!r} have different numbers of {split} images: {told}.')
+            listed = ', '.join(f'{name} {number}' for name, number in sorted(counts[split].items()))
+            raise MMKDError(f'The classes in {src!r} have different numbers of {split} images: {listed}.')
     return root, images
 
 
 def first_of_each_class(names: list[str], root: PurePosixPath, per_class: int | None) -> list[str]:
-    """Leave only the first training images of every class, and all test images.
+    """Select the first training images of every class, and all test images.
 
     Raises:
-        MMKDError: If there are fewer.
+        MMKDError: If a class has fewer training images.
     """
     if per_class is None:
         return names
-    taken, chosen = Counter(), []
+    counts: Counter = Counter()
+    selected = []
     for name in names:
         split, kind, _ = PurePosixPath(name).relative_to(root).parts
-        taken[split, kind] += 1
-        if split != 'train' or taken[split, kind] <= per_class:
-            chosen.append(name)
-    fewest = min(number for (split, _), number in taken.items() if split == 'train')
+        counts[split, kind] += 1
+        if split != 'train' or counts[split, kind] <= per_class:
+            selected.append(name)
+    fewest = min(number for (split, _), number in counts.items() if split == 'train')
     if fewest < per_class:
         raise MMKDError(f'--per-class {per_class} is more than the {fewest} training images of a class.')
-    return chosen
+    return selected
 
 
 def image_counts(names: Iterable[str]) -> dict[str, Counter]:
-    """Count images by split and class; ``names`` are ``<split>/<class>/<file>``."""
+    """Count images by split and class; names have the form ``<split>/<class>/<file>``."""
     counts = {split: Counter() for split in SPLITS}
     for name in names:
         split, kind, _ = PurePosixPath(name).parts

@@ -4,8 +4,8 @@ r"""Compute a teacher's class logits for the training images once, for all epoch
     python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \\
         --cfg-options model.teacher.cache=work_dirs/teacher_caches/classifier_student
 
-An interrupted run goes on where it was. The teacher sees exactly what it would see in training; the random
-augmentation is drawn once for every view.
+An interrupted run continues where it stopped. The inputs of the teacher are exactly as in training; the
+random augmentation is drawn once for every view.
 """
 import argparse
 import copy
@@ -48,36 +48,37 @@ from mmkd.models.teachers.cache import check_room, check_spots, pack, view_bytes
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a config that distils a classifier, or one that names a `teacher`')
+    parser.add_argument('config', help='a config that distills a classifier or names a `teacher` for it')
     parser.add_argument('--out', metavar='DIR', help='by default work_dirs/teacher_caches/CONFIG')
     parser.add_argument('--views', type=at_least(1), metavar='V',
-                        help='how many times every image is augmented; 1, or what the data set has')
+                        help='number of views of every image; by default the views of the dataset, or 1')
     parser.add_argument('--top-k', type=int, default=0, metavar='K',
-                        help='keep the K largest logits of an image, and the probability of the rest; 0: all')
+                        help='keep the K largest logits of an image, and the total probability of the others '
+                        '(0: all logits)')
     parser.add_argument('--batch-size', type=at_least(1), metavar='B',
-                        help='by default that of the training')
+                        help='by default the batch size of the training')
     parser.add_argument('--workers', type=at_least(0), metavar='W',
-                        help='by default those of the training')
+                        help='by default the workers of the training')
     parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
 def load(args: argparse.Namespace) -> Config:
-    """Return the training config with data that can be replayed.
+    """Return the training config, with data that can be replayed.
 
     Raises:
-        MMKDError: If it does not teach a classifier by one teacher.
+        MMKDError: If it does not distill a classifier with one teacher.
     """
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options)
     if 'model' in cfg and cfg.get('teacher') and not is_distillation(cfg):
         compose_distillation(cfg, 'kd')
     if 'model' not in cfg or not is_distillation(cfg) or not trains_classifier(cfg):
-        raise MMKDError(f'{args.config!r} neither distils a classifier nor names a `teacher` for one.')
+        raise MMKDError(f'{args.config!r} neither distills a classifier nor names a `teacher` for it.')
     teachers = teacher_configs(cfg)
     if len(teachers) != 1:
-        raise MMKDError(f'{args.config!r} has {len(teachers)} teachers; a cache is made for one at a time.')
+        raise MMKDError(f'{args.config!r} has {len(teachers)} teachers; a cache is for a single teacher.')
     teachers[0].pop('cache', None)
     check_annotation_files(cfg.train_dataloader, 'train_dataloader')
     if args.views is not None and 'views' in cfg.train_dataloader.dataset:
@@ -87,7 +88,7 @@ def load(args: argparse.Namespace) -> Config:
 
 
 def build_loader(cfg: Config, args: argparse.Namespace) -> DataLoader:
-    """Build a loader of all training images in order."""
+    """Build a data loader of all training images, in order."""
     loader = copy.deepcopy(cfg.train_dataloader)
     loader.pop('batch_sampler', None)
     loader.sampler = ConfigDict(type='mmkd.ViewSampler', shuffle=False)
@@ -99,50 +100,52 @@ def build_loader(cfg: Config, args: argparse.Namespace) -> DataLoader:
 
 
 def build_student(cfg: Config, device: str) -> nn.Module:
-    """Build the network that distils; its weights are of no use here."""
+    """Build the distilled student, whose weights do not matter here."""
     return MODELS.build(model_config(cfg)).to(device)
 
 
-def answers(student: nn.Module, layout: LogitLayout, data: dict) -> tuple[Tensor, Tensor, int]:
-    """Ask the teacher about a batch, as training does.
+def teacher_logits(student: nn.Module, layout: LogitLayout, data: dict) -> tuple[Tensor, Tensor, int]:
+    """Run the teacher on a batch, as in training.
 
     Args:
-        student: The network that distils.
-        layout: Of its logits.
-        data: A batch from the loader.
+        student: The distilled student.
+        layout: The layout of its logits.
+        data: A batch of the data loader.
 
     Returns:
-        tuple: Logits ``(B, K)``, the images' numbers ``(B,)``, and for how many the largest logit is that of
-        the label (of the larger one in a mixture).
+        tuple: Logits ``(B, K)``, the numbers of the images ``(B,)``, and the number of images that the
+            teacher
+        classifies correctly (of a mixture, as the label with the larger weight).
     """
     batch = student.data_preprocessor(data, True)
     samples = batch['data_samples']
     (logits, ) = layout.logits(
         student.mmkd.teacher.forward(batch['inputs'], samples, spots=['cls_outputs'])['cls_outputs'])
     target = [sample.gt_score.argmax() if 'gt_score' in sample else sample.gt_label[0] for sample in samples]
-    right = int((logits.argmax(dim=1) == torch.stack(target).to(logits.device)).sum())
-    return logits, torch.tensor([sample.sample_idx for sample in samples]), right
+    correct = int((logits.argmax(dim=1) == torch.stack(target).to(logits.device)).sum())
+    return logits, torch.tensor([sample.sample_idx for sample in samples]), correct
 
 
 def compute_view(student: nn.Module, layout: LogitLayout, loader: DataLoader, kept: int,
                  progress: ProgressBar) -> tuple[dict[str, Tensor], float]:
-    """Return the packed logits of the view that the loader's sampler is at, and the top-1 accuracy."""
-    view, right = {}, 0
+    """Return the packed logits of the current view of the loader's sampler, and the top-1 accuracy."""
+    view: dict[str, Tensor] = {}
+    correct = 0
     for data in loader:
-        logits, numbers, more = answers(student, layout, data)
-        right += more
+        logits, numbers, correct_in_batch = teacher_logits(student, layout, data)
+        correct += correct_in_batch
         for name, values in pack(logits, kept).items():
             whole = view.setdefault(name, values.new_empty(len(loader.dataset), *values.shape[1:]))
             whole[numbers] = values
         progress.update(len(numbers))
-    return view, 100 * right / len(loader.dataset)
+    return view, 100 * correct / len(loader.dataset)
 
 
 def fill(cache: TeacherCache, student: nn.Module, layout: LogitLayout, loader: DataLoader) -> None:
     """Compute the views that a cache lacks."""
     missing = [view for view in range(loader.dataset.views) if not cache.has(view)]
     if len(missing) < loader.dataset.views:
-        print(f'{loader.dataset.views - len(missing)} views are there already.')
+        print(f'{loader.dataset.views - len(missing)} views are already in the cache.')
     progress = ProgressBar(len(missing) * len(loader.dataset)) if missing else None
     for view in missing:
         loader.sampler.set_epoch(view)
@@ -169,10 +172,10 @@ def main() -> None:
         raise MMKDError(f'--top-k {kept} must be between 1 and {layout.num_classes}, and 0 where classes do '
                         'not exclude each other.')
     size = dataset.views * view_bytes(len(dataset), layout.num_classes, kept)
-    there = sum(osp.getsize(path) for path in glob(osp.join(escape(out), 'view_*')))
-    free = check_room(out, size - there)
+    existing = sum(osp.getsize(path) for path in glob(osp.join(escape(out), 'view_*')))
+    free = check_room(out, size - existing)
     print(f'{len(dataset)} images × {dataset.views} views × {kept} of {layout.num_classes} logits: '
-          f'{size / 2**20:.1f} MiB in {out!r}, {there / 2**20:.1f} MiB of them there already; '
+          f'{size / 2**20:.1f} MiB in {out!r}, {existing / 2**20:.1f} MiB of them already exist; '
           f'{free / 2**20:.0f} MiB are free')
     fingerprint = fingerprint_of(teacher, student, cfg.train_dataloader.dataset, dataset)
     check_folder(out, 'folder of --out')

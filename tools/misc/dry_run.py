@@ -1,9 +1,10 @@
-"""Try a distilling config without data: build it, show what is recorded where, take a few steps.
+"""Try a distilling config without data: build it, take a few steps, and show the recorded spots.
 
 python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
 import time
+from typing import Any
 
 import torch
 from mmdet.testing import demo_mm_inputs
@@ -11,6 +12,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.structures import DataSample
 from torch import nn
 
 from mmkd.apis import is_distillation, prepare_config
@@ -27,16 +29,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('config', help='a distilling config')
     parser.add_argument('--steps', type=at_least(1), default=2, help='training steps to take')
     parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the random images')
-    parser.add_argument('--batch', type=at_least(1), default=2, help='images a step')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
     parser.add_argument('--random-teacher', action='store_true',
-                        help='do not look for the teacher\'s and the backbone\'s weights')
+                        help='do not load the weights of the teacher and the backbone')
     parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
     return parser.parse_args()
 
 
-def describe(value) -> str:
-    """Return the shapes of what was recorded at a spot."""
+def describe(value: Any) -> str:
+    """Return the shapes of the values recorded at a spot."""
     if isinstance(value, torch.Tensor):
         return str(tuple(value.shape))
     if isinstance(value, (tuple, list)):
@@ -44,13 +46,12 @@ def describe(value) -> str:
     return type(value).__name__
 
 
-def random_batch(model, number: int, size: int) -> dict:
-    """Return what a data loader would give: images of noise, with random objects or labels."""
+def random_batch(model: nn.Module, number: int, size: int) -> dict:
+    """Return a batch as from a data loader: images of noise, with random objects or labels."""
     if not is_classifier(model):
         heads = classification_heads(model)
         return demo_mm_inputs(number, [[3, size, size]] * number,
                               num_classes=heads[0].num_classes if heads else 1)
-    from mmpretrain.structures import DataSample
     classes = logit_layout(model, 'student').num_classes
     labels = torch.randint(classes, (number, )).tolist()
     samples = [DataSample(metainfo=dict(num_classes=classes, sample_idx=index)).set_gt_label(label)
@@ -58,8 +59,8 @@ def random_batch(model, number: int, size: int) -> dict:
     return dict(inputs=torch.randint(256, (number, 3, size, size), dtype=torch.uint8), data_samples=samples)
 
 
-def tell_labels(model) -> None:
-    """Tell methods that want to know the classes of a training set those of a made-up one."""
+def set_train_labels(model: nn.Module) -> None:
+    """Set the labels of a made-up training set in methods that need the labels of the training set."""
     for method in model.mmkd.methods.values():
         if isinstance(method, TrainLabelsMethod) and method.needs_train_labels:
             method.set_train_labels(list(range(logit_layout(model, 'student').num_classes)) * 2)
@@ -70,16 +71,16 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
 
     Args:
         path: The config.
-        cfg_options: Changes of it.
-        random_teacher: Whether the teacher's and the backbone's weights are left out.
+        cfg_options: Changes of the config, by dotted keys.
+        random_teacher: Whether the weights of the teacher and the backbone are not loaded.
 
     Raises:
-        MMKDError: If it does not distil.
+        MMKDError: If the config does not distill.
     """
     cfg = read_config(path)
     merge_options(cfg, cfg_options)
     if not is_distillation(cfg):
-        raise MMKDError(f'{path!r} does not distil.')
+        raise MMKDError(f'{path!r} does not distill.')
     if random_teacher:
         for teacher in teacher_configs(cfg):
             teacher.checkpoint = 'random'
@@ -89,18 +90,19 @@ def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
 
 
 def build(cfg: Config, device: str) -> nn.Module:
-    """Build and initialize a config's network as MMEngine's Runner does, in train mode."""
+    """Build and initialize the network of a config as MMEngine's Runner does, in train mode."""
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = MODELS.build(model_config(cfg))
     model.init_weights()
     if hasattr(model, 'mmkd'):
-        tell_labels(model)
+        set_train_labels(model)
     return model.to(device).train()
 
 
 def main() -> None:
     args = parse_args()
-    MMLogger.get_instance('dry_run', log_level='WARNING')  # else every parameter's initialization is told
+    # Otherwise the initialization of every parameter is logged.
+    MMLogger.get_instance('dry_run', log_level='WARNING')
     cfg = load(args.config, args.cfg_options, args.random_teacher)
     model = build(cfg, args.device)
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -109,7 +111,7 @@ def main() -> None:
     print(f'student: {type(model).__name__}, {student / 1e6:.2f} M parameters')
     for teacher in model.mmkd.teachers:
         print(f'teacher: {teacher.describe()}')
-    print(f'methods: {", ".join(model.mmkd.methods)}, {extra / 1e6:.2f} M parameters of their own')
+    print(f'methods: {", ".join(model.mmkd.methods)}, {extra / 1e6:.2f} M additional parameters')
 
     data = random_batch(model, args.batch, args.size)
     for step in range(args.steps):

@@ -1,4 +1,4 @@
-"""Turn a checkpoint of CRD's benchmark, in the layout of RepDistiller, into one of MMPretrain.
+"""Convert a checkpoint of CRD's benchmark from the layout of RepDistiller to MMPretrain.
 
     python tools/model_converters/crd_to_mmpretrain.py ckpt_epoch_240.pth wrn_40_2.pth
 
@@ -8,7 +8,6 @@ import argparse
 import functools
 import io
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,13 +27,11 @@ COUNTER = 'num_batches_tracked'
 
 def main() -> None:
     args = parse_args()
-    if find_spec('mmpretrain') is None:
-        raise MMKDError('These networks need MMPretrain, which this Python lacks.')
     network = args.network and args.network.lower()
     if network and network not in NETWORKS:
         raise MMKDError(f'The benchmark has no network {args.network!r}{nearest_names(network, NETWORKS)}.')
     if os.path.exists(args.out):
-        raise MMKDError(f'{args.out!r} exists already; choose another name.')
+        raise MMKDError(f'{args.out!r} already exists; choose another name.')
     name, config, model = convert(args.checkpoint, network)
     buffer = io.BytesIO()
     torch.save(dict(meta=dict(cfg=config.pretty_text), state_dict=model.state_dict()), buffer)
@@ -48,26 +45,26 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='a checkpoint in the layout of RepDistiller')
     parser.add_argument('out', help='the file to write; must not exist')
     parser.add_argument('--network', metavar='NAME',
-                        help=f'accept no other network than this one ({", ".join(NETWORKS)})')
+                        help=f'accept only this network ({", ".join(NETWORKS)})')
     return parser.parse_args()
 
 
 def convert(path: str, wanted: str | None = None) -> tuple[str, Config, nn.Module]:
-    """Return name, config and model of the network whose weights a file holds.
+    """Return the name, config and model of the network whose weights a file holds.
 
     Args:
         path: A checkpoint in the layout of RepDistiller.
-        wanted: The only network to accept.
+        wanted: The only network to accept; by default, all networks of the benchmark.
 
     Raises:
-        MMKDError: If it cannot be read, or its tensors are not those of such a network.
+        MMKDError: If the file cannot be read, or its tensors do not fit such a network.
     """
     weights = read_weights(path)
     originals = {rename(name): name for name in weights}
-    given = {name: tuple(weights[original].shape) for name, original in originals.items()}
-    doubles = [name for name in weights if originals[rename(name)] != name]
-    classes = (given.get('head.fc.weight') or (0, ))[0] or 100
-    differing = {network: doubles + difference(given, shapes(network, classes)) for network in NETWORKS}
+    saved = {name: tuple(weights[original].shape) for name, original in originals.items()}
+    duplicates = [name for name in weights if originals[rename(name)] != name]
+    classes = (saved.get('head.fc.weight') or (0, ))[0] or 100
+    differing = {network: duplicates + difference(saved, shapes(network, classes)) for network in NETWORKS}
     fitting = [network for network, names in differing.items() if not names]
     nearest = wanted or min(differing, key=lambda network: len(differing[network]))
     if differing[nearest]:
@@ -84,19 +81,19 @@ def convert(path: str, wanted: str | None = None) -> tuple[str, Config, nn.Modul
 
 
 def read_weights(path: str) -> dict[str, Tensor]:
-    """Return the weights in a checkpoint, which may call them ``model`` or ``state_dict``.
+    """Return the weights in a checkpoint, which are under ``model`` or ``state_dict``.
 
     Raises:
-        MMKDError: If it cannot be read, or holds no such weights.
+        MMKDError: If the checkpoint cannot be read, or holds no such weights.
     """
     weights = load_checkpoint(path)['state_dict']
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise MMKDError(f'The weights in the checkpoint {path!r} are no dict of tensors.')
+        raise MMKDError(f'The weights in the checkpoint {path!r} are not a dict of tensors.')
     return {str(name).removeprefix('module.'): value for name, value in weights.items()}
 
 
 def rename(name: str) -> str:
-    """Return what MMPretrain calls a tensor that RepDistiller calls ``name``."""
+    """Return MMPretrain's name of a tensor that RepDistiller calls ``name``."""
     for prefix in CLASSIFIERS:
         if name.startswith(prefix):
             return 'head.fc.' + name.removeprefix(prefix)
@@ -104,7 +101,7 @@ def rename(name: str) -> str:
 
 
 def build(network: str, classes: int) -> tuple[Config, nn.Module]:
-    """Build a network of the benchmark for some number of classes."""
+    """Build a network of the benchmark for a number of classes."""
     config = Config.fromfile(NETWORKS[network])
     config.model.head.num_classes = classes
     with DefaultScope.overwrite_default_scope('mmpretrain'):
@@ -117,10 +114,10 @@ def shapes(network: str, classes: int) -> dict[str, tuple]:
     return {name: tuple(value.shape) for name, value in build(network, classes)[1].state_dict().items()}
 
 
-def difference(given: dict[str, tuple], expected: dict[str, tuple]) -> list[str]:
-    """Return the names of tensors that only one has, or with another shape; batch counters may be absent."""
-    return sorted(name for name in {*given, *expected} if given.get(name) != expected.get(name)
-                  and (name in given or not name.endswith(COUNTER)))
+def difference(saved: dict[str, tuple], expected: dict[str, tuple]) -> list[str]:
+    """Return the names of tensors that differ in presence or shape; batch counters may be absent."""
+    return sorted(name for name in {*saved, *expected} if saved.get(name) != expected.get(name)
+                  and (name in saved or not name.endswith(COUNTER)))
 
 
 if __name__ == '__main__':

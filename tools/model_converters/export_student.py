@@ -1,8 +1,8 @@
-"""Write a student's checkpoint without anything that only training needs.
+"""Write the checkpoint of a student without the parts that only training needs.
 
     python tools/model_converters/export_student.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth student.pth
 
-The result holds the weights under MMDetection's own names, the class names and the stock config.
+The result holds the weights under MMDetection's names, the class names and the stock config.
 """
 import argparse
 import io
@@ -16,20 +16,20 @@ from mmkd.errors import MMKDError
 
 
 def export(checkpoint: str, out: str) -> dict:
-    """Write the student inside a training checkpoint to another file.
+    """Write the student of a training checkpoint to another file.
 
     Args:
-        checkpoint: A checkpoint that mmkd wrote.
-        out: Where to write; must not exist.
+        checkpoint: A checkpoint of a distilling run.
+        out: The file to write; must not exist.
 
     Returns:
-        dict: What was written: ``state_dict`` and ``meta`` with ``dataset_meta``, ``cfg``, ``epoch``…
+        dict: The content of the file: ``state_dict``, and ``meta`` with ``dataset_meta``, ``cfg``, ``epoch``…
 
     Raises:
         MMKDError: If the checkpoint cannot be read, or ``out`` exists or cannot be written.
     """
     if os.path.exists(out):
-        raise MMKDError(f'{out!r} exists already; choose another name.')
+        raise MMKDError(f'{out!r} already exists; choose another name.')
     check_output(out)
     loaded = load_checkpoint(checkpoint)
     meta = loaded.get('meta') or {}

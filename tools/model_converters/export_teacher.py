@@ -48,8 +48,8 @@ def main() -> None:
     model.load_state_dict(weights, strict=False)
     config, state = improved_teacher(model)
     meta = dict(cfg=config.pretty_text)
-    if model.mmkd.teacher.class_mapping is None:
-        meta['dataset_meta'] = (checkpoint.get('meta') or {}).get('dataset_meta')
+    if model.mmkd.teacher.class_mapping.is_identity:
+        meta['dataset_meta'] = (loaded.get('meta') or {}).get('dataset_meta')
     buffer = io.BytesIO()
     torch.save(dict(meta=meta, state_dict=state), buffer)
     write_atomic(buffer.getvalue(), args.out)

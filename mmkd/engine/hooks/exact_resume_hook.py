@@ -1,13 +1,16 @@
-"""Resuming as if nothing had happened."""
+"""Resuming a run exactly."""
+from typing import Any
+
 from mmengine.dist import all_gather_object, get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
 
 from ...checkpoints import SAFE_PREFIX
 from ...errors import MMKDError
 from ...random_state import get_random_state, set_random_state
 from ...registry import HOOKS
+from ..runner_access import unwrapped
 
 _KEY = 'mmkd_random_states'
 
@@ -16,79 +19,77 @@ _KEY = 'mmkd_random_states'
 class ExactResumeHook(Hook):
     """Saves the random state of every rank in checkpoints, and restores it.
 
-    The state is taken when an epoch ends and put back when the next one begins, in an undisturbed run as
-    well as after resuming, so that a validation in between changes nothing. Workers follow through
-    :func:`~mmkd.engine.workers.seed_worker`. The sampler gets back its seed, which matters when a run has
-    no seed in its config.
+    The state is saved at the end of an epoch and restored at the start of the next, in an uninterrupted run
+    as well as after resuming, so that a validation between them has no effect. The workers of the data loader
+    follow through :func:`~mmkd.engine.workers.seed_worker`. The seed of the sampler is restored too, which
+    matters if the config of the run sets no seed.
 
-    This holds for loops by epoch that resume from an epoch's checkpoint. Loops by iteration also save and
-    restore the state, but their data loader starts anew in the middle, so what follows is another, equally
-    random, course.
+    Resuming is exact in loops by epoch, from the checkpoint of an epoch. Loops by iteration also save and
+    restore the state, but their data loader starts again from its beginning, so the resumed run sees
+    different, equally random, batches.
     """
 
-    # After every hook that may draw numbers itself, before the checkpoint is written.
+    # After all hooks that may draw random numbers, before the checkpoint is written.
     priority = 'BELOW_NORMAL'
 
     def __init__(self) -> None:
-        self._states = None
+        self._states: list[dict] | None = None
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         loader = runner.train_dataloader
         if loader.num_workers and loader.persistent_workers:
             print_log(
-                'persistent_workers=True: after resuming, data augmentation will draw other numbers than '
-                'in an undisturbed run.', 'current', 30)
+                'persistent_workers=True: after resuming, data augmentation will draw different random '
+                'numbers than in an uninterrupted run.', 'current', 30)
 
-    def before_train_epoch(self, runner) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         if self._states is None:
             return
         if len(self._states) != get_world_size():
             print_log(
-                f'The run was saved by {len(self._states)} processes and goes on with '
-                f'{get_world_size()}: random numbers will differ.', 'current', 30)
+                f'The run was saved by {len(self._states)} processes and is resumed by {get_world_size()}: '
+                'random numbers will differ.', 'current', 30)
         else:
             set_random_state(self._states[get_rank()])
         self._states = None
 
-    def after_train_epoch(self, runner) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         self._states = all_gather_object(get_random_state())
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
         if self._is_saved_after_this_iter(runner):
             self._states = all_gather_object(get_random_state())
 
-    def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._states is not None:
             checkpoint[_KEY] = self._states
 
-    def after_load_checkpoint(self, runner, checkpoint: dict) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume:
             return
         if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
             raise MMKDError(f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} holds weights only, so no '
-                            'training can be resumed from it; start from it with load_from instead.')
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+                            'training can be resumed from it; use load_from to start from these weights.')
+        expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
         saved = {name.removeprefix('module.'): tuple(value.shape)
                  for name, value in checkpoint['state_dict'].items()}
-        if other := sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name)):
+        names = expected.keys() | saved.keys()
+        if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
             raise MMKDError(
-                f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} is of another model or method (it differs '
-                f'in {", ".join(other[:3])}), so no training can be resumed from it; start from it with '
-                'load_from instead.')
+                f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} belongs to another model or method (it '
+                f'differs in {", ".join(different[:3])}), so no training can be resumed from it; use '
+                'load_from to start from its weights.')
         self._states = checkpoint.get(_KEY)
         if self._states is None:
             print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)
         seed = checkpoint.get('meta', {}).get('seed')
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
-            if seed is not None and hasattr(sampler, 'seed'):
+            if seed is not None and sampler is not None and hasattr(sampler, 'seed'):
                 sampler.seed = seed
 
-    def _is_saved_after_this_iter(self, runner) -> bool:
-        for hook in runner.hooks:
-            if isinstance(hook, CheckpointHook) and not hook.by_epoch:
-                if self.every_n_train_iters(runner, hook.interval, hook.save_begin) or (
-                        hook.save_last and self.is_last_train_iter(runner)):
-                    return True
-        return False
+    def _is_saved_after_this_iter(self, runner: Runner) -> bool:
+        hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
+        return any(self.every_n_train_iters(runner, hook.interval, hook.save_begin)
+                   or (hook.save_last and self.is_last_train_iter(runner)) for hook in hooks)

@@ -1,12 +1,15 @@
-"""How far the student is from its teacher."""
+"""The gap between the student and its teacher."""
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from ...models.losses import bernoulli_kl_divergence, kl_divergence
-from ...models.spots import Recorder, logit_layout, resolve_spot
+from ...models.spots import HookPoint, LogitLayout, Recorder, logit_layout, resolve_spot
 from ...models.step import Step
 from ...registry import HOOKS
 from ..runner_access import unwrapped
@@ -16,15 +19,21 @@ from ..runner_access import unwrapped
 class TeacherGapHook(Hook):
     """Logs KL(T‖S) and the top-1 agreement of the first teacher and the student in validation and testing.
 
-    Both networks judge the same images (classifiers), the student's boxes (two-stage; those of the last stage
-    of a cascade), or the same places (dense; weighted by the teacher's probability of an object). The
-    divergence is in nats at temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
+    Both networks classify the same images (classifiers), the student's boxes (two-stage; the boxes of the
+    last stage of a cascade), or the same locations (dense; weighted by the teacher's probability of an
+    object). The divergence is in nats, at temperature 1. The metrics are ``gap/kl`` and ``gap/agreement``.
     """
 
-    # Before RuntimeInfoHook hands the metrics on to the log.
+    # Before RuntimeInfoHook passes the metrics on to the log.
     priority = 'HIGHEST'
 
-    def before_run(self, runner) -> None:
+    def __init__(self) -> None:
+        self._layout: LogitLayout | None = None
+        self._points: dict[str, HookPoint] = {}
+        self._recorder: Recorder | None = None
+        self._sums = torch.zeros(3, dtype=torch.float64)
+
+    def before_run(self, runner: Runner) -> None:
         self._layout = None
         model = unwrapped(runner)
         if not hasattr(model, 'mmkd') or not model.mmkd.teachers:
@@ -33,38 +42,48 @@ class TeacherGapHook(Hook):
         model.mmkd.teacher.require_logits(self._layout)
         model.mmkd.teacher.add_spots(['cls_outputs'])
         spots = ['cls_outputs', 'rois'] if self._layout.of_boxes else ['cls_outputs']
-        self._places = {spot: resolve_spot(model, spot, 'student') for spot in spots}
+        self._points = {spot: resolve_spot(model, spot, 'student') for spot in spots}
 
-    def before_val_epoch(self, runner) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         self._sums = torch.zeros(3, dtype=torch.float64)
 
-    def before_val_iter(self, runner, batch_idx: int, data_batch=None) -> None:
-        if self._layout is not None:
-            self._recorder = Recorder(unwrapped(runner), self._places)
-            self._recorder.__enter__()
-
-    @torch.no_grad()
-    def after_val_iter(self, runner, batch_idx: int, data_batch=None, outputs=None) -> None:
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._recorder = None
         if self._layout is None:
             return
-        self._recorder.__exit__()
-        seen = {spot: self._recorder[spot] for spot in self._places}
-        if not seen['cls_outputs']:
+        model = unwrapped(runner)
+
+        def recorded_predict(*args, **kwargs):
+            del model.predict  # the class's again; the hooks below would outlive a failing step otherwise
+            with Recorder(model, self._points) as self._recorder:
+                return model.predict(*args, **kwargs)
+
+        model.predict = recorded_predict
+
+    @torch.no_grad()
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                       outputs: Sequence | None = None) -> None:
+        if self._layout is None or self._recorder is None:
+            return
+        student_outputs = {spot: self._recorder[spot] for spot in self._points}
+        if not student_outputs['cls_outputs']:
             return
         model = unwrapped(runner)
         data = model.data_preprocessor(copy.deepcopy(data_batch), False)
-        teacher = model.mmkd.teacher
-        answers = teacher.forward(data['inputs'], data['data_samples'], seen.get('rois'), ['cls_outputs'])
-        step = Step(model, data['inputs'], data['data_samples'], seen, [answers])
-        s, t = (self._layout.logits(outputs)[-1] for outputs in (seen['cls_outputs'], answers['cls_outputs']))
-        sample_weight = 'teacher' if self._layout.dense else 'uniform'
-        weights = self._layout.weights(sample_weight, seen['cls_outputs'], [t], step)[0]
+        teacher_outputs = model.mmkd.teacher.forward(
+            data['inputs'], data['data_samples'], student_outputs.get('rois'), ['cls_outputs'])
+        step = Step(model, data['inputs'], data['data_samples'], student_outputs, [teacher_outputs])
+        student_logits = self._layout.logits(student_outputs['cls_outputs'])[-1]
+        teacher_logits = self._layout.logits(teacher_outputs['cls_outputs'])[-1]
+        weights = self._layout.weights('teacher' if self._layout.dense else 'uniform',
+                                       student_outputs['cls_outputs'], [teacher_logits], step)[0]
         divergence = kl_divergence if self._layout.activation == 'softmax' else bernoulli_kl_divergence
-        same = s.argmax(dim=-1) == t.argmax(dim=-1)
+        same = student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
         self._sums += torch.stack([
-            (weights * divergence(t, s)).sum(), (weights * same).sum(), weights.sum()]).double().cpu()
+            (weights * divergence(teacher_logits, student_logits)).sum(), (weights * same).sum(),
+            weights.sum()]).double().cpu()
 
-    def after_val_epoch(self, runner, metrics=None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         if self._layout is None:
             return
         all_reduce(self._sums)

@@ -146,7 +146,7 @@ class CrossKD(Method):
             conv = getattr(head, tower)[self.layer - 1]
             features[tower] = [conv.activate(level) if conv.with_activation else level for level in levels]
         outputs = _continued(head, features, self.layer)(features['cls_convs'])
-        return teacher.in_students_outputs([outputs])[0]
+        return teacher.class_mapping.outputs([outputs])[0]
 
     def _compare(self, teacher: Teacher, crossed: Sequence, target: Sequence,
                  locations: Locations) -> dict[str, Tensor]:

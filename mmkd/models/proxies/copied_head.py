@@ -106,7 +106,7 @@ class CopiedHead(Proxy):
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         if self.source == 'teacher':
             outputs = run_heads(self.heads, step.teacher_outputs[index]['cls_inputs'])
-            outputs = self.teacher.in_students_outputs(outputs)
+            outputs = self.teacher.class_mapping.outputs(outputs)
         elif self.depth == 'head':
             outputs = run_heads(self.heads, step.student_outputs['cls_inputs'])
         else:

@@ -140,7 +140,7 @@ class CopiedTail(Proxy):
             (maps, ) = teacher_outputs['backbone']
             levels = self.tail.neck((*maps[:-1], features))
             outputs = run_heads(self.heads, self._head_inputs(levels, step))
-        outputs = self.teacher.in_students_outputs(outputs)
+        outputs = self.teacher.class_mapping.outputs(outputs)
         return outputs, classification_loss(self.layout, step, outputs) if task else None
 
     def _head_inputs(self, levels: tuple[Tensor, ...], step: Step) -> list[tuple]:

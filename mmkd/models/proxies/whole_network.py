@@ -88,7 +88,7 @@ class WholeNetwork(Proxy):
     def _build_network(self, student: nn.Module, student_cfg: dict, task: bool) -> None:
         cfg, scope = student_cfg, None
         if self.source == 'teacher':
-            if task and self.teacher.class_indices is not None:
+            if task and not self.teacher.class_mapping.is_identity:
                 raise MMKDError('A copy of a teacher with other classes than the student has no labels to '
                                 'learn from: leave out its task loss (proxy_task=0).')
             cfg, scope = self.teacher.cfg.model, self.teacher.scope
@@ -108,7 +108,7 @@ class WholeNetwork(Proxy):
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         outputs, loss = self._run(step, task)
         if self.source == 'teacher':
-            outputs = self.teacher.in_students_outputs(outputs)
+            outputs = self.teacher.class_mapping.outputs(outputs)
         return outputs, loss
 
     def _run(self, step: Step, task: bool) -> tuple[list, Tensor | None]:

@@ -1,41 +1,45 @@
-"""What the logits of a network belong to, and when those of two networks can be compared."""
+"""What the logits of a network belong to, and when the logits of two networks can be compared."""
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmdet.models.dense_heads import YOLOXHead
 from mmdet.structures.bbox import get_box_tensor
+from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
-
-try:
-    from mmpretrain.models.heads import MultiLabelClsHead
-except ImportError:  # needed for classifiers only
-    MultiLabelClsHead = ()
 
 from ...errors import MMKDError
 from .probing import probe
 from .resolve import classification_heads, is_classifier, is_two_stage, resolve_spot
 
+if TYPE_CHECKING:
+    from ..step import Step
+
 SAMPLE_WEIGHTS = ('uniform', 'foreground', 'teacher')
-"""Where logits count, see :meth:`LogitLayout.weights`."""
+"""Ways to weight images, boxes or locations, see :meth:`LogitLayout.weights`."""
 
 
 @dataclass(frozen=True)
 class LogitLayout:
-    """How a network lays out its class logits.
+    """How the class logits of a network are laid out.
 
     Args:
-        activation: ``'softmax'`` (of boxes: K classes and, last, the background) or ``'sigmoid'``
+        activation: ``'softmax'`` (for boxes: K classes and, last, the background) or ``'sigmoid'``
             (K classes).
-        num_classes: K.
-        strides: Dense detectors: the stride of every level; empty for others.
+        num_classes: The number of classes K.
+        strides: Dense detectors: the stride of every level; empty for other networks.
         anchors: Dense detectors: the number of anchors at a location, per level.
-        stage_loss_weights: Two-stage detectors: the weight of each stage in the detector's own loss.
-        reads: Which of the head's outputs make up the logits: the first, or class and objectness (YOLOX).
-        of_images: Whether this is a classifier, with a row of logits for every image.
-        standardized_task: Classifiers: whether labels are compared with standardized logits.
-        base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) around a location at 0.
+        stage_loss_weights: Two-stage detectors: the weight of each cascade stage in the detector's loss.
+        reads: Indices of the head's outputs that make up the scores: the first output, or class and
+            objectness (YOLOX).
+        of_images: Whether the network is a classifier, with one row of logits for every image.
+        standardized_task: Classifiers: whether the task loss compares labels with standardized logits.
+        base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) of a location at
+            (0, 0), in pixels.
     """
     activation: str = 'softmax'
     num_classes: int = 0
@@ -49,101 +53,86 @@ class LogitLayout:
 
     @property
     def dense(self) -> bool:
-        """Whether logits are of fixed locations."""
+        """Whether the logits belong to fixed locations."""
         return bool(self.strides)
 
     @property
     def of_boxes(self) -> bool:
-        """Whether logits are of boxes that another part of the network proposes."""
+        """Whether the logits belong to boxes that another part of the network proposes."""
         return not self.dense and not self.of_images
 
     @property
     def background(self) -> list[int]:
-        """Which logits speak of no class."""
+        """The indices of logits that stand for no class."""
         return [self.num_classes] if self.activation == 'softmax' and not self.of_images else []
 
     @property
     def channels(self) -> int:
-        """Logits of an image, box or anchor."""
+        """The number of logits per image, box or anchor."""
         return self.num_classes + len(self.background)
 
     def logits(self, outputs: Sequence) -> list[Tensor]:
         """Return flat logits.
 
         Args:
-            outputs: What was recorded at ``cls_outputs``: an entry per call of a head.
+            outputs: One entry per call of a head, as recorded at ``cls_outputs``.
 
         Returns:
-            list: Classifiers: one tensor ``(N, K)``. Two-stage: ``(R, K+1)`` per stage. Dense: one tensor
-            ``(M, K)``, with the M anchors in the order (level, image, row, column, anchor). For YOLOX, the
-            logits of class probability times objectness, which is what it detects by.
+            list: Classifiers: one tensor ``(N, K)``. Two-stage: ``(R, K+1)`` per cascade stage. Dense: one
+            tensor ``(M, K)``, with the M anchors in the order (level, image, row, column, anchor). For YOLOX,
+            the logits of class probability times objectness, by which it detects.
         """
         if self.of_images:
-            return [_image_logits(output) for output in outputs]
+            return [image_logits(output) for output in outputs]
         if not self.dense:
             return [output[0] for output in outputs]
         (output, ) = outputs
         levels = [_flat(level, self.channels) for level in output[0]]
         if len(self.reads) > 1:
-            levels = [_joint(level, _flat(other, 1)) for level, other in zip(
-                levels, output[self.reads[1]], strict=True)]
+            objectness = [_flat(level, 1) for level in output[self.reads[1]]]
+            levels = [_product_logits(*pair) for pair in zip(levels, objectness, strict=True)]
         return [torch.cat(levels)]
 
-    def select_classes(self, outputs: Sequence, indices: Tensor) -> list:
-        """Pick and reorder classes in a head's outputs.
+    def weights(self, sample_weight: str, outputs: Sequence, teacher_logits: Sequence[Tensor],
+                step: Step) -> list[Tensor]:
+        """Return the weight of every image, box or anchor.
 
         Args:
-            outputs: As for :meth:`logits`, with this layout's classes.
-            indices: Which channels to take, in order.
-        """
-        if self.of_images:
-            return [_image_logits(output)[:, indices] for output in outputs]
-        if not self.dense:
-            return [(output[0][:, indices], *output[1:]) for output in outputs]
-        (output, ) = outputs
-        levels = [
-            level.unflatten(1, (-1, self.channels))[:, :, indices].flatten(1, 2) for level in output[0]]
-        return [(levels, *output[1:])]
-
-    def weights(self, sample_weight: str, outputs: Sequence, teaching: Sequence[Tensor], step) -> list[Tensor]:
-        """Return how much every box or anchor counts.
-
-        Args:
-            sample_weight: ``'uniform'``: each counts 1; the only choice for images. ``'foreground'``: 1 inside a
-                ground-truth box (dense: the center of the location; two-stage: boxes that were assigned to an
-                object), 0 elsewhere. ``'teacher'``: the teacher's probability that an object of any class
-                is there (dense: of its likeliest class). Places in the padding of an image count 0.
+            sample_weight: ``'uniform'``: 1 for each; the only choice for images. ``'foreground'``: 1 inside a
+                ground-truth box (dense: the center of the location; two-stage: boxes that were assigned to
+                an object), 0 elsewhere. ``'teacher'``: the teacher's probability of an object of any class
+                (dense: of the most probable class). Locations in the padding of an image have weight 0.
             outputs: The student's head outputs.
-            teaching: Flat logits of who teaches.
-            step (Step): The training step.
+            teacher_logits: Flat logits of the teacher or proxy.
+            step: The training step.
 
         Returns:
-            list: Shape ``(N,)``, ``(R,)`` or ``(M,)`` for each entry of ``teaching``; without gradient.
+            list: Shape ``(N,)``, ``(R,)`` or ``(M,)`` for each entry of ``teacher_logits``; without gradient.
         """
         with torch.no_grad():
             if not self.dense:
-                return [self._box_weights(sample_weight, index, logits, step)
-                        for index, logits in enumerate(teaching)]
+                return [self._box_weights(sample_weight, stage, logits, step)
+                        for stage, logits in enumerate(teacher_logits)]
             weights = self._location_weights(outputs[0][0], step, sample_weight == 'foreground')
             if sample_weight == 'teacher':
-                weights = weights * self._objectness(teaching[0])
+                weights = weights * self._object_probability(teacher_logits[0])
             return [weights]
 
-    def _box_weights(self, sample_weight: str, stage: int, logits: Tensor, step) -> Tensor:
+    def _box_weights(self, sample_weight: str, stage: int, logits: Tensor, step: Step) -> Tensor:
         if sample_weight == 'uniform':
             return logits.new_ones(len(logits))
         if sample_weight == 'teacher':
-            return self._objectness(logits)
+            return self._object_probability(logits)
         (_, labels, *_), _ = step.student_outputs['cls_targets'][stage]
         return (labels < self.num_classes).to(logits)
 
-    def _objectness(self, logits: Tensor) -> Tensor:
+    def _object_probability(self, logits: Tensor) -> Tensor:
         if self.activation == 'softmax':
             return 1 - logits.softmax(dim=-1)[:, -1]
         return logits.amax(dim=-1).sigmoid()
 
-    def _location_weights(self, levels: Sequence[Tensor], step, foreground: bool) -> Tensor:
-        """1 for locations inside the image, or inside one of its ground-truth boxes."""
+    def _location_weights(self, levels: Sequence[Tensor], step: Step, foreground: bool) -> Tensor:
+        """Return 1 for anchors whose location is inside the image, or inside a ground-truth box, else 0."""
         height, width = step.inputs.shape[-2:]
         weights = []
         for level, anchors in zip(levels, self.anchors, strict=True):
@@ -156,121 +145,139 @@ class LogitLayout:
 
 
 def logit_layout(model: nn.Module, role: str) -> LogitLayout:
-    """Return how a network lays out its class logits.
+    """Return how the class logits of a network are laid out.
 
     Args:
         model: The network.
-        role: How messages call it.
+        role: The name of the network in messages, such as ``'student'``.
 
     Raises:
-        MMKDError: If its logits cannot be distilled, telling why.
+        MMKDError: If its logits cannot be distilled.
     """
     name = f'The {role} {type(model).__name__}'
     if is_classifier(model):
-        return _layout_of_images(model, name, role)
+        return _image_layout(model, name, role)
     heads = classification_heads(model)
     if not heads:
         raise MMKDError(
-            f'{name} has no class logits that belong to boxes of its own (two-stage) or to fixed locations '
+            f'{name} has no class logits that belong to proposed boxes (two-stage) or to fixed locations '
             '(dense), so they cannot be distilled: query-based detectors and detectors of points or '
             'corners are not supported, except for their features.')
     if is_two_stage(model):
         for head in heads:
             if type(head.loss_cls).__name__ != 'CrossEntropyLoss' or getattr(
                     head.loss_cls, 'use_sigmoid', False):
-                raise MMKDError(f"{name}'s RoI head must classify with a softmax (CrossEntropyLoss without "
-                                'use_sigmoid) for its logits to be distilled.')
-        stages = getattr(model.roi_head, 'stage_loss_weights', [1.0])
-        return LogitLayout('softmax', heads[0].num_classes, stage_loss_weights=tuple(stages))
+                raise MMKDError(f'The RoI head of the {role} {type(model).__name__} must classify with a '
+                                'softmax (CrossEntropyLoss without use_sigmoid) for its logits to be '
+                                'distilled.')
+        stage_loss_weights = getattr(model.roi_head, 'stage_loss_weights', [1.0])
+        return LogitLayout('softmax', heads[0].num_classes, stage_loss_weights=tuple(stage_loss_weights))
     (head, ) = heads
     priors = head.prior_generator
-    boxes = getattr(priors, 'base_anchors', ())  # locations without boxes have none
+    base_anchors = getattr(priors, 'base_anchors', ())  # point generators have none
     return LogitLayout(
         'sigmoid' if getattr(head, 'use_sigmoid_cls', False) else 'softmax',
         head.num_classes,
         strides=tuple(max(stride) if isinstance(stride, (tuple, list)) else stride
                       for stride in priors.strides),
         anchors=tuple(priors.num_base_priors),
-        base_anchors=tuple(tuple(map(tuple, level.tolist())) for level in boxes),
+        base_anchors=tuple(tuple(map(tuple, level.tolist())) for level in base_anchors),
         reads=(0, 2) if isinstance(head, YOLOXHead) else (0, ))
 
 
-def _layout_of_images(model: nn.Module, name: str, role: str) -> LogitLayout:
-    seen = probe(model, dict(seen=resolve_spot(model, 'cls_logits', role)))['seen']
-    logits = [_image_logits(output) for output in seen]
+def image_logits(output: Any) -> Tensor:
+    """Return the logits ``(N, K)`` in the output of a classifier's head."""
+    return getattr(output, 'logits', output)  # networks of Hugging Face return an object with more than these
+
+
+def _image_layout(model: nn.Module, name: str, role: str) -> LogitLayout:
+    outputs = probe(model, dict(logits=resolve_spot(model, 'cls_logits', role)))['logits']
+    logits = [image_logits(output) for output in outputs]
     if len(logits) != 1 or not isinstance(logits[0], Tensor) or logits[0].dim() != 2:
-        raise MMKDError(f'{name} does not give one row of class logits (N, K) for its images, so they cannot '
-                        'be distilled, except for its features.')
+        raise MMKDError(f'{name} does not output one row of class logits (N, K) for its images, so they '
+                        'cannot be distilled, except for its features.')
     multi_label = isinstance(getattr(model, 'head', None), MultiLabelClsHead)
     return LogitLayout('sigmoid' if multi_label else 'softmax', logits[0].shape[1], of_images=True)
 
 
 def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
-    """Check that two networks' logits speak of the same images, boxes or locations; classes are left aside.
+    """Check that the logits of two networks belong to the same images, boxes or locations.
+
+    Class lists are not compared, see :class:`~mmkd.models.teachers.class_mapping.ClassMapping`.
 
     Raises:
-        MMKDError: If they do not, telling why.
+        MMKDError: If they do not.
     """
     start = 'The logits of student and teacher cannot be compared: '
-    end = ' Distil features instead, for instance with PKD.'
+    end = ' Distill features instead, for instance with PKD.'
     if student.of_images != teacher.of_images:
-        raise MMKDError(f'{start}one is a classifier and the other a detector.')
+        raise MMKDError(f'{start}only one of them is a classifier, and the other is a detector.')
     if student.dense != teacher.dense:
         kinds = ['dense' if layout.dense else 'two-stage' for layout in (student, teacher)]
-        raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} one, so '
-                        f'that they judge other boxes.{end}')
+        raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} detector, '
+                        f'so they classify different boxes.{end}')
     if student.activation != teacher.activation:
         raise MMKDError(f'{start}the student classifies with a {student.activation} and the teacher with '
                         f'a {teacher.activation}.{end}')
     if student.reads != teacher.reads:
         scores = ['class times objectness' if len(layout.reads) > 1 else 'class alone'
                   for layout in (student, teacher)]
-        raise MMKDError(f"{start}the student's scores are of {scores[0]}, the teacher's of {scores[1]}.{end}")
+        raise MMKDError(f'{start}the scores of the student are {scores[0]}, the scores of the teacher '
+                        f'{scores[1]}.{end}')
     if student.strides != teacher.strides:
         raise MMKDError(f'{start}the levels have strides {list(student.strides)} in the student and '
                         f'{list(teacher.strides)} in the teacher.{end}')
     if student.anchors != teacher.anchors:
         raise MMKDError(f'{start}there are {list(student.anchors)} anchors per location in the student and '
                         f'{list(teacher.anchors)} in the teacher.{end}')
-    if difference := _other_anchor(student, teacher):
-        raise MMKDError(f'{start}{difference}, so that they judge other boxes.{end}')
-    stages = len(student.stage_loss_weights), len(teacher.stage_loss_weights)
-    if stages[1] not in (1, stages[0]):
-        raise MMKDError(f'{start}the student has {stages[0]} stages and the teacher {stages[1]}; every '
-                        f'stage of a cascade judges boxes that the one before has refined.{end}')
+    if difference := _different_anchor(student, teacher):
+        raise MMKDError(f'{start}{difference}, so they classify different boxes.{end}')
+    student_stages, teacher_stages = len(student.stage_loss_weights), len(teacher.stage_loss_weights)
+    if teacher_stages not in (1, student_stages):
+        raise MMKDError(f'{start}the student has {student_stages} cascade stages and the teacher '
+                        f'{teacher_stages}; every cascade stage classifies boxes that the stage before has '
+                        f'refined.{end}')
 
 
-def _other_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:
-    """Return in which anchor two networks with as many of them differ, in words.
+def _different_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:
+    """Describe the first anchor in which two networks with equally many anchors differ.
 
-    Where there is one at a location, its size says nothing about what the logits are of.
+    A single anchor at a location is not compared: its logits belong to the location, whatever its size.
     """
-    for stride, own, other in zip(student.strides, student.base_anchors, teacher.base_anchors, strict=False):
-        for number, (mine, theirs) in enumerate(zip(own, other, strict=True), 1):
+    for stride, student_boxes, teacher_boxes in zip(
+            student.strides, student.base_anchors, teacher.base_anchors, strict=False):
+        if len(student_boxes) == 1:
+            continue
+        pairs = zip(student_boxes, teacher_boxes, strict=True)
+        for number, (student_box, teacher_box) in enumerate(pairs, 1):
             # Scales that a config rounds, such as 5.04 for 4 * 2^(1/3), are the same.
-            same = all(math.isclose(a, b, abs_tol=stride / 100) for a, b in zip(mine, theirs, strict=True))
-            if len(own) > 1 and not same:
-                boxes = ['({:.1f}, {:.1f}, {:.1f}, {:.1f})'.format(*box) for box in (mine, theirs)]
-                return (f'of the {len(own)} anchors at a location of stride {stride}, number {number} is the '
-                        f'box {boxes[0]} in the student and {boxes[1]} in the teacher')
+            if not all(math.isclose(s, t, abs_tol=stride / 100)
+                       for s, t in zip(student_box, teacher_box, strict=True)):
+                return (f'of the {len(student_boxes)} anchors at a location of stride {stride}, number '
+                        f'{number} is the box {_box_text(student_box)} in the student and '
+                        f'{_box_text(teacher_box)} in the teacher')
     return None
 
 
-def _image_logits(output) -> Tensor:
-    return getattr(output, 'logits', output)  # networks of Hugging Face give more than these
+def _box_text(box: Sequence[float]) -> str:
+    return '({:.1f}, {:.1f}, {:.1f}, {:.1f})'.format(*box)
 
 
 def _flat(level: Tensor, channels: int) -> Tensor:
     return level.permute(0, 2, 3, 1).reshape(-1, channels)
 
 
-def _joint(classes: Tensor, objectness: Tensor) -> Tensor:
-    """Logits of the product of two probabilities given as logits: -log(e^-a + e^-b + e^-(a+b))."""
+def _product_logits(classes: Tensor, objectness: Tensor) -> Tensor:
+    """Return the logits of the product of two probabilities, of which a and b are the logits.
+
+    They are -log(e^-a + e^-b + e^-(a+b)).
+    """
     classes, objectness = classes.float(), objectness.float().expand_as(classes)
     return -torch.logsumexp(torch.stack([-classes, -objectness, -classes - objectness]), dim=0)
 
 
-def _inside(sample, y: Tensor, x: Tensor, foreground: bool) -> Tensor:
+def _inside(sample: Any, y: Tensor, x: Tensor, foreground: bool) -> Tensor:
+    """Return which locations ``(H, W)`` are inside the image, or inside one of its ground-truth boxes."""
     if not foreground:
         height, width = sample.img_shape[:2]
         return (y < height)[:, None] & (x < width)

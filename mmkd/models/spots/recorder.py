@@ -1,25 +1,27 @@
-"""Recording what passes through named modules during one forward pass."""
+"""Recording the inputs and outputs of named modules during a forward pass."""
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from .hooks import module_hooks
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A point in a network where tensors can be read.
+    """A point of a network at which tensors can be read.
 
     Args:
         module: Dotted name of a module, as in ``named_modules()``, or a tuple of such names (the heads of
-            a cascade); what they give is recorded in the order of their calls.
+            a cascade), which are recorded in the order of their calls.
         side: ``'output'``, ``'input'`` (positional arguments) or ``'call'`` (positional and keyword
             arguments, as a pair).
-        index: Which element of a tuple of outputs or inputs; ``None`` takes all of it.
-        first: Whether only the first call of every module counts, for modules that are used several times.
-        last: Whether only the last one does.
+        index: Index into a tuple of outputs or inputs; ``None`` takes the whole value.
+        first: Whether to record only the first call of every module, for modules that are used several times.
+        last: Whether to record only the last call of every module.
     """
     module: str | tuple[str, ...]
     side: str = 'output'
@@ -29,110 +31,114 @@ class HookPoint:
 
     @property
     def modules(self) -> tuple[str, ...]:
+        """The names of all modules of this point."""
         return (self.module, ) if isinstance(self.module, str) else self.module
 
 
 class Recorder:
-    """Records points of a model inside a ``with`` block; its hooks are gone after it.
+    """Records hook points of a model inside a ``with`` block; the hooks are removed at its end.
+
+    After the block, ``recorder[name]`` is the list of recorded values, one per call of the module, and
+    ``recorder.num_records`` is the number of records of all points together.
 
     Args:
         model: The network.
-        points: What to record, by the name under which it will be read.
-        enough: After how many entries in all the block ends, wherever the network is by then; ``None`` lets
-            it run to its end.
-
-    After the block, ``recorder[name]`` is the list of what was seen, one entry per call of the module, and
-    ``recorder.num_records`` the number of all entries.
+        points: The hook points to record, by the names under which they are read.
+        max_records: Number of records, over all points, after which the forward pass is stopped and the block
+            ends; ``None`` lets the network run to its end.
 
     Raises:
-        MMKDError: When the block ends, if something that was seen has been overwritten in place since.
+        MMKDError: At the end of the block, if a recorded tensor has been overwritten in place.
     """
 
-    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint], enough: int | None = None) -> None:
+    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint],
+                 max_records: int | None = None) -> None:
         self._model = model
         self._points = points
-        self._enough = enough
+        self._max_records = max_records
         self.num_records = 0
-        self._handles = []
-        self._seen = {}
+        self._hooks = ExitStack()
+        self._records: dict[str, list[_Record]] = {}
 
     def __enter__(self) -> 'Recorder':
-        self._seen = {name: [] for name in self._points}
+        self._records = {name: [] for name in self._points}
         self.num_records = 0
+        forward, forward_pre = [], []
         for name, point in self._points.items():
-            for module in point.modules:
-                found = self._model.get_submodule(module)
+            for module_name in point.modules:
+                module = self._model.get_submodule(module_name)
                 if point.side == 'output':
-                    handle = found.register_forward_hook(self._hook(name, point, module))
+                    forward.append((module, self._forward_hook(name, point, module_name)))
                 else:
-                    hook = self._pre_hook(name, point, module, copies=getattr(found, 'inplace', False))
-                    handle = found.register_forward_pre_hook(hook, with_kwargs=True)
-                self._handles.append(handle)
+                    in_place = getattr(module, 'inplace', False)
+                    forward_pre.append((module, self._pre_hook(name, point, module_name, in_place)))
+        self._hooks.enter_context(module_hooks(forward, forward_pre))
         return self
 
     def __exit__(self, kind: type | None = None, *_) -> bool:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         if kind in (None, _StopForward):
             self._check_versions()
         return kind is _StopForward
 
     def __getitem__(self, name: str) -> list[Any]:
-        return [entry.value for entry in self._seen[name]]
+        return [record.value for record in self._records[name]]
 
-    def _hook(self, name: str, point: HookPoint, module: str):
+    def _forward_hook(self, name: str, point: HookPoint, module_name: str):
 
-        def record(_, args, output):
-            self._record(name, point, module, output if point.index is None else output[point.index])
+        def hook(_, args, output):
+            self._record(name, point, module_name, output if point.index is None else output[point.index])
 
-        return record
+        return hook
 
-    def _pre_hook(self, name: str, point: HookPoint, module: str, copies: bool):
+    def _pre_hook(self, name: str, point: HookPoint, module_name: str, in_place: bool):
 
-        def record(_, args, kwargs):
-            seen = (args, kwargs) if point.side == 'call' else args
+        def hook(_, args, kwargs):
+            value = (args, kwargs) if point.side == 'call' else args
             if point.index is not None:
-                seen = seen[point.index]
-            # What such a module is given is overwritten by what it gives.
-            self._record(name, point, module, seen.clone() if copies and isinstance(seen, Tensor) else seen)
+                value = value[point.index]
+            # An in-place module overwrites its input with its output.
+            if in_place and isinstance(value, Tensor):
+                value = value.clone()
+            self._record(name, point, module_name, value)
 
-        return record
+        return hook
 
-    def _record(self, name: str, point: HookPoint, module: str, value: Any) -> None:
-        seen = self._seen[name]
-        if point.first and any(entry.module == module for entry in seen):
+    def _record(self, name: str, point: HookPoint, module_name: str, value: Any) -> None:
+        records = self._records[name]
+        if point.first and any(record.module == module_name for record in records):
             return
         if point.last:
-            seen[:] = [entry for entry in seen if entry.module != module]
+            records[:] = [record for record in records if record.module != module_name]
         # Tensors of inference mode have no version; nothing that is trained could be recorded there.
         versions = [(tensor, tensor._version) for tensor in _tensors(value) if not tensor.is_inference()]
-        seen.append(_Entry(module, value, versions))
+        records.append(_Record(module_name, value, versions))
         self.num_records += 1
-        if self.num_records == self._enough:
+        if self.num_records == self._max_records:
             raise _StopForward
 
     def _check_versions(self) -> None:
-        for name, seen in self._seen.items():
-            for entry in seen:
-                if any(tensor._version != version for tensor, version in entry.versions):
-                    what = 'is given' if self._points[name].side != 'output' else 'gives'
+        for name, records in self._records.items():
+            for record in records:
+                if any(tensor._version != version for tensor, version in record.versions):
+                    side = 'output' if self._points[name].side == 'output' else 'input'
                     raise MMKDError(
-                        f'What {entry.module!r} {what} cannot be recorded, since the next operation '
-                        "overwrites it in place: name that operation's module with ':input' behind it, "
-                        'such as an in-place ReLU, or another spot.') from None
+                        f'The {side} of {record.module!r} cannot be recorded, because a later operation '
+                        "overwrites it in place. Record the input of that operation's module instead, such "
+                        "as an in-place ReLU, by its name with ':input' appended, or choose another spot."
+                    ) from None
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """What was seen in one call of a module, and its tensors as they were then."""
+class _Record:
+    """The value recorded in one call of a module, and its tensors with their versions at that time."""
     module: str
     value: Any
     versions: list[tuple[Tensor, int]]
 
 
-class _StopForward(Exception):  # noqa: N818  no error, but the way out of a forward pass
-    """All that was asked for has been seen."""
+class _StopForward(Exception):  # noqa: N818  not an error, but the way out of a forward pass
+    """Raised once all records have been taken."""
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -140,4 +146,6 @@ def _tensors(value: Any) -> list[Tensor]:
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
-    return [tensor for one in value for tensor in _tensors(one)] if isinstance(value, (tuple, list)) else []
+    if isinstance(value, (tuple, list)):
+        return [tensor for item in value for tensor in _tensors(item)]
+    return []

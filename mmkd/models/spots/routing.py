@@ -102,7 +102,7 @@ class Routing(nn.Module):
             choice = choices[:, index]
             x, y = (_mixed(choice, x, self.to_student[index](y, x)),
                     _mixed(choice, self.to_teacher[index](x, y), y))
-        logits, = teacher.in_students_outputs([other.go(y, None)])
+        logits, = teacher.class_mapping.outputs([other.go(y, None)])
         return _mixed(choices[:, -1], mine.go(x, None), logits)
 
 

@@ -1,37 +1,33 @@
-"""From what a user writes about a teacher to a frozen model with its weights."""
+"""Building a frozen network with its weights from a teacher's config."""
 import copy
-import os
+from collections.abc import Mapping
+from typing import Any
 
-import mmengine.hub
 from mmengine.config import Config, ConfigDict
 from mmengine.model import PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
 from ...checkpoints import load_checkpoint, student_state_dict
+from ...config_files import read_config
 from ...errors import MMKDError, one_line
 
 RANDOM = 'random'
 
 
 def read_teacher_config(config: str | dict) -> Config:
-    """Return a teacher's whole config with the plain model under ``model``, and with a ``default_scope``.
+    """Return the whole config of a teacher, with the plain model under ``model`` and a ``default_scope``.
 
     Args:
-        config: ``'mmdet::faster_rcnn/…py'`` for a config inside an installed package, a path, or an
-            inline config: a whole one, or only the model.
+        config: ``'mmdet::faster_rcnn/….py'`` for a config inside an installed package, a path, or an
+            inline config: either a whole config or only the model.
 
     Raises:
-        MMKDError: If there is no such config.
+        MMKDError: If the config does not exist or has no model.
     """
     if isinstance(config, str):
-        if '::' not in config and not os.path.exists(config):
-            raise MMKDError(f'The teacher config {config!r} does not exist (looked from {os.getcwd()}).')
-        try:
-            cfg = mmengine.hub.get_config(config) if '::' in config else Config.fromfile(config)
-        except Exception as error:  # a config is Python, and may raise anything
-            raise MMKDError(f'The teacher config {config!r} cannot be read ({one_line(error)}).') from None
+        cfg = read_config(config, 'teacher config')
     elif isinstance(config, dict):
         cfg = Config(copy.deepcopy(dict(config) if 'model' in config else dict(model=config)))
     else:
@@ -39,7 +35,7 @@ def read_teacher_config(config: str | dict) -> Config:
     if 'model' not in cfg:
         raise MMKDError(f'The teacher config {config!r} has no `model`.')
     if str(cfg.model.get('type', '')).endswith(('DetectorDistiller', 'ClassifierDistiller')):
-        cfg.model = cfg.model.student  # a student of an earlier distillation teaches now
+        cfg.model = cfg.model.student  # the student of an earlier distillation is the teacher now
     if cfg.get('data_preprocessor') is not None:
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)  # as MMEngine's Runner does
     if 'default_scope' not in cfg:
@@ -49,21 +45,21 @@ def read_teacher_config(config: str | dict) -> Config:
 
 
 def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module, dict]:
-    """Build a teacher under its own scope, with its weights, in eval mode and without gradients.
+    """Build a teacher under its registry scope, with its weights, in eval mode and without gradients.
 
     Args:
-        cfg: As from :func:`read_teacher_config`.
-        checkpoint: Path or URL of its weights; the word ``'random'`` asks for random ones.
+        cfg: Config returned by :func:`read_teacher_config`.
+        checkpoint: Path or URL of the weights, or ``'random'`` for random weights.
 
     Returns:
-        tuple: The model, and ``meta`` of its checkpoint (empty for a random one).
+        tuple: The model, and ``meta`` of its checkpoint (empty for random weights).
 
     Raises:
-        MMKDError: If there is no checkpoint, or it is not exactly this model's.
+        MMKDError: If there is no checkpoint, or its tensors are not exactly the tensors of the model.
     """
     if not checkpoint:
-        raise MMKDError("The teacher has no checkpoint: give teacher.checkpoint a path or URL, or say "
-                        "checkpoint='random' if an untrained teacher is really meant.")
+        raise MMKDError("The teacher has no checkpoint: set teacher.checkpoint to a path or URL, or to "
+                        "'random' for a teacher with random weights.")
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         try:
             model = MMENGINE_MODELS.build(_without_pretraining(cfg.model))
@@ -71,58 +67,61 @@ def build_teacher_model(cfg: Config, checkpoint: str | None) -> tuple[nn.Module,
             raise MMKDError(f'The teacher cannot be built from its config ({one_line(error)}).') from error
         if checkpoint == RANDOM and hasattr(model, 'init_weights'):
             model.init_weights()
-    meta = {}
+    meta: dict = {}
     if checkpoint != RANDOM:
         loaded = load_checkpoint(checkpoint, role='teacher checkpoint')
         load_strictly(model, student_state_dict(loaded), f'teacher checkpoint {checkpoint!r}')
         meta = loaded.get('meta') or {}
-    model = revert_sync_batchnorm(model)  # the same in eval mode, and it runs on CPU too
+    model = revert_sync_batchnorm(model)  # equal in eval mode, and runs on CPU as well
     model.eval()
     model.requires_grad_(False)
     return model, meta
 
 
-def load_strictly(model: nn.Module, weights: dict, source: str) -> None:
-    """Load weights that must be exactly those of the model.
+def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Load weights that must be exactly the weights of the model.
 
-    Batch counters (``num_batches_tracked``), which old files lack, play no part in eval mode and may be
+    Batch counters (``num_batches_tracked``), which old files lack, have no effect in eval mode and may be
     missing.
 
+    Args:
+        model: The network to load the weights into.
+        weights: Tensors by name.
+        source: The name of the file in messages.
+
     Raises:
-        MMKDError: Naming the first tensors that are missing, unexpected or of another shape.
+        MMKDError: Naming the first tensors that are missing, unexpected or of a different shape.
     """
-    own = model.state_dict()
-    misshapen = [
-        f'{name} is {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}' for name in own
-        if name in weights and weights[name].shape != own[name].shape
-    ]
-    fitting = {name: value for name, value in weights.items()
-               if name not in own or value.shape == own[name].shape}
+    expected = model.state_dict()
+    misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
+    fitting = {name: value for name, value in weights.items() if name not in misshapen}
     missing, unexpected = model.load_state_dict(fitting, strict=False)
-    missing = [name for name in missing if not name.endswith('num_batches_tracked')
-               and (name not in weights or weights[name].shape == own[name].shape)]
-    problems = [f'{kind} {_some(names)}' for kind, names in (
-        ('missing', missing), ('unexpected', unexpected), ('misshapen', misshapen)) if names]
+    missing = [name for name in missing
+               if not name.endswith('num_batches_tracked') and name not in misshapen]
+    shapes = [f'{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}'
+              for name in misshapen]
+    problems = [f'{kind} {_listed(names)}' for kind, names in (
+        ('missing', missing), ('unexpected', unexpected), ('misshapen', shapes)) if names]
     if problems:
         raise MMKDError(f'The {source} does not fit {type(model).__name__}: {"; ".join(problems)}.')
 
 
-def _some(names: list[str]) -> str:
+def _listed(names: list[str]) -> str:
     more = f' and {len(names) - 3} more' if len(names) > 3 else ''
     return ', '.join(names[:3]) + more
 
 
 def _without_pretraining(cfg: ConfigDict) -> ConfigDict:
-    """Drop ``init_cfg`` of type Pretrained everywhere: a teacher's weights come from its checkpoint."""
+    """Drop every ``init_cfg`` of type Pretrained: the weights of a teacher come from its checkpoint."""
     cfg = copy.deepcopy(cfg)
-    todo = [cfg]
-    while todo:
-        node = todo.pop()
+    pending: list[Any] = [cfg]
+    while pending:
+        node = pending.pop()
         if isinstance(node, dict):
             init_cfg = node.get('init_cfg')
             if isinstance(init_cfg, dict) and init_cfg.get('type') in ('Pretrained', PretrainedInit):
                 node['init_cfg'] = None
-            todo.extend(node.values())
+            pending.extend(node.values())
         elif isinstance(node, (list, tuple)):
-            todo.extend(node)
+            pending.extend(node)
     return cfg

@@ -1,10 +1,11 @@
-"""A teacher's class logits, computed once and read in training."""
+"""The class logits of a teacher, computed once and read during training."""
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,29 +16,33 @@ from torch import Tensor, nn
 from ...checkpoints import write_atomic
 from ...errors import MMKDError
 
+if TYPE_CHECKING:
+    from .teacher import Teacher
+
 SPOTS = ('cls_logits', 'cls_outputs')
-"""Spots of a teacher that a cache can answer."""
+"""The spots of a teacher whose values a cache holds."""
 
 _INDEX = 'cache.json'
 _TOOL = 'tools/misc/cache_teacher.py'
 
 
 class TeacherCache:
-    r"""A folder with the class logits that a teacher gives for numbered views of training images.
+    r"""A folder with the class logits of a teacher for numbered views of the training images.
 
-    ``cache.json`` says what they were made from, and there is a file for each view. All logits are stored, or
-    the k largest of each image, all as float16. In place of the others then stands one constant per image,
+    ``cache.json`` holds a fingerprint of the teacher and the data, and there is one file for each view.
+    Either all logits of an image are stored or only the k largest, as float16. In the latter case, all other
+    logits are replaced by one constant per image,
 
-    .. math:: r = \\log \\sum_{j \\text{ left out}} e^{z_j} - \\log (K - k)
+    .. math:: r = \\log \\sum_{j \\text{ omitted}} e^{z_j} - \\log (K - k),
 
-    with which the left-out classes together keep their probability (at temperature 1). A file is written
-    whole or not at all, checked against its SHA-256 before it is read, and mapped into memory.
+    which preserves the total probability of the omitted classes (at temperature 1). A file is written
+    completely or not at all, verified by its SHA-256 before it is read, and mapped into memory.
 
     Args:
-        folder: Where a cache is.
+        folder: The folder of an existing cache.
 
     Raises:
-        MMKDError: If there is none, or its ``cache.json`` cannot be read.
+        MMKDError: If there is no cache, or its ``cache.json`` cannot be read.
     """
 
     def __init__(self, folder: str) -> None:
@@ -45,7 +50,7 @@ class TeacherCache:
         path = os.path.join(folder, _INDEX)
         if not os.path.isfile(path):
             raise MMKDError(f'There is no teacher cache in {folder!r} (it has no {_INDEX}); '
-                            f'{_TOOL} makes one.')
+                            f'make one with {_TOOL}.')
         try:
             with open(path) as file:
                 content = json.load(file)
@@ -63,18 +68,18 @@ class TeacherCache:
     @classmethod
     def create(cls, folder: str, fingerprint: Mapping, images: int, classes: int, kept: int,
                views: int) -> 'TeacherCache':
-        """Begin a cache, or go on with one.
+        """Create a cache, or open an existing cache of the same teacher and data to add views to it.
 
         Args:
-            folder: Where it is, or shall be.
-            fingerprint: From :func:`fingerprint_of`.
-            images: N.
-            classes: K.
-            kept: k, at most K.
-            views: How many there shall be; more, if there are more already.
+            folder: The folder of the cache.
+            fingerprint: As returned by :func:`fingerprint_of`.
+            images: The number of images N.
+            classes: The number of classes K.
+            kept: The number k of logits that are stored per image, at most K.
+            views: The number of views; an existing cache with more views keeps them.
 
         Raises:
-            MMKDError: If a cache is there that was made from something else.
+            MMKDError: If there is a cache of a different teacher, data or number of logits.
         """
         path = os.path.join(folder, _INDEX)
         if not os.path.exists(path):
@@ -83,8 +88,8 @@ class TeacherCache:
         cache = cls(folder)
         cache.compare(fingerprint)
         if cache.kept != kept:
-            raise MMKDError(f'The teacher cache {folder!r} holds {cache.kept} logits of each image, not '
-                            f'{kept}; choose another folder for other ones.')
+            raise MMKDError(f'The teacher cache {folder!r} holds {cache.kept} logits per image, not {kept}; '
+                            'choose another folder.')
         cache.views = max(cache.views, views)
         return cache
 
@@ -92,32 +97,32 @@ class TeacherCache:
         """Return the logits of a batch.
 
         Args:
-            views: The view of every sample.
-            images: The number of every sample's image.
+            views: The view of every sample, B numbers.
+            images: The image of every sample, B numbers.
 
         Returns:
             Tensor: Shape ``(B, K)``, float32, on the CPU.
 
         Raises:
-            MMKDError: If one of them is not in the cache.
+            MMKDError: If a view is not in the cache.
         """
-        views, images = torch.as_tensor(views), torch.as_tensor(images)
-        logits = torch.empty(len(views), self.classes)
-        for view in views.unique().tolist():
-            rows = views == view
-            logits[rows] = unpack(self._open(view), images[rows], self.classes)
+        view_of_row, image_of_row = torch.as_tensor(views), torch.as_tensor(images)
+        logits = torch.empty(len(view_of_row), self.classes)
+        for view in view_of_row.unique().tolist():
+            rows = view_of_row == view
+            logits[rows] = unpack(self._open(view), image_of_row[rows], self.classes)
         return logits
 
     def read_samples(self, data_samples: Sequence) -> Tensor:
-        """Return the logits ``(B, K)`` of samples that tell ``view`` and ``sample_idx``.
+        """Return the logits ``(B, K)`` of samples by their ``view`` and ``sample_idx``.
 
         Raises:
-            MMKDError: If they do not, or :meth:`check` has not been called.
+            MMKDError: If the samples do not have these, or :meth:`check` has not been called.
         """
         if not all('view' in sample and 'sample_idx' in sample for sample in data_samples):
             raise MMKDError(
-                f'The teacher cache {self.folder!r} was asked about images that are no numbered view; the '
-                'training data must be a ReplayedDataset or another one with `views`.')
+                f'The teacher cache {self.folder!r} holds numbered views, and these samples have no view; '
+                'the training data must be a ReplayedDataset or another dataset with `views`.')
         if not self._checked:
             raise MMKDError(f'The teacher cache {self.folder!r} has not been compared with this training; '
                             'keep mmkd.TeacherCheckHook among its hooks (mmkd.apis.prepare_config adds it).')
@@ -128,8 +133,8 @@ class TeacherCache:
         """Add a view.
 
         Args:
-            view: Its number.
-            packed: What :func:`pack` made of the logits ``(N, K)``.
+            view: The number of the view.
+            packed: The logits of all images, as returned by :func:`pack`.
             top1: The teacher's top-1 accuracy on these images, in percent.
         """
         content = save({name: tensor.contiguous() for name, tensor in packed.items()})
@@ -140,7 +145,7 @@ class TeacherCache:
                          files=self.files, fingerprint=self.fingerprint))
 
     def has(self, view: int) -> bool:
-        """Whether a view is there, and undamaged."""
+        """Whether the cache holds a view, undamaged."""
         try:
             self._verify(view)
         except MMKDError:
@@ -151,20 +156,21 @@ class TeacherCache:
         """Check that this cache was made from the same teacher and data.
 
         Raises:
-            MMKDError: Naming what differs.
+            MMKDError: If it was not; the error names the first differences.
         """
-        found = list(_differences(self.fingerprint, json.loads(json.dumps(fingerprint))))
-        if found:
-            more = f' and {len(found) - 3} more' if len(found) > 3 else ''
-            raise MMKDError(f'The teacher cache {self.folder!r} was made from something else: '
-                            f'{", ".join(found[:3])}{more}; make another one with {_TOOL}.')
+        differences = list(_differences(self.fingerprint, json.loads(json.dumps(fingerprint))))
+        if differences:
+            more = f' and {len(differences) - 3} more' if len(differences) > 3 else ''
+            raise MMKDError(f'The teacher cache {self.folder!r} was made from a different teacher or '
+                            f'different data: {", ".join(differences[:3])}{more}; make a new cache with '
+                            f'{_TOOL}.')
 
     def check(self, fingerprint: Mapping, views: int | None) -> None:
-        """Check that this cache answers all that a training asks.
+        """Check that this cache holds everything that a training run needs.
 
         Args:
-            fingerprint: Of this training, from :func:`fingerprint_of`.
-            views: How many views its data have.
+            fingerprint: The fingerprint of the training run, as returned by :func:`fingerprint_of`.
+            views: The number of views of its training data.
 
         Raises:
             MMKDError: If it does not.
@@ -178,13 +184,14 @@ class TeacherCache:
         self._checked = True
 
     def top1(self) -> float:
-        """Return the teacher's top-1 accuracy on the views that are there, in percent."""
+        """Return the teacher's top-1 accuracy on the views in the cache, in percent."""
         return float(np.mean([file['top1'] for file in self.files.values()]))
 
     def _open(self, view: int) -> dict[str, Tensor]:
         if view not in self._opened:
             self._verify(view)
-            for oldest in list(self._opened)[:-1]:  # an epoch begins while the last one's batches are in use
+            # Two views stay open: an epoch begins while batches of the previous one are in use.
+            for oldest in list(self._opened)[:-1]:
                 del self._opened[oldest]
             self._opened[view] = load_file(self._path(view))
         return self._opened[view]
@@ -193,15 +200,15 @@ class TeacherCache:
         if view in self._verified:
             return
         if _name(view) not in self.files or not os.path.isfile(self._path(view)):
-            raise MMKDError(f'The teacher cache {self.folder!r} lacks view {view}; {_TOOL} with --views '
-                            f'{max(view + 1, self.views)} adds what is missing.')
+            raise MMKDError(f'The teacher cache {self.folder!r} lacks view {view}; run {_TOOL} with --views '
+                            f'{max(view + 1, self.views)} to add the missing views.')
         digest = hashlib.sha256()
         with open(self._path(view), 'rb') as file:
             while block := file.read(2**22):
                 digest.update(block)
         if digest.hexdigest() != self.files[_name(view)]['sha256']:
-            raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is damaged; delete it, and '
-                            f'{_TOOL} makes it anew.')
+            raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is damaged; delete it and '
+                            f'run {_TOOL} to make it again.')
         self._verified.add(view)
 
     def _path(self, view: int) -> str:
@@ -216,18 +223,18 @@ def _write_json(path: str, content: Mapping) -> None:
     write_atomic(json.dumps(content, indent=1).encode(), path)
 
 
-# What a view's file holds
+# The content of a view's file
 
 
 def pack(logits: Tensor, kept: int) -> dict[str, Tensor]:
-    """Make logits small.
+    """Compress logits to float16, and to the largest of each image.
 
     Args:
         logits: Shape ``(N, K)``.
-        kept: k.
+        kept: The number k of logits to keep per image.
 
     Returns:
-        dict: ``values`` ``(N, k)``, and where k is less than K ``indices`` ``(N, k)`` and ``rest`` ``(N,)``.
+        dict: ``values`` ``(N, k)``, and if k is less than K ``indices`` ``(N, k)`` and ``rest`` ``(N,)``.
 
     Raises:
         MMKDError: If a logit is infinite, not a number, or too large for float16.
@@ -236,14 +243,14 @@ def pack(logits: Tensor, kept: int) -> dict[str, Tensor]:
     classes = logits.shape[1]
     if kept < classes:
         values, indices = logits.topk(kept, dim=1)
-        left_out = logits.scatter(1, indices, -torch.inf)
-        packed = dict(values=values, rest=left_out.logsumexp(dim=1) - np.log(classes - kept))
+        omitted = logits.scatter(1, indices, -torch.inf)
+        packed = dict(values=values, rest=omitted.logsumexp(dim=1) - np.log(classes - kept))
     else:
         packed = dict(values=logits)
     packed = {name: tensor.half() for name, tensor in packed.items()}
     if not all(tensor.isfinite().all() for tensor in packed.values()):
-        raise MMKDError('The teacher gives logits that float16 cannot hold (above 65504, infinite or not a '
-                        'number), so they cannot be cached.')
+        raise MMKDError('Some logits of the teacher cannot be stored as float16 (above 65504, infinite or '
+                        'not a number), so they cannot be cached.')
     if kept < classes:
         packed['indices'] = indices.to(_index_type(classes))
     return packed
@@ -253,9 +260,9 @@ def unpack(packed: Mapping[str, Tensor], images: Tensor, classes: int) -> Tensor
     """Return the logits of some images.
 
     Args:
-        packed: From :func:`pack`.
-        images: Their numbers ``(B,)``.
-        classes: K.
+        packed: The logits of all images, as returned by :func:`pack`.
+        images: The numbers of the images ``(B,)``.
+        classes: The number of classes K.
 
     Returns:
         Tensor: Shape ``(B, K)``, float32.
@@ -268,14 +275,14 @@ def unpack(packed: Mapping[str, Tensor], images: Tensor, classes: int) -> Tensor
 
 
 def view_bytes(images: int, classes: int, kept: int) -> int:
-    """Return about how many bytes a view takes."""
+    """Return the approximate size of a view's file in bytes."""
     if kept == classes:
         return 2 * images * classes
     return images * (2 * kept + _index_type(classes).itemsize * kept + 2)
 
 
 def check_room(folder: str, needed: int) -> int:
-    """Check that a folder's disk has room, and return its free bytes.
+    """Check that the disk of a folder has enough free space, and return the free bytes.
 
     Raises:
         MMKDError: If it has not.
@@ -294,36 +301,36 @@ def _index_type(classes: int) -> torch.dtype:
     return torch.int16 if classes <= 2**15 else torch.int32
 
 
-# What a cache was made from
+# The fingerprint of a cache
 
 
-def fingerprint_of(teacher, student: nn.Module, dataset_cfg: Mapping, dataset) -> dict:
-    """Return all that a teacher's answers in training depend on, as plain data.
+def fingerprint_of(teacher: 'Teacher', student: nn.Module, dataset_cfg: Mapping, dataset: Any) -> dict:
+    """Return everything that the teacher's logits depend on in training, as plain data.
 
-    Where data and weights lie does not count, only what they are: weights by their SHA-256; images by their
-    number, labels, names and sizes (or pixels, where the annotations hold them), and some of them by their
-    pixels after augmentation.
+    Data and weights are identified by their content, not by their paths: weights by their SHA-256, images by
+    their number, labels, file names and sizes (or pixels, if the annotations hold them), and some images by
+    their pixels after augmentation.
 
     Args:
-        teacher (Teacher): The teacher.
-        student: The student network; batches come from its data preprocessor.
+        teacher: The teacher.
+        student: The student network, whose data preprocessor makes the batches.
         dataset_cfg: The config of the training data.
         dataset: The training data.
 
     Raises:
-        MMKDError: If what the teacher answers for an image is not the same every time.
+        MMKDError: If the teacher's logits of an image are not the same every time.
     """
     if teacher.is_random:
-        raise MMKDError("A teacher with checkpoint='random' is another one in every run, so it cannot be "
-                        'cached.')
+        raise MMKDError("A teacher with checkpoint='random' has different weights in every run, so it cannot "
+                        'be cached.')
     if teacher.batch_norm == 'train':
-        raise MMKDError("With teacher.batch_norm='train' the teacher's answers depend on the batch, so they "
+        raise MMKDError("With teacher.batch_norm='train' the teacher's logits depend on the batch, so they "
                         'cannot be cached.')
     if getattr(student.data_preprocessor, 'batch_augments', None) is not None:
         raise MMKDError('Mixing images within batches (train_cfg.augments of the student, batch_augments of '
                         'its data preprocessor) cannot be replayed; move it into `mix` of a ReplayedDataset.')
     return dict(
-        teacher=dict(config=_plain(teacher.cfg.model), class_mapping=_plain(teacher.class_mapping),
+        teacher=dict(config=_plain(teacher.cfg.model), class_mapping=_plain(teacher.class_mapping.indices),
                      precision=teacher.inference.precision, weights=_digest_of_weights(teacher.model)),
         dataset=dict(config=_plain(dataset_cfg), images=len(dataset), contents=_digest_of_images(dataset),
                      pixels=_digest_of_pixels(dataset)),
@@ -331,23 +338,24 @@ def fingerprint_of(teacher, student: nn.Module, dataset_cfg: Mapping, dataset) -
 
 
 def check_spots(spots: Sequence[str]) -> None:
-    """Check that a cache can answer at some spots.
+    """Check that a cache holds the values of some spots.
 
     Raises:
-        MMKDError: Naming those at which it cannot.
+        MMKDError: If it does not; the error names these spots.
     """
-    if others := [spot for spot in spots if spot not in SPOTS]:
-        raise MMKDError(f'A teacher cache holds class logits only, and a method asks the teacher for '
-                        f'{", ".join(map(repr, others))}; train it without teacher.cache.')
+    if missing := [spot for spot in spots if spot not in SPOTS]:
+        raise MMKDError(f'A teacher cache holds class logits only, but a method needs '
+                        f'{", ".join(map(repr, missing))} of the teacher; train without teacher.cache.')
 
 
 _WITHOUT_EFFECT = {
     'ann_file', 'data_prefix', 'data_root', 'device', 'download', 'lazy_init', 'serialize_data', 'views'}
-"""Settings of datasets that change no image, or only which ones there are (their contents tell)."""
+"""Settings of datasets that do not change images. Some select the images, but the digest of the images covers
+that."""
 
 
-def _plain(value):
-    """Return a config's content as JSON has it."""
+def _plain(value: Any) -> Any:
+    """Return the content of a config as JSON represents it."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in ConfigDict(value).items()
                 if key not in _WITHOUT_EFFECT}
@@ -358,31 +366,33 @@ def _plain(value):
     return value if isinstance(value, (bool, float, int, str, type(None))) else str(value)
 
 
-def _differences(old, new, path: str = '') -> Iterator[str]:
+def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
+    """Yield descriptions of all entries that differ between two fingerprints."""
+    children: list[tuple[Any, Any, Any]]
     if isinstance(old, dict) and isinstance(new, dict):
         children = [(key, old.get(key), new.get(key)) for key in {**old, **new}]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        children = [(index, *pair) for index, pair in enumerate(zip(old, new, strict=True))]
-    else:
-        if old != new:
-            shown = [repr(value) for value in (old, new)]
-            readable = max(map(len, shown)) <= 40
-            yield path + (f' was {shown[0]} and is {shown[1]}' if readable else ' differs')
+        children = [(index, old[index], new[index]) for index in range(len(old))]
+    elif old != new:
+        readable = max(len(repr(old)), len(repr(new))) <= 40
+        yield path + (f' was {old!r} and is {new!r}' if readable else ' differs')
         return
-    for key, *pair in children:
-        yield from _differences(*pair, f'{path}.{key}' if path else str(key))
+    else:
+        return
+    for key, old_child, new_child in children:
+        yield from _differences(old_child, new_child, f'{path}.{key}' if path else str(key))
 
 
 def _digest_of_weights(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if not name.endswith('num_batches_tracked'):  # which old files lack
+        if not name.endswith('num_batches_tracked'):  # old files lack them
             digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _digest_of_images(dataset) -> str:
+def _digest_of_images(dataset: Any) -> str:
     digest = hashlib.sha256()
     for index in range(len(dataset)):
         info = dataset.get_data_info(index)
@@ -391,25 +401,25 @@ def _digest_of_images(dataset) -> str:
             digest.update(np.ascontiguousarray(info['img']))
             continue
         path = Path(info['img_path'])
-        digest.update('/'.join(path.parts[-2:]).encode())  # the same wherever the folders lie
+        digest.update('/'.join(path.parts[-2:]).encode())  # independent of where the dataset is stored
         if path.exists():
             digest.update(str(path.stat().st_size).encode())
     return digest.hexdigest()
 
 
-def _digest_of_pixels(dataset) -> str:
+def _digest_of_pixels(dataset: Any) -> str:
     images = np.linspace(0, len(dataset) - 1, 4).astype(int).tolist()
     first, second = (b''.join(dataset[image]['inputs'].cpu().numpy().tobytes() for image in images)
                      for _ in range(2))
     if first != second:
-        raise MMKDError('The training pipeline gives other pixels every time, although its generators are '
-                        'seeded: one of its transforms draws from a generator of its own, so it cannot be '
-                        'replayed.')
+        raise MMKDError('The training pipeline makes different pixels every time, although the generators of '
+                        'Python, NumPy and torch are seeded: one of its transforms draws from a private '
+                        'generator, so it cannot be replayed.')
     return hashlib.sha256(first).hexdigest()
 
 
 def _padding(preprocessor: nn.Module) -> dict | None:
-    """What of the student's preprocessing is left when its normalization is undone for the teacher."""
+    """Return the part of the student's preprocessing that remains in batches converted for the teacher."""
     if preprocessor.pad_size_divisor == 1:
         return None
     statistics = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')

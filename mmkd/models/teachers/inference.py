@@ -1,7 +1,8 @@
 """Running a frozen network at the least cost."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -14,49 +15,51 @@ from ..spots.probing import run
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
 _ROUNDING = 1e-3
-"""What another memory format may change in float32, relative to the largest value. Rounding changes about
-1e-6; an operator that reads memory wrongly may change no more than some per cent, being one of many."""
+"""By how much another memory format may change values in float32, relative to the largest value. Rounding
+changes about 1e-6; an operator that misreads memory, which is one of many, may change only a few per cent."""
 
 _ROUNDING_TF32 = 1e-2
-"""The same on GPUs, where convolutions may round to TF32 (11 bits, 5e-4) in one format only."""
+"""The limit on GPUs, where convolutions may round to TF32 (11 bits, 5e-4) in one memory format only."""
 
 _ROUNDING_HALF = 0.05
-"""The same where the network computes in half precision, of which bfloat16 rounds to 8 bits (4e-3)."""
+"""The limit in half precision; bfloat16 rounds to 8 bits (4e-3)."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the first batch taught about some points.
+    """What the first batch has shown about a set of points.
 
     Args:
-        enough: After how many recorded values the network can stop; ``None`` where that may vary.
-        idle: Layers that nothing recorded depends on.
+        max_records: Number of records after which the network can stop; ``None`` where it may vary.
+        idle: Layers that no recorded value depends on.
     """
-    enough: int | None = None
+    max_records: int | None = None
     idle: tuple[nn.Module, ...] = ()
 
 
 class TeacherForward:
-    """Runs a frozen network as far as the points that are asked for, and not what they do not depend on.
+    """Runs a frozen network only as far as the recorded points require.
 
-    A dense detector's box branch is left out when only its class logits are wanted, and the network ends
-    where all has been seen. What can be left out is found on the first batch, by running it whole. The first
-    batch also tells by how much the options change what is recorded. Whatever they are, and whether or not
-    the student's autocast covers the network, it is ``float32`` and contiguous.
+    The box branch of a dense detector is skipped if only its class logits are recorded, and the forward pass
+    stops once everything is recorded. What can be skipped is determined on the first batch, by running the
+    whole network. The first batch also measures by how much the options change the recorded values, which is
+    logged. Recorded values are ``float32`` and contiguous, whatever the options and whether or not the
+    student's autocast covers the network.
 
     Args:
         model: The network.
-        channels_last: Whether images and weights lie in memory with their channels last; not kept up for
-            networks whose own operators cannot deal with that. Checked when points are first asked for.
-        precision: ``'fp32'``; or ``'bf16'`` or ``'fp16'``, in which backbone and neck compute.
-        compile: Whether ``torch.compile`` makes backbone and neck faster; where points that are asked for lie
-            inside, the parts between them.
+        channels_last: Whether images and weights have the memory format ``torch.channels_last``. It is
+            dropped for networks with operators that do not support it; this is checked when points are first
+            recorded.
+        precision: ``'fp32'``, or ``'bf16'`` or ``'fp16'`` for the computation of backbone and neck.
+        compile: Whether to compile backbone and neck with ``torch.compile``; where recorded points are inside
+            of them, the modules around these points are compiled.
 
     Attributes:
-        points: All points that will be asked for, by name.
+        points: All points that can be recorded, by name.
 
     Raises:
-        MMKDError: If the precision is none of those, or the network has no backbone to apply options to.
+        MMKDError: If the precision is unknown, or the network has no backbone to apply the options to.
     """
 
     def __init__(self, model: nn.Module, channels_last: bool = True, precision: str = 'fp32',
@@ -78,43 +81,50 @@ class TeacherForward:
     @torch.no_grad()
     def record(self, names: Sequence[str], inputs: Tensor,
                rois: Sequence[Tensor] | None = None) -> dict[str, list]:
-        """Return what is seen at some of the points, see :func:`~mmkd.models.spots.record`.
+        """Return what is recorded at some of the points, see :func:`~mmkd.models.spots.record`.
 
         Args:
-            names: What to record.
+            names: The names of the points.
             inputs: A preprocessed batch ``(N, 3, H, W)``.
-            rois: Two-stage detectors: boxes to judge.
+            rois: Two-stage detectors: the boxes ``(R, 5)`` to classify, for every cascade stage.
+
+        Returns:
+            dict: By name, the list of recorded values.
         """
-        key, points = tuple(names), {name: self.points[name] for name in names}
+        key = tuple(names)
+        points = {name: self.points[name] for name in names}
         if key not in self._plans:
             self._prepare(points, inputs, rois)
             self._plans[key] = self._plan(points, inputs, rois)
         return self._run(self._plans[key], points, inputs, rois)
 
-    def _prepare(self, points: Mapping[str, HookPoint], inputs: Tensor, rois: Sequence[Tensor] | None) -> None:
+    def _prepare(self, points: Mapping[str, HookPoint], inputs: Tensor,
+                 rois: Sequence[Tensor] | None) -> None:
         if self._prepared and not self.channels_last:
             return
         with torch.autocast(inputs.device.type, enabled=False), _uncompiled(self._compiled):
             plain = self._check_channels_last(points, inputs, rois)
         if self._prepared:
             return
-        # Not before the first batch: until then others copy weights, and the network moves to its device.
+        # Not before the first batch: until then proxies copy weights, and the network moves to its device.
         self._prepared = True
-        if PRECISIONS[self.precision]:
-            _cast(PRECISIONS[self.precision], self._parts())
+        dtype = PRECISIONS[self.precision]
+        if dtype is not None:
+            _cast(dtype, self._parts())
         if self.compile:
             names = {name for point in self.points.values() for name in point.modules}
-            asked = {self.model.get_submodule(name) for name in names}
-            self._compiled = [module for part in self._parts() for module in _compile(part, asked)]
-        one = inputs.new_ones(1, 1)
+            recorded = {self.model.get_submodule(name) for name in names}
+            self._compiled = [module for part in self._parts() for module in _compile(part, recorded)]
+        product = inputs.new_ones(1, 1) @ inputs.new_ones(1, 1)
+        autocast = product.dtype != inputs.dtype
         options = [name for name, used in (
             ('channels last', self.channels_last), ('compiled', self.compile),
             (self.precision, self.precision != 'fp32'),
-            ("the student's autocast", self.precision == 'fp32' and (one @ one).dtype != one.dtype)) if used]
+            ("the student's autocast", self.precision == 'fp32' and autocast)) if used]
         if options:
             change = _change(plain, _tensors(self._run(_Plan(), points, inputs, rois)))
-            print_log(f'Teacher ({", ".join(options)}): what it gives changes by up to {100 * change:.2g} % '
-                      'of the largest value.', 'current')
+            print_log(f'Teacher ({", ".join(options)}): these options change its outputs by up to '
+                      f'{100 * change:.2g} % of the largest value.', 'current')
 
     def _parts(self) -> list[nn.Module]:
         return [part for part in (getattr(self.model, name, None) for name in ('backbone', 'neck'))
@@ -122,30 +132,32 @@ class TeacherForward:
 
     def _check_channels_last(self, points: Mapping[str, HookPoint], inputs: Tensor,
                              rois: Sequence[Tensor] | None) -> list[Tensor]:
-        """Run the network with channels first, then last; the latter is undone for good if it is wrong.
+        """Compare both memory formats; channels last is dropped for good if it changes the outputs.
 
         Returns:
-            list: What is recorded with channels first.
+            list: The tensors that are recorded with channels first.
         """
-        wanted = self.channels_last
+        channels_last = self.channels_last
         self._set_memory_format(False)
         plain = _tensors(self._run(_Plan(), points, inputs, rois))
-        if not wanted:
+        if not channels_last:
             return plain
         if not self._prepared and is_two_stage(self.model):
-            # Operators of MMCV, such as RoIAlign, read memory as if channels came first.
+            # Operators of MMCV, such as RoIAlign, read memory as if channels came first. This hook stays.
             self._parts()[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.contiguous))
         self._set_memory_format(True)
         try:
             change = _change(plain, _tensors(self._run(_Plan(), points, inputs, rois)))
-            problem = f'gives other results with channels last (by {100 * change:.2g} % of the largest value)'
+            problem = (f'computes different outputs with channels last (by {100 * change:.2g} % of the '
+                       'largest value)')
         except RuntimeError as error:
             change, problem = float('inf'), f'cannot run with channels last ({one_line(error)})'
         if not change < self._rounding(inputs.device):
             self._set_memory_format(False)
             if self._compiled:
-                torch.compiler.reset()  # what is compiled takes the weights to lie as they did
-            print_log(f'The teacher {type(self.model).__name__} {problem}; it runs without.', 'current')
+                torch.compiler.reset()  # compiled modules assume the memory format of their weights
+            print_log(f'The teacher {type(self.model).__name__} {problem}; it runs with channels first.',
+                      'current')
         return plain
 
     def _set_memory_format(self, channels_last: bool) -> None:
@@ -158,16 +170,17 @@ class TeacherForward:
         return _ROUNDING if device.type == 'cpu' else _ROUNDING_TF32
 
     def _plan(self, points: Mapping[str, HookPoint], inputs: Tensor, rois: Sequence[Tensor] | None) -> _Plan:
-        seen, num_records = self._record(_Plan(), points, inputs, rois)
+        outputs, num_records = self._record(_Plan(), points, inputs, rois)
         if rois is not None:
-            return _Plan()  # a cascade may end earlier in one batch than in another
+            return _Plan()  # a cascade may stop at different stages in different batches
         head = getattr(self.model, 'bbox_head', None)
         if is_classifier(self.model) or head is None:
             return _Plan(num_records)
         plan = _Plan(num_records, tuple(self._idle_layers(head, points, inputs)))
         try:
-            same = _change(_tensors(seen), _tensors(self._run(plan, points, inputs, rois))) < _ROUNDING
-        except (MMKDError, RuntimeError):  # other layers cannot take what stands in for an idle one
+            planned = self._run(plan, points, inputs, rois)
+            same = _change(_tensors(outputs), _tensors(planned)) < _ROUNDING
+        except (MMKDError, RuntimeError):  # other layers cannot use the input of an idle layer as its output
             same = False
         return plan if same else _Plan(num_records)
 
@@ -177,25 +190,28 @@ class TeacherForward:
 
     def _record(self, plan: _Plan, points: Mapping[str, HookPoint], inputs: Tensor,
                 rois: Sequence[Tensor] | None) -> tuple[dict[str, list], int]:
-        own = self.precision != 'fp32'
+        reduced_precision = self.precision != 'fp32'
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
-        with (torch.autocast(inputs.device.type, enabled=False) if own else nullcontext(),
-              _bypassed(plan.idle), Recorder(self.model, points, plan.enough) as recorder):
+        with (torch.autocast(inputs.device.type, enabled=False) if reduced_precision else nullcontext(),
+              _bypassed(plan.idle), Recorder(self.model, points, plan.max_records) as recorder):
             run(self.model, points, inputs, rois)
-        # The student's autocast covers a teacher of float32, too.
-        seen = _map({name: recorder[name] for name in points}, _float)
-        return (_map(seen, Tensor.contiguous) if self.channels_last else seen), recorder.num_records
+        # The student's autocast covers a teacher in float32 as well.
+        outputs = _map({name: recorder[name] for name in points}, _float)
+        if self.channels_last:
+            outputs = _map(outputs, Tensor.contiguous)
+        return outputs, recorder.num_records
 
-    def _idle_layers(self, head: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor) -> list[nn.Module]:
-        """Return the outermost modules of a head with parameters that nothing recorded depends on."""
+    def _idle_layers(self, head: nn.Module, points: Mapping[str, HookPoint],
+                     inputs: Tensor) -> list[nn.Module]:
+        """Return the outermost modules of a head whose parameters no recorded value depends on."""
         parameters = list(head.parameters())
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)
             with torch.enable_grad():
-                seen, _ = self._record(_Plan(), points, inputs, None)
-                total = sum(value.sum() for value in _tensors(seen) if value.requires_grad)
+                outputs, _ = self._record(_Plan(), points, inputs, None)
+                total = sum(value.sum() for value in _tensors(outputs) if value.requires_grad)
             if not isinstance(total, Tensor):
                 return []
             gradients = torch.autograd.grad(total, parameters, allow_unused=True)
@@ -208,20 +224,21 @@ class TeacherForward:
 
 
 def _outermost(module: nn.Module, reached: set[int]) -> list[nn.Module]:
-    found = []
+    """Return the outermost modules inside a module with parameters, none of which is among the reached."""
+    outermost = []
     for child in module.children():
         parameters = [id(parameter) for parameter in child.parameters()]
         if parameters and not reached.intersection(parameters) and type(child) not in (nn.ModuleList,
                                                                                        nn.ModuleDict):
-            found.append(child)
+            outermost.append(child)
         else:
-            found += _outermost(child, reached)
-    return found
+            outermost += _outermost(child, reached)
+    return outermost
 
 
 @contextmanager
-def _bypassed(modules: Sequence[nn.Module]):
-    """Let modules hand on what they are given, inside the block."""
+def _bypassed(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let modules return their inputs inside the block."""
     try:
         for module in modules:
             module.forward = _identity
@@ -231,26 +248,27 @@ def _bypassed(modules: Sequence[nn.Module]):
             module.__dict__.pop('forward', None)
 
 
-def _identity(value, *_, **__):
+def _identity(value: Any, *_, **__) -> Any:
     return value
 
 
 def _cast(dtype: torch.dtype, parts: Sequence[nn.Module]) -> None:
-    """Let the first part take and the last part give ``float32``, and all compute in another type."""
+    """Let the parts compute in another type, between an input and an output in ``float32``."""
     for part in parts:
         part.to(dtype)
+    # These hooks stay, as the cast does.
     parts[0].register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
     parts[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.float))
 
 
-def _compile(module: nn.Module, asked: set[nn.Module]) -> list[nn.Module]:
-    """Compile the largest modules that have no point inside; hooks on compiled ones still see their calls.
+def _compile(module: nn.Module, recorded: set[nn.Module]) -> list[nn.Module]:
+    """Compile the largest modules that contain no recorded module; hooks on compiled modules still run.
 
     Returns:
-        list: These modules.
+        list: The compiled modules.
     """
-    if any(inner in asked for inner in module.modules() if inner is not module):
-        return [found for child in module.children() for found in _compile(child, asked)]
+    if any(inner in recorded for inner in module.modules() if inner is not module):
+        return [compiled for child in module.children() for compiled in _compile(child, recorded)]
     if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Identity)):
         return []
     module.forward = torch.compile(module.forward)
@@ -258,8 +276,8 @@ def _compile(module: nn.Module, asked: set[nn.Module]) -> list[nn.Module]:
 
 
 @contextmanager
-def _uncompiled(modules: Sequence[nn.Module]):
-    """Let compiled modules run as they are written, inside the block."""
+def _uncompiled(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Let compiled modules run in eager mode inside the block."""
     compiled = {module: module.__dict__.pop('forward') for module in modules}
     try:
         yield
@@ -272,26 +290,27 @@ def _float(value: Tensor) -> Tensor:
     return value.float() if value.element_size() < 4 else value
 
 
-def _map(value, function):
+def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Apply a function to all floating point tensors inside a value."""
     if isinstance(value, Tensor):
         return function(value) if value.is_floating_point() else value
     if isinstance(value, dict):
-        return {name: _map(one, function) for name, one in value.items()}
+        return {name: _map(item, function) for name, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return type(value)(_map(one, function) for one in value)
+        return type(value)(_map(item, function) for item in value)
     return value
 
 
-def _tensors(value) -> list[Tensor]:
-    found = []
-    _map(value, found.append)
-    return found
+def _tensors(value: Any) -> list[Tensor]:
+    tensors: list[Tensor] = []
+    _map(value, tensors.append)
+    return tensors
 
 
-def _change(plain: list[Tensor], changed: list[Tensor]) -> float:
-    """Return the largest difference, relative to the largest value of the same tensor."""
-    if [one.shape for one in plain] != [one.shape for one in changed]:
+def _change(before: list[Tensor], after: list[Tensor]) -> float:
+    """Return the largest difference between tensors, relative to the largest value of the same tensor."""
+    if [tensor.shape for tensor in before] != [tensor.shape for tensor in after]:
         return float('inf')
-    return max((((one - other).abs().max() / one.abs().max().clamp(min=1e-12)).item()
-                for one, other in zip(plain, changed, strict=True) if one.numel()), default=0.0)
+    pairs = [pair for pair in zip(before, after, strict=True) if pair[0].numel()]
+    return max((((old - new).abs().max() / old.abs().max().clamp(min=1e-12)).item() for old, new in pairs),
+               default=0.0)

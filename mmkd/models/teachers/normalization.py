@@ -1,4 +1,4 @@
-"""Turning a batch that was prepared for one network into the batch another one expects."""
+"""Converting a batch that was prepared for one network into the batch that another network expects."""
 from collections.abc import Sequence
 from math import ceil
 
@@ -14,31 +14,33 @@ class BatchConverter:
     """Re-normalizes the student's preprocessed batch for the teacher.
 
     Mean, standard deviation, channel order, padding value and size divisor are read from the two data
-    preprocessors. Both networks thus see the same pixels, after the same augmentation.
+    preprocessors. So both networks get the same pixels, after the same augmentation.
 
     Args:
-        student: The student's data preprocessor.
-        teacher: The teacher's.
+        student: The data preprocessor of the student.
+        teacher: The data preprocessor of the teacher.
 
     Raises:
-        MMKDError: If one of them is of a kind whose normalization cannot be read.
+        MMKDError: If the normalization of one of them is unknown.
     """
 
     keep_size = False
-    """Whether the batch keeps the student's height and width, instead of the teacher's own padding."""
+    """Whether the batch keeps the student's height and width, instead of being padded for the teacher."""
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
         for role, preprocessor in (('student', student), ('teacher', teacher)):
             if not hasattr(preprocessor, '_enable_normalize'):
                 raise MMKDError(
-                    f"The {role}'s data preprocessor {type(preprocessor).__name__} is no ImgDataPreprocessor "
-                    'or ClsDataPreprocessor, so images cannot be converted between the two networks.')
+                    f"The {role}'s data preprocessor {type(preprocessor).__name__} is neither an "
+                    'ImgDataPreprocessor nor a ClsDataPreprocessor, so images cannot be converted between '
+                    'the two networks.')
         self.swap_channels = _swaps_channels(student) != _swaps_channels(teacher)
-        (mean_s, std_s), (mean_t, std_t) = _statistics(student), _statistics(teacher)
+        student_mean, student_std = _statistics(student)
+        teacher_mean, teacher_std = _statistics(teacher)
         if self.swap_channels:
-            mean_s, std_s = mean_s.flip(0), std_s.flip(0)
-        self.scale = std_s / std_t
-        self.shift = (mean_s - mean_t) / std_t
+            student_mean, student_std = student_mean.flip(0), student_std.flip(0)
+        self.scale = student_std / teacher_std
+        self.shift = (student_mean - teacher_mean) / teacher_std
         self.same_statistics = bool((self.scale == 1).all() and (self.shift == 0).all())
         self.divisor = teacher.pad_size_divisor
         self.pad_value = float(teacher.pad_value)
@@ -53,7 +55,7 @@ class BatchConverter:
             img_shapes: ``(height, width)`` of every image inside its padding.
 
         Returns:
-            Tensor: The teacher's batch ``(N, 3, H', W')``; the same tensor when nothing differs.
+            Tensor: The teacher's batch ``(N, 3, H', W')``; the same tensor if nothing differs.
         """
         if self.swap_channels:
             inputs = inputs.flip(1)
@@ -71,7 +73,7 @@ class BatchConverter:
         else:
             size = [ceil(max(shape[axis] for shape in img_shapes) / self.divisor) * self.divisor
                     for axis in (0, 1)]
-            # Negative padding crops, and all that is cropped is padding.
+            # Negative padding crops, and only padding is cropped.
             inputs = F.pad(inputs, (0, size[1] - width, 0, size[0] - height), value=self.pad_value)
         for image, (height, width) in zip(inputs, img_shapes, strict=True):
             image[:, height:] = self.pad_value
@@ -80,12 +82,12 @@ class BatchConverter:
 
 
 def image_shapes(model: nn.Module, inputs: Tensor, data_samples: Sequence) -> list[tuple[int, int]]:
-    """Return the height and width of every image of a batch inside its padding.
+    """Return the height and width of every image of a batch inside its padding, in pixels.
 
-    Classifiers look at whole canvases: after Mixup and CutMix there is no telling what padding is.
+    For classifiers, padding is a part of the image: after Mixup and CutMix it cannot be told from content.
 
     Args:
-        model: The network that looks at them.
+        model: The network that the batch is for.
         inputs: The batch ``(N, 3, H, W)``.
         data_samples: Its samples.
     """
@@ -95,7 +97,7 @@ def image_shapes(model: nn.Module, inputs: Tensor, data_samples: Sequence) -> li
 
 
 def _swaps_channels(preprocessor: nn.Module) -> bool:
-    """Whether images, which are loaded as BGR, become RGB; MMPretrain calls it otherwise than MMEngine."""
+    """Whether images, which are loaded as BGR, become RGB; MMPretrain and MMEngine name this differently."""
     return bool(getattr(preprocessor, '_channel_conversion', False) or getattr(preprocessor, 'to_rgb', False))
 
 

@@ -9,6 +9,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.methods import KD
 from mmkd.models.spots import LogitLayout, check_comparable, logit_layout
 from mmkd.models.step import Step
+from mmkd.models.teachers import ClassMapping
 from tests.helpers.families import detector
 
 DENSE = LogitLayout('sigmoid', 2, strides=(8, 16), anchors=(3, 3))
@@ -36,7 +37,9 @@ def test_order_of_flat_logits():
 
 def test_classes_are_selected_in_every_anchor():
     levels = maps()
-    ((selected, box), ) = DENSE.select_classes([(levels, 'boxes')], torch.tensor([1, 0]))
+    mapping = ClassMapping([1, 0])
+    mapping.compare(DENSE, DENSE)
+    ((selected, box), ) = mapping.outputs([(levels, 'boxes')])
     assert box == 'boxes'
     one_channel = [level[:, [1, 0, 3, 2, 5, 4]] for level in levels]
     for got, expected in zip(selected, one_channel, strict=True):
@@ -65,7 +68,7 @@ def weights(sample_weight, samples, levels, layout=DENSE):
     return layout.weights(sample_weight, [(levels, )], layout.logits([(levels, )]), step)[0]
 
 
-def test_places_in_the_padding_do_not_count():
+def test_locations_in_the_padding_do_not_count():
     got = weights('uniform', [sample(32, 32), sample(16, 24)], maps())
     fine = torch.ones(2, 4, 4)
     fine[1, 2:] = 0
@@ -159,7 +162,7 @@ def test_scales_that_a_config_rounds_are_the_same():
                                         scales=[4.0, 5.04, 6.35]))
 
 
-def test_a_single_anchor_stands_for_its_place():
+def test_a_single_anchor_stands_for_its_location():
     one = anchors('atss')
     assert one.base_anchors and set(one.anchors) == {1}
     check_comparable(one, anchors('atss', octave_base_scale=4))

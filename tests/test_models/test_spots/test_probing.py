@@ -3,8 +3,6 @@ import pytest
 import torch
 from mmengine.registry import MODELS, DefaultScope
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.models.spots import common_probe_size, probe, resolve_spot
 from tests.helpers.classifiers import CLASSES, STUDENT, classifier, deit
 
@@ -36,8 +34,8 @@ def test_the_size_of_those_that_know_one(networks):
 
 
 def map_of(model, spot, **settings):
-    (seen, ) = probe(model, dict(seen=resolve_spot(model, spot, 'student')), **settings)['seen']
-    return tuple(seen.shape[1:])
+    (value, ) = probe(model, {spot: resolve_spot(model, spot, 'student')}, **settings)[spot]
+    return tuple(value.shape[1:])
 
 
 def test_shapes_are_those_of_the_size(networks):

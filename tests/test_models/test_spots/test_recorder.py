@@ -4,8 +4,6 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.errors import MMKDError
 from mmkd.models.spots import HookPoint, Recorder, record, resolve_spot
 from tests.helpers.classifiers import batch, classifier, distil, teacher_of
@@ -20,7 +18,7 @@ def _scope():
 
 
 class InPlace(nn.Module):
-    """Overwrites what its layers are given and give."""
+    """Overwrites the inputs and outputs of its layers."""
 
     def __init__(self):
         super().__init__()
@@ -41,36 +39,37 @@ def network(seed=0):
 def test_what_the_next_operation_overwrites_is_an_error(spot, grad):
     model = network()
     points = {spot: resolve_spot(model, spot, 'student')}
-    with torch.set_grad_enabled(grad), pytest.raises(MMKDError, match=f"'{spot}' gives .* in place.*:input"):
+    with torch.set_grad_enabled(grad), pytest.raises(
+            MMKDError, match=f"output of '{spot}' .* in place.*:input"):
         record(model, points, torch.randn(2, 3, 64, 64))
 
 
 def test_a_method_at_such_a_spot_is_refused_when_it_is_built():
     method = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.FitNetLoss'), spot='backbone.bn1')
-    with pytest.raises(MMKDError, match="What 'backbone.bn1' gives"):
+    with pytest.raises(MMKDError, match="output of 'backbone.bn1'"):
         build(distil(classifier(), teacher_of(8), x=method))
 
 
 def test_the_input_of_the_module_that_overwrites_it_is_what_was_given():
     model = network()
-    given = []
-    handle = model.backbone.bn1.register_forward_hook(lambda _, args, output: given.append(output.clone()))
+    outputs = []
+    handle = model.backbone.bn1.register_forward_hook(lambda _, args, output: outputs.append(output.clone()))
     point = resolve_spot(model, 'backbone.relu:input', 'student')
-    (seen, ) = record(model, dict(x=point), torch.randn(2, 3, 64, 64))['x']
+    (recorded, ) = record(model, dict(x=point), torch.randn(2, 3, 64, 64))['x']
     handle.remove()
-    assert given[0].min() < 0 and torch.equal(seen, given[0])
+    assert outputs[0].min() < 0 and torch.equal(recorded, outputs[0])
 
 
 def test_an_input_that_is_overwritten_inside_the_module_is_an_error():
     model = InPlace()
-    with pytest.raises(MMKDError, match="What 'block' is given"), Recorder(
+    with pytest.raises(MMKDError, match="input of 'block'"), Recorder(
             model, dict(x=HookPoint('block', 'input', 0))):
         model(torch.randn(2, 2, 4, 4))
 
 
 def test_a_network_that_was_stopped_is_checked_as_well():
     model, points = InPlace(), dict(norm=HookPoint('norm'), conv=HookPoint('block.1'))
-    with pytest.raises(MMKDError, match="What 'norm' gives"), Recorder(model, points, enough=2):
+    with pytest.raises(MMKDError, match="output of 'norm'"), Recorder(model, points, max_records=2):
         model(torch.randn(2, 2, 4, 4))
 
 
@@ -91,7 +90,8 @@ def test_inference_mode_has_no_versions():
 def test_first_and_last_calls():
     layer = nn.Linear(2, 2)
     model = nn.Sequential(layer, layer, layer)
-    points = dict(first=HookPoint('0', 'input', 0, first=True), last=HookPoint('0', last=True), all=HookPoint('0'))
+    points = dict(first=HookPoint('0', 'input', 0, first=True), last=HookPoint('0', last=True),
+                  all=HookPoint('0'))
     x = torch.randn(1, 2)
     with Recorder(model, points) as recorder:
         output = model(x)
@@ -114,10 +114,11 @@ VGGS = dict(plain=dict(), norm=dict(norm_cfg=dict(type='BN')), without_last_pool
 def test_vgg_before_its_last_relus(settings):
     model = MODELS.build(vgg(**settings)).eval()
     points = {spot: resolve_spot(model, spot, 'student') for spot in ('stages', 'preactivations')}
-    seen = record(model, points, torch.randn(2, 3, 64, 64))
-    assert [level.shape[1:] for level in seen['stages'][:2]] == [(64, 32, 32), (128, 16, 16)]
-    assert len(seen['stages']) == len(seen['preactivations']) == 5
-    for number, (stage, before) in enumerate(zip(seen['stages'], seen['preactivations'], strict=True), 1):
+    recorded = record(model, points, torch.randn(2, 3, 64, 64))
+    assert [level.shape[1:] for level in recorded['stages'][:2]] == [(64, 32, 32), (128, 16, 16)]
+    assert len(recorded['stages']) == len(recorded['preactivations']) == 5
+    pairs = zip(recorded['stages'], recorded['preactivations'], strict=True)
+    for number, (stage, before) in enumerate(pairs, 1):
         assert before.min() < 0
         pools = number < 5 or settings.get('with_last_pool', True)
         expected = before.relu()

@@ -26,10 +26,10 @@ def network(cfg, scope: str):
     return model.eval().requires_grad_(False)
 
 
-def engine_for(model, *spots, **options) -> TeacherForward:
-    engine = TeacherForward(model, **options)
-    engine.points.update({spot: resolve_spot(model, spot, 'teacher') for spot in spots})
-    return engine
+def forward_of(model, *spots, **options) -> TeacherForward:
+    forward = TeacherForward(model, **options)
+    forward.points.update({spot: resolve_spot(model, spot, 'teacher') for spot in spots})
+    return forward
 
 
 def batch(model, seed: int = 0):
@@ -61,43 +61,43 @@ def calls_of(model) -> list[str]:
 @pytest.mark.parametrize('family', families.STOCK)
 def test_detectors_give_the_same(family):
     model = network(families.detector(family), 'mmdet')
-    engine = engine_for(copy.deepcopy(model), 'cls_outputs', 'features', 'cls_logits')
+    forward = forward_of(copy.deepcopy(model), 'cls_outputs', 'features', 'cls_logits')
     for seed in range(2):
         images, rois = batch(model, seed)
-        expected = record(model, engine.points, images, rois)
+        expected = record(model, forward.points, images, rois)
         for spots in (['cls_outputs'], ['features', 'cls_logits']):
-            found = engine.record(spots, images, rois)
+            outputs = forward.record(spots, images, rois)
             for spot in spots:
-                mine, other = (classes_of(seen[spot]) for seen in (found, expected))
-                assert len(mine) == len(other) > 0
-                for one, two in zip(mine, other, strict=True):
+                actual, reference = (classes_of(recorded[spot]) for recorded in (outputs, expected))
+                assert len(actual) == len(reference) > 0
+                for one, two in zip(actual, reference, strict=True):
                     assert one.is_contiguous()
                     torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-4)
 
 
-def classes_of(seen: list) -> list[torch.Tensor]:
-    """Return all tensors of what was seen, of heads' outputs the class logits."""
-    found = []
-    for value in seen:
+def classes_of(values: list) -> list[torch.Tensor]:
+    """Return all recorded tensors; of the outputs of heads, only the class logits."""
+    tensors = []
+    for value in values:
         while isinstance(value, (tuple, list)) and isinstance(value[0], (tuple, list)):
             value = value[0]
-        found += [value] if isinstance(value, torch.Tensor) else list(value)
-    return found
+        tensors += [value] if isinstance(value, torch.Tensor) else list(value)
+    return tensors
 
 
 @pytest.mark.parametrize('family', ['retinanet', 'fcos', 'atss', 'gfl'])
 def test_box_branches_are_left_out(family):
     model = network(families.detector(family), 'mmdet')
-    engine = engine_for(model, 'cls_logits', 'cls_outputs')
+    forward = forward_of(model, 'cls_logits', 'cls_outputs')
     images, _ = batch(model)
-    engine.record(['cls_logits'], images)
+    forward.record(['cls_logits'], images)
     called = calls_of(model)
-    engine.record(['cls_logits'], images)
+    forward.record(['cls_logits'], images)
     heads = {name.split('.')[1] for name in called if name.startswith('bbox_head')}
     assert any('cls' in name for name in heads)
     assert not any('reg' in name for name in heads)
     called.clear()
-    engine.record(['cls_outputs'], images)  # of which the boxes are a part
+    forward.record(['cls_outputs'], images)  # of which the boxes are a part
     assert any('reg' in name for name in called)
     called.clear()
     model.bbox_head(model.extract_feat(images))
@@ -106,31 +106,31 @@ def test_box_branches_are_left_out(family):
 
 def test_the_network_ends_where_all_has_been_seen():
     model = network(classifiers.classifier(), 'mmpretrain')
-    engine = engine_for(model, 'stage2', 'cls_logits')
+    forward = forward_of(model, 'stage2', 'cls_logits')
     images, _ = batch(model)
-    engine.record(['stage2'], images)
+    forward.record(['stage2'], images)
     called = calls_of(model)
-    engine.record(['stage2'], images)
+    forward.record(['stage2'], images)
     assert called[-1].startswith('backbone.layer2') and not any('layer3' in name for name in called)
     called.clear()
-    engine.record(['stage2', 'cls_logits'], images)
+    forward.record(['stage2', 'cls_logits'], images)
     assert called[-1] == 'head.fc'
 
 
 def test_no_boxes():
     model = network(families.detector('faster_rcnn'), 'mmdet')
-    engine = engine_for(model, 'cls_logits')
+    forward = forward_of(model, 'cls_logits')
     images, _ = batch(model)
     for boxes in (torch.zeros(0, 5), torch.tensor([[1.0, 10.0, 8.0, 60.0, 50.0]])):
-        logits, = engine.record(['cls_logits'], images, [boxes])['cls_logits']
+        logits, = forward.record(['cls_logits'], images, [boxes])['cls_logits']
         assert logits.shape == (len(boxes), families.CLASSES + 1)
 
 
 def test_an_error_on_the_way_is_not_swallowed():
     model = network(classifiers.classifier(), 'mmpretrain')
-    engine = engine_for(model, 'cls_logits')
+    forward = forward_of(model, 'cls_logits')
     with pytest.raises(RuntimeError):
-        engine.record(['cls_logits'], torch.zeros(1, 4, 32, 32))
+        forward.record(['cls_logits'], torch.zeros(1, 4, 32, 32))
 
 
 class ReadsMemory(nn.Module):
@@ -144,10 +144,10 @@ def test_channels_last_is_given_up_where_an_operator_cannot_deal_with_it():
     model = network(classifiers.classifier(), 'mmpretrain')
     model.backbone.maxpool = nn.Sequential(ReadsMemory(), model.backbone.maxpool)
     images, _ = batch(model)
-    engine = engine_for(model, 'cls_logits')
-    expected = record(model, engine.points, images)['cls_logits'][0]
-    torch.testing.assert_close(engine.record(['cls_logits'], images)['cls_logits'][0], expected)
-    assert not engine.channels_last
+    forward = forward_of(model, 'cls_logits')
+    expected = record(model, forward.points, images)['cls_logits'][0]
+    torch.testing.assert_close(forward.record(['cls_logits'], images)['cls_logits'][0], expected)
+    assert not forward.channels_last
 
 
 def deform() -> nn.Module:
@@ -160,7 +160,7 @@ def modulated() -> nn.Module:
 
 @pytest.fixture
 def log(monkeypatch) -> list[str]:
-    """Lines that the engine logs."""
+    """Lines that the forward pass logs."""
     lines = []
     monkeypatch.setattr(inference_module, 'print_log', lambda line, *_: lines.append(line))
     return lines
@@ -169,11 +169,11 @@ def log(monkeypatch) -> list[str]:
 @pytest.mark.parametrize(('operator', 'words', 'first', 'options'), [
     (deform, 'cannot run with channels last', (), {}),
     (deform, 'cannot run with channels last', ('stage1', ), {}),
-    (modulated, 'gives other results', (), {}),
-    (modulated, 'gives other results', ('stage1', ), {}),
-    (ReadsMemory, 'gives other results', ('stage1', ), dict(precision='bf16')),
+    (modulated, 'computes different outputs', (), {}),
+    (modulated, 'computes different outputs', ('stage1', ), {}),
+    (ReadsMemory, 'computes different outputs', ('stage1', ), dict(precision='bf16')),
 ], ids=['fails', 'fails-later', 'wrong', 'wrong-later', 'wrong-later-half'])
-def test_channels_last_is_given_up_at_whatever_places(operator, words, first, options, log):
+def test_channels_last_is_given_up_at_whatever_points(operator, words, first, options, log):
     """Operators that are wrong or fail in such memory may lie behind the points that are asked for first."""
     model = network(classifiers.classifier(), 'mmpretrain')
     wrong = operator()
@@ -182,19 +182,19 @@ def test_channels_last_is_given_up_at_whatever_places(operator, words, first, op
             parameter.normal_(std=0.1)
     model.backbone.layer3 = nn.Sequential(wrong, model.backbone.layer3).eval().requires_grad_(False)
     images, _ = batch(model)
-    expected = record(copy.deepcopy(model), engine_for(model, 'stage3').points, images)['stage3'][0]
-    engine = engine_for(model, *first, 'stage3', **options)
+    expected = record(copy.deepcopy(model), forward_of(model, 'stage3').points, images)['stage3'][0]
+    forward = forward_of(model, *first, 'stage3', **options)
     if first:
-        engine.record(first, images)
-        assert engine.channels_last == (words == 'gives other results')  # the whole backbone is run
+        forward.record(first, images)
+        assert forward.channels_last == (words == 'computes different outputs')  # the whole backbone is run
     for _ in range(2):
-        found = engine.record(['stage3'], images)['stage3'][0]
+        outputs = forward.record(['stage3'], images)['stage3'][0]
         tolerance = 0.05 if 'precision' in options else 1e-4
-        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * expected.abs().max().item())
-    assert not engine.channels_last
+        torch.testing.assert_close(outputs, expected, rtol=0, atol=tolerance * expected.abs().max().item())
+    assert not forward.channels_last
     assert not any(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
                    for weight in model.parameters() if weight.dim() == 4)
-    assert sum(words in line and 'it runs without' in line for line in log) == 1
+    assert sum(words in line and 'it runs with channels first' in line for line in log) == 1
 
 
 def test_what_is_compiled_is_compiled_again_without_channels_last():
@@ -206,13 +206,13 @@ def test_what_is_compiled_is_compiled_again_without_channels_last():
     backbone.layer2 = nn.Sequential(ReadsMemory(), nn.Tanh())
     backbone.layer3 = nn.Sequential(nn.Conv2d(3, 4, 3)).requires_grad_(False)  # its input lies as before
     images, _ = batch(model)
-    engine = engine_for(model, 'stage1', 'stage3', compile=True)
-    expected = record(copy.deepcopy(model), engine.points, images)['stage3'][0]
-    engine.record(['stage1'], images)
-    assert engine.channels_last
+    forward = forward_of(model, 'stage1', 'stage3', compile=True)
+    expected = record(copy.deepcopy(model), forward.points, images)['stage3'][0]
+    forward.record(['stage1'], images)
+    assert forward.channels_last
     for _ in range(2):
-        torch.testing.assert_close(engine.record(['stage3'], images)['stage3'][0], expected)
-    assert not engine.channels_last
+        torch.testing.assert_close(forward.record(['stage3'], images)['stage3'][0], expected)
+    assert not forward.channels_last
 
 
 class ChangesLittle(nn.Module):
@@ -226,9 +226,9 @@ class ChangesLittle(nn.Module):
 def test_a_small_mistake_is_told_from_rounding(options):
     model = network(classifiers.classifier(), 'mmpretrain')
     model.backbone.maxpool = nn.Sequential(ChangesLittle(), model.backbone.maxpool)
-    engine = engine_for(model, 'stage2', **options)
-    engine.record(['stage2'], batch(model)[0])
-    assert not engine.channels_last
+    forward = forward_of(model, 'stage2', **options)
+    forward.record(['stage2'], batch(model)[0])
+    assert not forward.channels_last
 
 
 def test_an_idle_layer_that_changes_little_is_run():
@@ -243,29 +243,29 @@ def test_an_idle_layer_that_changes_little_is_run():
     head.forward_single = forward_single.__get__(head)
     with torch.no_grad():
         head.retina_reg.bias.fill_(1.0)
-    engine = engine_for(model, 'cls_logits')
-    expected = record(model, engine.points, images)['cls_logits']
+    forward = forward_of(model, 'cls_logits')
+    expected = record(model, forward.points, images)['cls_logits']
     for _ in range(2):
-        found = engine.record(['cls_logits'], images)['cls_logits']
-        for mine, other in zip(classes_of(found), classes_of(expected), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+        outputs = forward.record(['cls_logits'], images)['cls_logits']
+        for actual, reference in zip(classes_of(outputs), classes_of(expected), strict=True):
+            torch.testing.assert_close(actual, reference, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('options', [{}, dict(precision='bf16'), dict(channels_last=False)], ids=str)
 def test_under_autocast_what_is_recorded_is_float32(options, log):
     model = network(families.detector('retinanet'), 'mmdet')
     images, _ = batch(model)
-    engine = engine_for(model, 'features', 'cls_logits', **options)
-    expected = record(model, engine.points, images)
+    forward = forward_of(model, 'features', 'cls_logits', **options)
+    expected = record(model, forward.points, images)
     dtypes = []
     model.backbone.register_forward_hook(lambda module, args, output: dtypes.append(output[0].dtype))
     with torch.autocast('cpu', dtype=torch.bfloat16):
         for _ in range(2):
-            found = engine.record(['features', 'cls_logits'], images)
+            outputs = forward.record(['features', 'cls_logits'], images)
     for spot in expected:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            assert mine.dtype == torch.float32
-            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            assert actual.dtype == torch.float32
+            assert 0 < (actual - reference).abs().max() < 0.05 * reference.abs().max()
     assert dtypes[-1] == torch.bfloat16  # the student's autocast covers the teacher
     assert ("the student's autocast" in log[-1]) == ('precision' not in options)
 
@@ -273,25 +273,25 @@ def test_under_autocast_what_is_recorded_is_float32(options, log):
 def test_bf16_stays_near():
     model = network(families.detector('retinanet'), 'mmdet')
     images, _ = batch(model)
-    engine = engine_for(model, 'features', 'cls_logits', precision='bf16')
-    expected = record(model, engine.points, images)
-    found = engine.record(['features', 'cls_logits'], images)
+    forward = forward_of(model, 'features', 'cls_logits', precision='bf16')
+    expected = record(model, forward.points, images)
+    outputs = forward.record(['features', 'cls_logits'], images)
     for spot in expected:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            assert mine.dtype == torch.float32
-            assert 0 < (mine - other).abs().max() < 0.05 * other.abs().max()
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            assert actual.dtype == torch.float32
+            assert 0 < (actual - reference).abs().max() < 0.05 * reference.abs().max()
 
 
 @pytest.mark.parametrize('spots', [('features', ), ('stage1', 'cls_logits')], ids=str)
 def test_compiled(spots):
     model = network(classifiers.classifier(), 'mmpretrain')
     images, _ = batch(model)
-    engine = engine_for(model, *spots, compile=True)
-    expected = record(model, engine.points, images)
-    found = engine.record(spots, images)
+    forward = forward_of(model, *spots, compile=True)
+    expected = record(model, forward.points, images)
+    outputs = forward.record(spots, images)
     for spot in spots:
-        for mine, other in zip(classes_of(found[spot]), classes_of(expected[spot]), strict=True):
-            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+        for actual, reference in zip(classes_of(outputs[spot]), classes_of(expected[spot]), strict=True):
+            torch.testing.assert_close(actual, reference, rtol=1e-4, atol=1e-5)
 
 
 def test_wrong_options():

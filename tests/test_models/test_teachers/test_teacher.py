@@ -9,12 +9,12 @@ from mmengine.registry import MODELS, DefaultScope
 
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
-from mmkd.models.teachers import Teacher
+from mmkd.models.teachers import ClassMapping, Teacher
 from mmkd.models.teachers.normalization import BatchConverter
 from tests.helpers import classifiers
 from tests.helpers.tiny import build, distil, tiny_config
 
-NORMALISATIONS = {
+NORMALIZATIONS = {
     'same': dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
                  pad_size_divisor=32),
     'caffe, BGR': dict(mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], bgr_to_rgb=False,
@@ -39,27 +39,27 @@ def images():
     return pseudo_collate(data)
 
 
-@pytest.mark.parametrize('of_teacher', NORMALISATIONS)
-@pytest.mark.parametrize('of_student', NORMALISATIONS)
+@pytest.mark.parametrize('of_teacher', NORMALIZATIONS)
+@pytest.mark.parametrize('of_student', NORMALIZATIONS)
 def test_converted_batch_equals_the_teachers_own_preprocessing(of_student, of_teacher):
-    student, teacher = (MODELS.build(dict(type='mmdet.DetDataPreprocessor', **NORMALISATIONS[name]))
+    student, teacher = (MODELS.build(dict(type='mmdet.DetDataPreprocessor', **NORMALIZATIONS[name]))
                         for name in (of_student, of_teacher))
     data = images()
-    mine = student(copy.deepcopy(data))
+    student_data = student(copy.deepcopy(data))
     expected = teacher(copy.deepcopy(data))['inputs']
-    converted = BatchConverter(student, teacher)(mine['inputs'],
-                                                 [sample.img_shape for sample in mine['data_samples']])
+    shapes = [sample.img_shape for sample in student_data['data_samples']]
+    converted = BatchConverter(student, teacher)(student_data['inputs'], shapes)
     torch.testing.assert_close(converted, expected, rtol=1e-5, atol=1e-4)
     if of_student == of_teacher:
-        assert converted is mine['inputs']
+        assert converted is student_data['inputs']
 
 
 @pytest.mark.parametrize('normalization', ['same', 'caffe, BGR', 'other divisor'])
 def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_checkpoint, batch,
                                                      normalization):
-    """The stock teacher runs on the image with its own preprocessor, and judges the same boxes."""
+    """The stock teacher runs on the image with its preprocessor, and classifies the same boxes."""
     cfg = Config.fromfile(teacher_config)
-    cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', **NORMALISATIONS[normalization])
+    cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', **NORMALIZATIONS[normalization])
     teacher_cfg = dict(cfg.model)
     model = build(distil(tiny_config().model, copy.deepcopy(teacher_cfg), teacher_checkpoint))
 
@@ -67,7 +67,7 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
     with model.mmkd.recorder(model) as recorder:
         model.loss(student_batch['inputs'], student_batch['data_samples'])
     rois = recorder['rois'][0]
-    seen = model.mmkd.teacher(
+    recorded = model.mmkd.teacher(
         student_batch['inputs'], student_batch['data_samples'], [rois])['cls_outputs'][0][0]
 
     stock = MODELS.build(copy.deepcopy(cfg.model))
@@ -78,13 +78,12 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
         features = stock.extract_feat(stock_batch['inputs'])
         expected = stock.roi_head._bbox_forward(features, rois)['cls_score']
     assert rois.shape == (4 * model.train_cfg.rcnn.sampler.num, 5)
-    torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(recorded, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('whole', [False, True], ids=['model', 'config'])
 def test_a_teacher_of_unknown_normalization_is_refused(whole):
     """MMPretrain's networks have their data preprocessor at the top of a config, not in the model."""
-    pytest.importorskip('mmpretrain')
     cfg = classifiers.teacher_of()
     preprocessor = cfg.pop('data_preprocessor')
     cfg = dict(model=cfg, default_scope='mmpretrain') if whole else cfg
@@ -94,7 +93,7 @@ def test_a_teacher_of_unknown_normalization_is_refused(whole):
         with DefaultScope.overwrite_default_scope('mmpretrain'):
             return build(classifiers.distil(student, cfg, kd=dict(type='mmkd.KD')))
 
-    with pytest.raises(MMKDError, match='no data_preprocessor to tell .* with its mean and std'):
+    with pytest.raises(MMKDError, match='no data_preprocessor, .* with its mean and std'):
         distilling()
     student = classifiers.classifier()
     student.data_preprocessor = dict(type='mmpretrain.ClsDataPreprocessor')
@@ -153,7 +152,7 @@ def test_class_mapping_reorders_the_teachers_logits(teacher_config):
     student_cfg = tiny_config().model
     student_cfg.roi_head.bbox_head.num_classes = 3
     cfg = distil(student_cfg, teacher_config)
-    with pytest.raises(MMKDError, match='knows 10 classes and the student 3'):
+    with pytest.raises(MMKDError, match='has 10 classes and the student 3'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [7, 0, 4]
     model = build(cfg)
@@ -161,7 +160,7 @@ def test_class_mapping_reorders_the_teachers_logits(teacher_config):
     rois = torch.tensor([[0.0, 5.0, 5.0, 40.0, 40.0], [1.0, 10.0, 8.0, 60.0, 50.0]])
     teacher = model.mmkd.teacher
     mapped = teacher(data['inputs'], data['data_samples'], [rois])['cls_outputs'][0][0]
-    teacher.class_indices = None
+    teacher.class_mapping = ClassMapping()
     plain = teacher(data['inputs'], data['data_samples'], [rois])['cls_outputs'][0][0]
     assert torch.equal(mapped, plain[:, [7, 0, 4, 10]])
 
@@ -178,7 +177,7 @@ def test_a_distilled_students_checkpoint_can_teach(teacher_config, tmp_path):
 def test_batch_statistics_on_request(teacher_config, batch):
     """Batch norm as in training, the running statistics untouched, and eval mode before and after."""
     spot = 'backbone.layer2.0.downsample.1'  # no ReLU works in place on what this norm gives
-    seen, running = {}, {}
+    recorded, running = {}, {}
     for kind in ('eval', 'train'):
         model = build(distil(tiny_config().model, teacher_config))
         teacher = model.mmkd.teacher
@@ -191,15 +190,15 @@ def test_batch_statistics_on_request(teacher_config, batch):
         before = copy.deepcopy(norm.state_dict())
         data = model.data_preprocessor(copy.deepcopy(batch), True)
         teacher.add_spots([spot])
-        seen[kind], = teacher(data['inputs'], data['data_samples'], spots=[spot])[spot]
+        recorded[kind], = teacher(data['inputs'], data['data_samples'], spots=[spot])[spot]
         running[kind] = all(torch.equal(before[key], norm.state_dict()[key])
                             for key in ('running_mean', 'running_var'))
         assert not any(module.training for module in teacher.model.modules())
         assert norm.momentum == 0.1
     assert running == dict(eval=True, train=True)
-    centerd = (seen['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(centerd, torch.zeros_like(centerd), rtol=0, atol=1e-4)
-    assert not torch.allclose(seen['eval'], seen['train'])
+    centered = (recorded['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(centered, torch.zeros_like(centered), rtol=0, atol=1e-4)
+    assert not torch.allclose(recorded['eval'], recorded['train'])
 
 
 def test_batch_norm_is_one_of_two():

@@ -9,8 +9,6 @@ import pytest
 import torch
 from mmengine.registry import init_default_scope
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.datasets import ReplayedDataset
 from mmkd.errors import MMKDError
 from mmkd.models.teachers import Teacher, TeacherCache, cache, fingerprint_of
@@ -53,8 +51,8 @@ def test_the_largest_logits_come_back_and_the_others_probability(tmp_path):
     read, whole = TeacherCache(str(tmp_path)).read([0] * 7, range(7)), logits()
     largest = whole.topk(4).indices
     assert torch.equal(read.gather(1, largest), whole.gather(1, largest).half().float())
-    found, expected = (one.softmax(dim=1).gather(1, largest) for one in (read, whole))
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=1e-4)
+    cached, expected = (one.softmax(dim=1).gather(1, largest) for one in (read, whole))
+    torch.testing.assert_close(cached, expected, rtol=0.02, atol=1e-4)
     others = read.scatter(1, largest, torch.nan)
     assert all(row[~row.isnan()].unique().numel() == 1 for row in others)
     torch.testing.assert_close(read.logsumexp(dim=1), whole.logsumexp(dim=1), rtol=0, atol=0.02)
@@ -182,11 +180,11 @@ def step(weights, tmp_path, monkeypatch):
         data = batch(running)
         for index, sample in enumerate(data['data_samples']):
             sample.set_metainfo(dict(sample_idx=3 - index, view=index % 2))
-        taught = running.mmkd.teacher(data['inputs'], data['data_samples'])['cls_outputs'][0]
+        logits = running.mmkd.teacher(data['inputs'], data['data_samples'])['cls_outputs'][0]
         expected = running.loss(**data)
         made = TeacherCache.create(str(tmp_path), ORIGIN, 4, CLASSES, kept, 2)
         for view in range(2):
-            made.write(view, cache.pack(taught.flip(0), kept), top1=0.0)
+            made.write(view, cache.pack(logits.flip(0), kept), top1=0.0)
         cached = build(distilling(weights, tmp_path, method))
         cached.mmkd.teacher.cache.check(ORIGIN, 2)
         monkeypatch.setattr(cached.mmkd.teacher.model, 'extract_feat', lambda *_: pytest.fail('it ran'))
@@ -197,18 +195,18 @@ def step(weights, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('method', ['mmkd.KD', 'mmkd.DKD', 'mmkd.SHAKE'])
 def test_a_step_with_all_logits_is_the_step_with_the_teacher(step, method):
-    found, expected = step(CLASSES, method)
-    assert found.keys() == expected.keys()
+    cached, expected = step(CLASSES, method)
+    assert cached.keys() == expected.keys()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name], rtol=2e-3, atol=2e-4)
+        torch.testing.assert_close(cached[name], expected[name], rtol=2e-3, atol=2e-4)
     assert sum(value for name, value in expected.items() if name.startswith('method.loss')) > 0.1
 
 
 def test_a_step_with_some_logits_differs_and_is_finite(step):
-    found, expected = step(2, 'mmkd.KD')
-    assert found['method.loss_student'].isfinite()
-    assert abs(found['method.loss_student'] - expected['method.loss_student']) > 1e-3
-    assert found['method.student_teacher_agreement'] == expected['method.student_teacher_agreement']
+    cached, expected = step(2, 'mmkd.KD')
+    assert cached['method.loss_student'].isfinite()
+    assert abs(cached['method.loss_student'] - expected['method.loss_student']) > 1e-3
+    assert cached['method.student_teacher_agreement'] == expected['method.student_teacher_agreement']
 
 
 @pytest.mark.parametrize(('method', 'spot'), [
@@ -223,7 +221,7 @@ def test_methods_that_want_more_than_logits_are_refused(weights, tmp_path, metho
 def test_images_that_are_no_view_are_refused(weights, tmp_path):
     make(tmp_path, kept=CLASSES, classes=CLASSES)
     model = build(distilling(weights, tmp_path))
-    with pytest.raises(MMKDError, match='no numbered view'):
+    with pytest.raises(MMKDError, match='have no view'):
         model.loss(**batch(model))
 
 
@@ -247,7 +245,7 @@ def test_a_cache_that_was_not_compared_is_not_read(weights, tmp_path):
 
 def test_a_cache_of_another_number_of_classes_is_refused(weights, tmp_path):
     make(tmp_path, classes=20)
-    with pytest.raises(MMKDError, match=f'holds logits of 20 classes, and the student knows {CLASSES};'):
+    with pytest.raises(MMKDError, match=f'holds logits of 20 classes, but the student has {CLASSES};'):
         build(distilling(weights, tmp_path))
 
 
@@ -273,7 +271,7 @@ def folder(tmp_path) -> str:
 
 
 def draw_elsewhere(results: dict) -> dict:
-    """As transforms do that have a generator of their own."""
+    """Draw as a transform with a private generator does."""
     results['img'] = np.random.default_rng().integers(0, 256, results['img'].shape, np.uint8)
     return results
 
@@ -293,14 +291,14 @@ def origin(weights: str, data: dict, student: dict | None = None, **teacher) -> 
 
 
 def test_the_same_training_has_the_same_fingerprint(weights, folder, tmp_path):
-    mine = origin(weights, data_config(folder))
+    original = origin(weights, data_config(folder))
     content = torch.load(weights)
     torch.save(dict(content['state_dict']), tmp_path / 'other_file.pth')  # the same weights
     os.rename(folder, tmp_path / 'moved')
     other = classifier()
     other.data_preprocessor = dict(STUDENT, mean=[0.0] * 3, std=[255.0] * 3)  # undone for the teacher
     data = data_config(str(tmp_path / 'moved'), views=9)
-    assert mine == origin(str(tmp_path / 'other_file.pth'), data, other)
+    assert original == origin(str(tmp_path / 'other_file.pth'), data, other)
 
 
 def changed_weights(weights: str, tmp_path) -> str:
@@ -346,8 +344,8 @@ def test_what_cannot_be_replayed_is_refused(weights, folder):
     mixing = classifier(train_cfg=dict(augments=dict(type='Mixup', alpha=1.0)))
     for changes, words in ((dict(student=mixing), 'move it into `mix`'),
                            (dict(batch_norm='train'), "batch_norm='train'"),
-                           (dict(checkpoint='random'), 'another one in every run')):
+                           (dict(checkpoint='random'), 'different weights in every run')):
         with pytest.raises(MMKDError, match=words):
             origin(weights, data_config(folder), **changes)
-    with pytest.raises(MMKDError, match='generator of its own'):
+    with pytest.raises(MMKDError, match='private generator'):
         origin(weights, data_config(folder, extra=(draw_elsewhere, )))

@@ -5,15 +5,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.helpers.tiny import load_tool
-
-converter = load_tool('dataset_converters/digits_to_coco.py')
+from mmkd.datasets import digits, digits_detection
 
 
 @pytest.fixture(scope='module')
 def digits_set(tmp_path_factory):
     out = tmp_path_factory.mktemp('digits') / 'set'
-    assert converter.make(out, train=12, val=6, seed=3)
+    assert digits_detection.make(out, train=12, val=6, seed=3)
     return out
 
 
@@ -43,15 +41,15 @@ def test_layout_is_coco(digits_set, split, number):
 
 
 def test_labels_are_those_of_the_digits(digits_set):
-    target = converter.load_digits().target
+    target = digits.load_digits().target
     for split in ('train', 'val'):
         for a in annotations(digits_set, split)['annotations']:
             assert a['category_id'] - 1 == target[a['digit_index']]
 
 
 def test_train_and_val_share_no_digit(digits_set):
-    split = {name: {index for index, _, _ in digits}
-             for name, digits in converter.split_digits(seed=3).items()}
+    split = {name: {index for index, _, _ in digits_of_split}
+             for name, digits_of_split in digits.split_digits(seed=3).items()}
     assert not split['train'] & split['val']
     for name, indices in split.items():
         used = {a['digit_index'] for a in annotations(digits_set, name)['annotations']}
@@ -59,24 +57,24 @@ def test_train_and_val_share_no_digit(digits_set):
 
 
 def test_no_two_digits_of_the_split_look_the_same():
-    pixels = {name: {strokes.tobytes() for _, _, strokes in digits}
-              for name, digits in converter.split_digits(seed=0).items()}
+    pixels = {name: {strokes.tobytes() for _, _, strokes in digits_of_split}
+              for name, digits_of_split in digits.split_digits(seed=0).items()}
     assert not pixels['train'] & pixels['val']
 
 
 def test_boxes_are_tight_around_what_can_be_seen(monkeypatch):
     """Compare the finished image with the same background without digits."""
-    digits = converter.split_digits(seed=0)['train']
+    train_digits = digits.split_digits(seed=0)['train']
     backgrounds = []
-    make_background = converter.make_background
+    make_background = digits_detection.make_background
 
-    def keep(rng):
-        backgrounds.append(make_background(rng))
+    def keep(rng, size):
+        backgrounds.append(make_background(rng, size))
         return backgrounds[-1].copy()
 
-    monkeypatch.setattr(converter, 'make_background', keep)
+    monkeypatch.setattr(digits_detection, 'make_background', keep)
     for seed in range(20):
-        image, objects = converter.make_image(digits, np.random.default_rng(seed))
+        image, objects = digits_detection.make_image(train_digits, np.random.default_rng(seed))
         changed = np.abs(image.astype(int) - backgrounds[-1]).sum(axis=2) > 12
         everything = np.zeros_like(changed)
         for _, _, (x, y, width, height) in objects:
@@ -93,18 +91,18 @@ def test_digits_hardly_overlap(digits_set):
         boxes = [a['bbox'] for a in content['annotations'] if a['image_id'] == image['id']]
         for number, box in enumerate(boxes):
             for other in boxes[:number]:
-                assert converter.shared_area(box, other) <= 0.2
+                assert digits_detection.shared_area(box, other) <= 0.2
 
 
 def test_shared_area():
-    assert converter.shared_area((0, 0, 10, 10), (20, 0, 5, 5)) == 0
-    assert converter.shared_area((0, 0, 10, 10), (2, 2, 4, 4)) == 1
-    assert converter.shared_area((0, 0, 10, 10), (8, 0, 4, 10)) == pytest.approx(0.5)
+    assert digits_detection.shared_area((0, 0, 10, 10), (20, 0, 5, 5)) == 0
+    assert digits_detection.shared_area((0, 0, 10, 10), (2, 2, 4, 4)) == 1
+    assert digits_detection.shared_area((0, 0, 10, 10), (8, 0, 4, 10)) == pytest.approx(0.5)
 
 
 def test_same_seed_same_files_and_other_seed_others(digits_set, tmp_path):
-    converter.make(tmp_path / 'again', train=12, val=6, seed=3)
-    converter.make(tmp_path / 'other', train=12, val=6, seed=4)
+    digits_detection.make(tmp_path / 'again', train=12, val=6, seed=3)
+    digits_detection.make(tmp_path / 'other', train=12, val=6, seed=4)
     assert contents(tmp_path / 'again') == contents(digits_set)
     name = Path('train/000001.png')
     assert contents(tmp_path / 'other')[name] != contents(digits_set)[name]
@@ -112,21 +110,21 @@ def test_same_seed_same_files_and_other_seed_others(digits_set, tmp_path):
 
 def test_finished_set_is_not_made_again(digits_set):
     before = {path: path.stat().st_mtime_ns for path in digits_set.rglob('*')}
-    assert not converter.make(digits_set, train=12, val=6, seed=3)
+    assert not digits_detection.make(digits_set, train=12, val=6, seed=3)
     assert before == {path: path.stat().st_mtime_ns for path in digits_set.rglob('*')}
 
 
 def test_other_settings_are_refused_and_nothing_is_lost(digits_set):
     before = contents(digits_set)
     with pytest.raises(FileExistsError, match="'train': 12.*'train': 13"):
-        converter.make(digits_set, train=13, val=6, seed=3)
+        digits_detection.make(digits_set, train=13, val=6, seed=3)
     assert contents(digits_set) == before
 
 
 def test_foreign_folder_is_refused(tmp_path):
     (tmp_path / 'thesis.txt').write_text('mine')
     with pytest.raises(FileExistsError, match='not a digits set'):
-        converter.make(tmp_path, train=2, val=2, seed=0)
+        digits_detection.make(tmp_path, train=2, val=2, seed=0)
     assert (tmp_path / 'thesis.txt').read_text() == 'mine'
 
 
@@ -134,13 +132,13 @@ def test_nothing_remains_of_an_interrupted_run(tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converter.cv2, 'imwrite', interrupt)
+    monkeypatch.setattr(digits.cv2, 'imwrite', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        converter.make(tmp_path / 'set', train=2, val=2, seed=0)
+        digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(('train', 'val'), [(0, 5), (5, 0), (-1, 5)])
 def test_image_counts_must_be_positive(tmp_path, train, val):
     with pytest.raises(ValueError, match='at least one image'):
-        converter.make(tmp_path / 'set', train=train, val=val, seed=0)
+        digits_detection.make(tmp_path / 'set', train=train, val=val, seed=0)
