@@ -49,7 +49,7 @@ def main() -> None:
     config, state = improved_teacher(model)
     meta = dict(cfg=config.pretty_text)
     if model.mmkd.teacher.class_mapping.is_identity:
-        meta['dataset_meta'] = (loaded.get('meta') or {}).get('dataset_meta')
+        meta['dataset_meta'] = (checkpoint.get('meta') or {}).get('dataset_meta')
     buffer = io.BytesIO()
     torch.save(dict(meta=meta, state_dict=state), buffer)
     write_atomic(buffer.getvalue(), args.out)
