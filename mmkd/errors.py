@@ -1,6 +1,8 @@
 """The one exception that mmkd raises for mistakes a user can mend."""
 import difflib
-from collections.abc import Iterable
+import math
+import numbers
+from collections.abc import Iterable, Sequence
 
 
 class MMKDError(ValueError):
@@ -26,3 +28,32 @@ def nearest_names(asked: str, names: Iterable[str], limit: int = 3) -> str:
     if not found:
         return ''
     return '; the nearest names are ' + ', '.join(repr(by_lower[name]) for name in found)
+
+
+def check_weight(value: float, name: str = 'weight') -> None:
+    """Check that a loss weight is a finite number of at least 0.
+
+    Args:
+        value: The value of the setting.
+        name: Name of the setting in the error message.
+
+    Raises:
+        MMKDError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+        raise MMKDError(f'`{name}` must be a finite number of at least 0, not {value!r}.')
+
+
+def check_choice(value: object, choices: Sequence, name: str) -> None:
+    """Check that a setting is one of the known choices.
+
+    Args:
+        value: The value of the setting.
+        choices: All values that the setting may have.
+        name: Name of the setting in the error message.
+
+    Raises:
+        MMKDError: If it is not.
+    """
+    if value not in choices:
+        raise MMKDError(f'`{name}` must be one of {choices}, not {value!r}.')

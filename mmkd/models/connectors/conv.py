@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ..losses.base import BatchNorm, check_maps
+from ..losses.tensors import BatchNorm, check_maps
 
 
 @MODELS.register_module()

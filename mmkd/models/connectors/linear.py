@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..losses.base import at_least_float32
+from ..losses.tensors import at_least_float32
 
 
 @MODELS.register_module()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, check_weight, pooled_alike
+from .base import FeatureLoss
+from .tensors import BatchNorm, at_least_float32, check_maps, pooled_alike
 
 
 def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:

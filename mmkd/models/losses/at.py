@@ -6,7 +6,8 @@ from torch import Tensor
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, pooled_alike
 
 
 def attention(feature: Tensor, p: float = 2) -> Tensor:

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def neighbor_products(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...random_state import separate_random_state
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def contrast_nce(density: Tensor, num_samples: int, eps: float = 1e-7) -> Tensor:

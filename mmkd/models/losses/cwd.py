@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels, resized
+from .base import FeatureLoss
 from .kl import kl_divergence
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:

@@ -2,8 +2,10 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32, check_weight
+from .base import LogitLoss
+from .tensors import at_least_float32
 
 
 def mean_pearson_distance(one: Tensor, two: Tensor, dim: int, eps: float = 1e-8) -> Tensor:

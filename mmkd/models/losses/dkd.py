@@ -2,9 +2,11 @@
 import torch
 from torch import Tensor
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32, check_weight
+from .base import LogitLoss
 from .kl import bernoulli_kl_divergence, kl_divergence
+from .tensors import at_least_float32
 
 
 def decoupled_kl_divergence(target: Tensor, prediction: Tensor, labels: Tensor,

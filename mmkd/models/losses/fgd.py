@@ -4,10 +4,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_weight, resized
+from .base import FeatureLoss
 from .mgd import alignment
+from .tensors import at_least_float32, check_maps, resized
 
 
 def attention_maps(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_same_channels, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_same_channels, resized
 
 
 def hint_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, check_maps, check_same_channels, check_weight, pooled_alike
+from .base import FeatureLoss
+from .tensors import check_maps, check_same_channels, pooled_alike
 
 
 def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import BatchNorm, at_least_float32, check_maps, pooled_alike
 
 
 def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool = True) -> Tensor:

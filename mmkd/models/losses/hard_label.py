@@ -3,7 +3,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32
+from .base import LogitLoss
+from .tensors import at_least_float32
 
 
 @MODELS.register_module()

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels
 
 
 def distilled_vectors(student: Tensor, teacher: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .base import at_least_float32
+from .tensors import at_least_float32
 
 _ROWS = 2**14
 

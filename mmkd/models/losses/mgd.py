@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, resized
 
 
 def alignment(student_channels: int, teacher_channels: int) -> nn.Module:

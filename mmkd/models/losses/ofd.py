@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from .ab import conv_bn
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, pooled_alike
 
 
 def margin_from_batch_norm(weight: Tensor, bias: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:

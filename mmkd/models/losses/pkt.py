@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def conditional_probabilities(feature: Tensor, eps: float = 1e-7) -> Tensor:

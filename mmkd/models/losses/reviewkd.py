@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import BatchNorm, at_least_float32
 
 
 def hierarchical_context_loss(student: Tensor, teacher: Tensor, pooled: Sequence[int] = (4, 2, 1)) -> Tensor:

@@ -5,8 +5,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_weight
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def differences(feature: Tensor) -> tuple[Tensor, Tensor]:

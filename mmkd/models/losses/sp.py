@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def similarities(feature: Tensor, eps: float = 1e-12) -> Tensor:

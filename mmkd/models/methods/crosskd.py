@@ -12,10 +12,9 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
-from ..losses import bernoulli_kl_divergence
-from ..losses.base import at_least_float32, check_weight
+from ..losses import at_least_float32, bernoulli_kl_divergence
 from ..losses.distribution import edge_divergence
 from ..spots import logit_layout
 from ..step import Step

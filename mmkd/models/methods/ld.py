@@ -9,10 +9,9 @@ from mmdet.structures.bbox import bbox_overlaps
 from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import kl_divergence
-from ..losses.base import check_weight
 from ..losses.distribution import edge_divergence
 from ..spots import logit_layout
 from ..step import Step

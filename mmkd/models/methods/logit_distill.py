@@ -4,10 +4,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import LogitLoss, at_least_float32, standardize_logits
-from ..losses.base import check_weight
 from ..spots import LogitLayout, logit_layout
 from ..step import Step
 from .base import Method

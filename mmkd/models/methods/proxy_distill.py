@@ -7,10 +7,9 @@ from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
-from ..losses.base import check_weight
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
 from ..spots import SAMPLE_WEIGHTS, LogitLayout, logit_layout

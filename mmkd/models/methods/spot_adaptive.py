@@ -6,11 +6,10 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
 
-from ...errors import MMKDError, nearest_names
+from ...errors import MMKDError, check_weight, nearest_names
 from ...random_state import separate_random_state
 from ...registry import MODELS
 from ..losses import kl_divergence
-from ..losses.base import check_weight
 from ..spots import is_classifier, logit_layout, probe, resolve_spot
 from ..spots.policy import SpotPolicy
 from ..spots.routing import POOLED, Routing, positions_of

@@ -2,12 +2,12 @@
 import os
 
 import torch
-from tests.test_models.test_crd_loss import LABELS, at
 from torch import distributed as torch_dist
 from torch import multiprocessing
 
 from mmkd.models.losses import CRDLoss, FTLoss, OFDLoss
 from tests.helpers.two_processes import join
+from tests.test_models.test_losses.test_crd import LABELS, at
 
 STUDENT, TEACHER = (3, 4, 4), (5, 4, 4)
 

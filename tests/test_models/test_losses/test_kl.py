@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mmkd.errors import MMKDError
+from mmkd.errors import MMKDError, check_weight
 from mmkd.models.losses import PKDLoss, kl_divergence, pearson_distance
-from mmkd.models.losses.base import check_weight
 from mmkd.registry import MODELS
 
 

@@ -7,10 +7,10 @@ from torch.nn import functional as F
 
 from mmkd.errors import MMKDError
 from mmkd.models.losses.ab import ABLoss, activation_boundary_distance
-from mmkd.models.losses.base import pooled_alike
 from mmkd.models.losses.fsp import FSPLoss, flow_matrix
 from mmkd.models.losses.ft import FTLoss, factor_distance
 from mmkd.models.losses.ofd import NegativeMean, OFDLoss, margin_from_batch_norm, partial_l2
+from mmkd.models.losses.tensors import pooled_alike
 from mmkd.registry import MODELS
 
 
