@@ -62,7 +62,7 @@ class TeacherGapHook(Hook):
         divergence = kl_divergence if self._layout.activation == 'softmax' else bernoulli_kl_divergence
         same = s.argmax(dim=-1) == t.argmax(dim=-1)
         self._sums += torch.stack([
-            (weights * divergence(t, s)).sum(), (weights * same).sum(), weights.sum()]).double().cpu()
+            (weights * divergence(s, t)).sum(), (weights * same).sum(), weights.sum()]).double().cpu()
 
     def after_val_epoch(self, runner, metrics=None) -> None:
         if self._layout is None:

@@ -23,7 +23,7 @@ def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
     """
-    return kl_divergence(teacher.flatten(2), student.flatten(2), temperature).mean(dim=1)
+    return kl_divergence(student.flatten(2), teacher.flatten(2), temperature).mean(dim=1)
 
 
 @MODELS.register_module()

@@ -139,13 +139,13 @@ class CrossKD(Method):
             return terms
         sure = t.amax(dim=-1).sigmoid() * (counts > 0)
         if distributions:
-            rows = [flat(outputs[1], 4 * (head.reg_max + 1)) for outputs in (target, crossed)]
+            rows = [flat(outputs[1], 4 * (head.reg_max + 1)) for outputs in (crossed, target)]
             divergence, total = edge_divergence(*rows, temperature=1.0), _mean_over_ranks(sure.sum(), 1e-6)
         else:
             divergence = _box_loss(head, target[1], crossed[1])
         terms['loss_reg'] = weight * (sure * divergence).sum() / total
         if isinstance(head, ATSSHead):
-            rows = [flat(outputs[2], 1)[positive] for outputs in (target, crossed)]
+            rows = [flat(outputs[2], 1)[positive] for outputs in (crossed, target)]
             terms['loss_centerness'] = weight * bernoulli_kl_divergence(*rows).sum() / total
         return terms
 

@@ -78,4 +78,4 @@ class DeiT(Method):
     def _token_loss(self, s: Tensor, t: Tensor) -> Tensor:
         if self.hard:
             return nn.functional.cross_entropy(s.float(), t.argmax(dim=1))
-        return kl_divergence(t, s, self.temperature).mean()
+        return kl_divergence(s, t, self.temperature).mean()

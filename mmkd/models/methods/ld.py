@@ -114,13 +114,13 @@ class LD(Method):
     def _divergence(self, own: Sequence, taught: list, region: Tensor, weights: Tensor) -> Tensor:
         s, *t = [flat(outputs[1], outputs[1][0].shape[1])[region] for outputs in (own, *taught)]
         weights, bins = weights[region], s.shape[1] / 4
-        total = sum((weights * edge_divergence(one, s, self.temperature)).sum() for one in t)
+        total = sum((weights * edge_divergence(s, one, self.temperature)).sum() for one in t)
         total = total / (len(t) * bins)
         return total / reduce_mean(weights.sum()).clamp(min=1e-6) if self.normalize else total
 
     def _classes(self, own: Sequence, taught: list, main: Tensor) -> Tensor:
         s, *t = [self.layout.logits([outputs])[0][main] for outputs in (own, *taught)]
-        total = sum(kl_divergence(one, s, self.kd_temperature).sum() for one in t) / (len(t) * s.shape[1])
+        total = sum(kl_divergence(s, one, self.kd_temperature).sum() for one in t) / (len(t) * s.shape[1])
         return total / reduce_mean(main.sum().to(total)).clamp(min=1)
 
     @torch.no_grad()

@@ -180,11 +180,11 @@ class ProxyDistill(Method):
         if self.proxies and self.teacher_to_proxy > 0:
             divergence = self._squared_error if self.teacher_loss == 'mse' else self._kl
             terms['loss_proxy_teacher'] = self.teacher_to_proxy * sum(
-                self._mean_over_samples(divergence, t, p, counts)
+                self._mean_over_samples(divergence, p, t, counts)
                 for t, p in zip(taught, proxies, strict=True))
         if self.proxies and self.student_to_proxy > 0:
             terms['loss_proxy_student'] = self.student_to_proxy * sum(
-                self._mean_over_samples(self._kl, _detached(s), p, counts) for p in proxies)
+                self._mean_over_samples(self._kl, p, _detached(s), counts) for p in proxies)
         return terms
 
     def _counts(self, step: Step, own: list, ran: list) -> list[Tensor]:
@@ -200,7 +200,7 @@ class ProxyDistill(Method):
         return logits
 
     def _student_loss(self, s: list[Tensor], proxies: list[list[Tensor]], counts: list[Tensor]) -> Tensor:
-        losses = [self._mean_over_samples(self._kl, _detached(p), s, counts) for p in proxies]
+        losses = [self._mean_over_samples(self._kl, s, _detached(p), counts) for p in proxies]
         if len(losses) == 1:
             return losses[0]
         if self.teacher_weights == 'equal':
@@ -217,21 +217,21 @@ class ProxyDistill(Method):
              (squash(mine.detach() / tau) - squash(other / tau))).flatten()
             for weight, count, mine, other in zip(self.layout.stage_loss_weights, counts, s, p, strict=False)])
 
-    def _mean_over_samples(self, divergence, target: list[Tensor], prediction: list[Tensor],
+    def _mean_over_samples(self, divergence, student: list[Tensor], teacher: list[Tensor],
                            counts: list[Tensor]) -> Tensor:
         stages = [
-            weight * (count * divergence(t, p)).sum() / mean_over_ranks(count.sum())
-            for weight, t, p, count in zip(self.layout.stage_loss_weights, target, prediction, counts,
+            weight * (count * divergence(s, t)).sum() / mean_over_ranks(count.sum())
+            for weight, s, t, count in zip(self.layout.stage_loss_weights, student, teacher, counts,
                                            strict=False)]
         return sum(stages)
 
-    def _kl(self, target: Tensor, prediction: Tensor) -> Tensor:
+    def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         sigmoid = self.layout.activation == 'sigmoid'
         divergence = bernoulli_kl_divergence if sigmoid else kl_divergence
-        return divergence(target, prediction, self.temperature)
+        return divergence(student, teacher, self.temperature)
 
-    def _squared_error(self, target: Tensor, prediction: Tensor) -> Tensor:
-        return (target - prediction).square().mean(dim=-1)
+    def _squared_error(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return (teacher - student).square().mean(dim=-1)
 
     @torch.no_grad()
     def _agreement(self, one: list[Tensor], other: list[Tensor], counts: list[Tensor]) -> Tensor:

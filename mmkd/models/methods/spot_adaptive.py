@@ -161,7 +161,7 @@ class SpotAdaptiveDistill(Method):
         if self.inner is not None and self.inner.active:
             of_inner = used[:, :-1] if isinstance(self.inner, FeatureDistill) else used[:, -1:]
             losses.update(self.inner(step, of_inner.unbind(dim=1)))
-        divergence = kl_divergence(t.detach(), s, self.temperature)
+        divergence = kl_divergence(s, t.detach(), self.temperature)
         losses['loss_kd'] = self.kd_weight * (used[:, -1] * divergence).mean()
         self._count(used, target)
         shares = used.mean(dim=0)

@@ -12,8 +12,8 @@ from mmkd.registry import MODELS
 
 def test_kl_of_two_classes_by_hand():
     # p = (3/4, 1/4) and q = (1/2, 1/2): KL = 3/4 ln(3/2) + 1/4 ln(1/2).
-    target = torch.tensor([[math.log(3.0), 0.0]])
-    value = kl_divergence(target, torch.zeros(1, 2))
+    teacher = torch.tensor([[math.log(3.0), 0.0]])
+    value = kl_divergence(torch.zeros(1, 2), teacher)
     assert value.shape == (1, )
     assert value.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-6)
 
@@ -21,25 +21,25 @@ def test_kl_of_two_classes_by_hand():
 @pytest.mark.parametrize('temperature', [1.0, 4.0])
 def test_kl_against_torch(temperature):
     torch.manual_seed(0)
-    target, prediction = torch.randn(2, 7, 11, dtype=torch.float64)
+    teacher, student = torch.randn(2, 7, 11, dtype=torch.float64)
     expected = F.kl_div(
-        F.log_softmax(prediction / temperature, 1), F.softmax(target / temperature, 1),
+        F.log_softmax(student / temperature, 1), F.softmax(teacher / temperature, 1),
         reduction='none').sum(1) * temperature**2
-    torch.testing.assert_close(kl_divergence(target, prediction, temperature), expected)
+    torch.testing.assert_close(kl_divergence(student, teacher, temperature), expected)
 
 
-def test_kl_moves_the_prediction_towards_the_target():
-    target = torch.tensor([[4.0, 0.0, 0.0]])
-    prediction = torch.zeros(1, 3, requires_grad=True)
-    kl_divergence(target, prediction).sum().backward()
-    assert prediction.grad[0, 0] < 0 < prediction.grad[0, 1]
+def test_kl_moves_the_student_toward_the_teacher():
+    teacher = torch.tensor([[4.0, 0.0, 0.0]])
+    student = torch.zeros(1, 3, requires_grad=True)
+    kl_divergence(student, teacher).sum().backward()
+    assert student.grad[0, 0] < 0 < student.grad[0, 1]
 
 
 def test_kl_gradient_at_high_temperature_is_the_difference_of_logits():
-    # Hinton et al.: for large tau the gradient of one sample tends to (z - v) / K with centerd logits.
+    # Hinton et al.: for large tau the gradient of one sample tends to (z - v) / K with centered logits.
     v = torch.tensor([[0.3, -0.1, -0.2]], dtype=torch.float64)
     z = torch.tensor([[-0.2, 0.1, 0.1]], dtype=torch.float64, requires_grad=True)
-    kl_divergence(v, z, temperature=1e4).sum().backward()
+    kl_divergence(z, v, temperature=1e4).sum().backward()
     torch.testing.assert_close(z.grad, ((z - v) / 3).detach(), rtol=1e-3, atol=1e-6)
 
 
@@ -55,9 +55,9 @@ def test_losses_compute_in_float32_on_half_precision_input(dtype):
 
 
 def test_empty_kl_has_a_gradient():
-    prediction = torch.zeros(0, 5, requires_grad=True)
-    kl_divergence(torch.zeros(0, 5), prediction).sum().backward()
-    assert prediction.grad.shape == (0, 5)
+    student = torch.zeros(0, 5, requires_grad=True)
+    kl_divergence(student, torch.zeros(0, 5)).sum().backward()
+    assert student.grad.shape == (0, 5)
 
 
 def test_pearson_distance_against_numpy_correlation():
