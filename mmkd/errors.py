@@ -34,11 +34,11 @@ def check_weight(value: float, name: str = 'weight') -> None:
     """Check that a loss weight is a finite number of at least 0.
 
     Args:
-        value: The value of the setting.
-        name: Name of the setting in the error message.
+        value: The weight.
+        name: The name of the setting in the error message.
 
     Raises:
-        MMKDError: If it is not.
+        MMKDError: If the weight is anything else.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
         raise MMKDError(f'`{name}` must be a finite number of at least 0, not {value!r}.')
@@ -48,12 +48,12 @@ def check_choice(value: object, choices: Sequence, name: str) -> None:
     """Check that a setting is one of the known choices.
 
     Args:
-        value: The value of the setting.
-        choices: All values that the setting may have.
-        name: Name of the setting in the error message.
+        value: The setting.
+        choices: The known choices.
+        name: The name of the setting in the error message.
 
     Raises:
-        MMKDError: If it is not.
+        MMKDError: If the setting is none of the choices.
     """
     if value not in choices:
         raise MMKDError(f'`{name}` must be one of {choices}, not {value!r}.')
