@@ -75,6 +75,8 @@ def _taken(settings: dict, *names: str) -> dict:
 
 
 _WHERE_NEEDED = dict(type='mmkd.ConvConnector', relu=False, skip_same=True)
+_ALIGNMENT = dict(type='mmkd.ConvConnector', kernel_size=1, norm=False, relu=False, skip_same=True)
+_CONV_BN = dict(type='mmkd.ConvConnector', kernel_size=1, relu=False, pool=True)
 
 ZOO = (
     Entry('FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', 'FitNetLoss', 'stage2',
@@ -86,14 +88,14 @@ ZOO = (
     Entry('KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
           'KDSVDLoss', 'stages', None, settings=dict(connector=_WHERE_NEEDED)),
     Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
-          trains=True, settings=dict(first_phase_epochs=30)),
+          trains=True, settings=dict(first_phase_epochs=30, connector=_CONV_BN)),
     Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
           settings=dict(first_phase_epochs=30, connector=_WHERE_NEEDED)),
     Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
           trains=True, settings=dict(first_phase_epochs=30)),
     # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.
     Entry('OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', 'OFDLoss', 'preactivations',
-          None, trains=True, weight=1e-3),
+          None, trains=True, weight=1e-3, settings=dict(connector=_CONV_BN)),
     Entry('ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', 'ReviewKDLoss', ('stages', 'features'),
           'neck', trains=True, weight=1.0, settings=dict(mid_channels=None)),
     Entry('SP', 'Similarity preserving (Tung and Mori, ICCV 2019)', 'SPLoss', 'last_stage', 'neck'),
@@ -109,9 +111,9 @@ ZOO = (
     Entry('CWD', 'Channel-wise distillation (Shu et al., ICCV 2021)', 'CWDLoss', 'last_stage', 'neck',
           weight=10.0, settings=dict(connector=_WHERE_NEEDED)),
     Entry('FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', 'FGDLoss', None, 'neck',
-          trains=True, weight=1.0),
+          trains=True, weight=1.0, settings=dict(connector=_ALIGNMENT)),
     Entry('MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', 'MGDLoss', 'last_stage', 'neck',
-          trains=True, weight=2e-5),
+          trains=True, weight=2e-5, settings=dict(connector=_ALIGNMENT)),
     Entry('DKD', 'Decoupled knowledge distillation (Zhao et al., CVPR 2022)', 'DKDLoss', 'logits', 'logits',
           weight=1.0),
     Entry('DIST', 'Distillation from a stronger teacher (Huang et al., NeurIPS 2022)', 'DISTLoss', 'logits',

@@ -25,12 +25,12 @@ def check_same(value: torch.Tensor) -> None:
 def check_margins(rank: int) -> None:
     loss, together = OFDLoss(), OFDLoss()
     for one in (loss, together):
-        one.build([STUDENT], [TEACHER])
+        one.build([TEACHER], [TEACHER])
     for step in range(3):
         # Other sizes, and a channel that is negative in one process only.
         parts = [batch(10 * step + other, *TEACHER, size=2 + other) for other in range(2)]
         parts[0][:, 0].abs_()
-        student = batch(step, *STUDENT, size=2 + rank)
+        student = batch(step, *TEACHER, size=2 + rank)
         choices = [torch.full((len(student), ), float(rank))]
         loss.masked([student], [parts[rank]], choices) if step else loss([student], [parts[rank]])
         check_same(loss.margins[0].mean)
