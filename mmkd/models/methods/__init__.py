@@ -6,7 +6,7 @@ from .ld import LD
 from .logit_distill import LogitDistill
 from .presets import DML, KD, PRESETS, SHAKE, SOKD, KDTuned
 from .proxy_distill import ProxyDistill
-from .spot_adaptive import SAKD, SpotAdaptiveDistill
+from .sakd import SAKD, SpotAdaptiveDistill
 from .zoo import PROTOCOLS, ZOO
 
 __all__ = [

@@ -4,7 +4,7 @@ from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
 from .proxy_distill import ProxyDistill
-from .spot_adaptive import SAKD
+from .sakd import SAKD
 from .zoo import ZOO_PRESETS
 
 

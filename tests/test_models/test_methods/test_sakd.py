@@ -16,7 +16,7 @@ pytest.importorskip('mmpretrain')
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.losses import FeatureLoss
-from mmkd.models.spots.policy import SpotPolicy
+from mmkd.models.methods.sakd.policy import SpotPolicy
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distil
 from tests.helpers.tiny import build
 from tests.helpers.two_processes import join, step_twice
