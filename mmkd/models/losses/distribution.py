@@ -10,9 +10,9 @@ def edge_divergence(student: Tensor, teacher: Tensor, temperature: float = 10.0)
     .. math:: \frac{1}{4} \sum_{e \in \{l, t, r, b\}} \tau^2 \,
               KL(softmax(teacher_e / \tau) ‖ softmax(student_e / \tau))
 
-    The distance of an edge from the box's location is one of n+1 bins (GFL: n = ``reg_max``). This is the mean
-    over edges and the sum over bins; LD's released code takes the mean over bins, which is this divided by
-    n+1. Computed in float32 at least.
+    The distance of an edge from the box's location is one of n+1 bins (GFL: n = ``reg_max``). This is the
+    mean over edges and the sum over bins; LD's released code takes the mean over bins, which is this divided
+    by n+1. Computed in float32 at least.
 
     Args:
         student: Logits ``(M, 4(n+1))`` of the student's boxes, edge by edge.

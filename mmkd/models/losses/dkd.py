@@ -36,7 +36,7 @@ def decoupled_kl_divergence(student: Tensor, teacher: Tensor, labels: Tensor,
     for logits in (student, teacher):
         scaled = at_least_float32(logits) / temperature
         others.append(scaled.gather(1, other_classes))
-        # p_y is the sigmoid of the log-odds: 1 - p_y, which rounds to 0 for a confident network, is not needed.
+        # p_y is the sigmoid of the log-odds, so 1 - p_y, which rounds to 0 if p_y is near 1, is not needed.
         log_odds.append(scaled.gather(1, labels) - others[-1].logsumexp(dim=1, keepdim=True))
     return temperature**2 * bernoulli_kl_divergence(*log_odds), temperature**2 * kl_divergence(*others)
 
@@ -47,7 +47,7 @@ class DKDLoss(LogitLoss):
 
     Args:
         alpha: α.
-        beta: β, chosen per pair in the paper; 8 for ResNet32×4 → ResNet8×4.
+        beta: β, which depends on the pair of networks in the paper; 8 for ResNet32×4 → ResNet8×4.
         temperature: τ.
     """
 

@@ -30,7 +30,7 @@ def attention_maps(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]
 
 
 def foreground_scale(boxes: Tensor, size: Sequence[int], image_size: Sequence[int]) -> Tensor:
-    """Return 1 / (h·w) of the smallest box that covers a position, for every position; 0 outside of all boxes.
+    """Return 1 / (h·w) of the smallest box that covers a position, and 0 outside of all boxes.
 
     Boxes are rounded outward to whole positions; h and w count positions, including those outside the map.
 
@@ -85,7 +85,7 @@ class GlobalContext(nn.Module):
 
 @MODELS.register_module()
 class FGDLoss(FeatureLoss):
-    r"""FGD's loss, summed over levels; the ground-truth boxes separate a map's foreground from its background.
+    r"""FGD's loss, summed over levels; ground-truth boxes separate a map's foreground from its background.
 
     .. math:: \sum_{c,h,w} (\alpha S^{fg} + \beta S^{bg}) A_T^S A_T^C (T - f(S))^2
               + \gamma \left( \lVert A_T^S - A_S^S \rVert_1 + \lVert A_T^C - A_S^C \rVert_1 \right)
@@ -96,9 +96,9 @@ class FGDLoss(FeatureLoss):
     1×1 convolution if channels differ. Maps of another height or width are resampled to the student's.
 
     The defaults are the released settings of RetinaNet. For Faster R-CNN, the released code has α = 5e-5,
-    β = 2.5e-5, γ = 5e-5 and λ = 5e-7; for FCOS 1.6e-3, 8e-4, 8e-4 and 8e-6 at temperature 0.8. It scales boxes
-    by the image without its padding, which shifts them in padded batches; here they stay in place, and padding
-    is background.
+    β = 2.5e-5, γ = 5e-5 and λ = 5e-7; for FCOS 1.6e-3, 8e-4, 8e-4 and 8e-6 at temperature 0.8. It scales
+    boxes by the image without its padding, which shifts them in padded batches; here they stay in place, and
+    padding is background.
 
     Args:
         weight: Weight of the whole loss.

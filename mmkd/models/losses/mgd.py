@@ -11,7 +11,7 @@ from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def random_mask(feature: Tensor, mask_ratio: float) -> Tensor:
-    """Draw which positions of a map are kept ``(N, 1, H, W)``; each is masked with probability ``mask_ratio``."""
+    """Draw the positions to keep ``(N, 1, H, W)``; each is masked with probability ``mask_ratio``."""
     shape = (feature.shape[0], 1, *feature.shape[-2:])
     return torch.rand(shape, device=feature.device) >= mask_ratio
 
