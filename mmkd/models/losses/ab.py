@@ -20,7 +20,7 @@ def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float
     .. math:: \sum_i \begin{cases} \max(0, \mu - s_i)^2 & t_i > 0 \\
                                    \max(0, \mu + s_i)^2 & t_i \le 0 \end{cases}
 
-    It is the paper's differentiable alternative to counting the neurons that are active in one network only.
+    It is the paper's differentiable alternative to the number of neurons that only one network activates.
 
     Args:
         student: s, student features ``(N, C, H, W)`` before the ReLU.

@@ -58,8 +58,9 @@ def sample_indices(samples: Sequence | None, total: int) -> list[int]:
     Raises:
         MMKDError: If a sample does not have it, or it is not in ``[0, total)``.
     """
-    indices = [getattr(sample, 'sample_idx', None) for sample in samples or ()]
-    if not indices or None in indices:
+    samples = samples or ()
+    indices = [sample.sample_idx for sample in samples if getattr(sample, 'sample_idx', None) is not None]
+    if not indices or len(indices) < len(samples):
         raise MMKDError("CRD needs the `sample_idx` of every sample; let the pipeline's PackInputs keep it "
                         'among its `meta_keys`')
     if not all(0 <= index < total for index in indices):
@@ -103,6 +104,11 @@ class CRDLoss(FeatureLoss):
 
     is_stochastic = True
     needs_train_labels = True
+    memory: Tensor
+    normalizers: Tensor
+    order: Tensor
+    block_start: Tensor
+    block_length: Tensor
 
     def __init__(self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07,
                  momentum: float = 0.5, mode: str = 'exact', num_samples: int | None = None,
@@ -138,24 +144,25 @@ class CRDLoss(FeatureLoss):
         Raises:
             MMKDError: If a sample has no negatives, or the number of samples is not ``num_samples``.
         """
-        labels = torch.as_tensor(labels)
-        if labels.dim() != 1:
+        classes = torch.as_tensor(labels)
+        if classes.dim() != 1:
             raise MMKDError('CRD needs one class per sample')
-        total = len(labels)
+        total = len(classes)
         if self.memory is None:
             self._make_memory(total)
         elif total != self.memory.shape[1]:
             raise MMKDError(f'CRD has a memory for {self.memory.shape[1]} samples, but the training set has '
                             f'{total}')
         if self.mode == 'any':
-            labels = torch.arange(total)  # every sample is a separate class
-        size = labels.bincount()
+            classes = torch.arange(total)  # every sample is a separate class
+        size = classes.bincount()
         start = size.cumsum(0) - size
         if size.max() == total:
             raise MMKDError('CRD needs negatives, but all samples of the training set are of one class')
         device = self.normalizers.device
-        self.order = labels.argsort(stable=True).to(device)
-        self.block_start, self.block_length = start[labels].to(device), size[labels].to(device)
+        self.order = classes.argsort(stable=True).to(device)
+        self.block_start = start[classes].to(device)
+        self.block_length = size[classes].to(device)
 
     def _make_memory(self, total: int) -> None:
         bound = (3 / self.dim)**0.5

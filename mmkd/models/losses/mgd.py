@@ -24,7 +24,7 @@ class MGDLoss(FeatureLoss):
               G(x) = W_2 \, ReLU(W_1 x)
 
     with 3×3 convolutions W, and M = 0 at the masked positions, the same for all channels; summed over levels.
-    Every level has a G of its own. f_align is the preset's connector, a 1×1 convolution if channels differ.
+    There is a G for every level. f_align is the preset's connector, a 1×1 convolution if channels differ.
     Maps of another height or width are resampled to the student's.
 
     Released settings: weight 2e-5 and ratio 0.65 for one-stage detectors (the defaults), 5e-7 and 0.45 for

@@ -89,5 +89,6 @@ class VIDLoss(FeatureLoss):
         values = []
         for regressor, s, t in zip(self.regressors, student, teacher, strict=True):
             s, t = pooled_alike(at_least_float32(s), t)
-            values.append(gaussian_nll(*regressor(s), t))
+            mean, variance = regressor(s)
+            values.append(gaussian_nll(mean, variance, t))
         return values

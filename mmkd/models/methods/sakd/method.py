@@ -137,10 +137,12 @@ class SpotAdaptiveDistill(Method):
             self.routing = Routing(stages, shapes)
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
-        self.inner.set_train_labels(labels)
+        if self.inner is not None:
+            self.inner.set_train_labels(labels)
 
     def end_first_phase(self) -> None:
-        self.inner.end_first_phase()
+        if self.inner is not None:
+            self.inner.end_first_phase()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """See :meth:`Method.forward`.

@@ -139,8 +139,8 @@ class _Path:
 
     def advance(self, feature: Any, stage: int | None) -> Any:
         """Run up to the output of a stage, of the neck (:data:`POOLED`) or of the head (``None``)."""
-        runs_neck = stage is None or stage == POOLED
-        last = len(self.parts.stages) if runs_neck else stage
+        runs_neck = stage in (None, POOLED)
+        last = len(self.parts.stages) if stage is None or stage == POOLED else stage
         if self.stage != POOLED:
             for _, module in self.parts.stages[self.stage:last]:
                 feature = module(feature)
