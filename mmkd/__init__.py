@@ -12,5 +12,7 @@ if _missing:
         "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).")
 
 from . import checkpoints, datasets, engine, models  # noqa: E402,F401  (importing registers everything)
+from .models.methods import *  # noqa: E402,F403
 
 __all__ = ['__version__']
+__all__ += models.methods.__all__

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from mmengine.config import Config, ConfigDict
 
 from ..errors import MMKDError, nearest_names
-from ..models.methods import PRESETS
+from ..models.methods import METHODS
 from .config import is_distillation, trains_classifier
 
 
@@ -28,7 +28,7 @@ def compose_distillation(cfg: Config, methods: str | Sequence[str], teacher: str
     """
     if is_distillation(cfg):
         raise MMKDError('The config distils already; give a stock config to --distill.')
-    presets = {name.lower(): name for name in PRESETS}
+    presets = {name.lower(): name for name in METHODS}
     chosen = ConfigDict()
     for name in [methods] if isinstance(methods, str) else methods:
         if name.lower() not in presets:

@@ -9,6 +9,12 @@ from ..checkpoints import SAFE_PREFIX
 from ..errors import MMKDError
 from ..models.teachers import TeacherCache
 
+_METHOD_HOOKS = dict(
+    train_labels='mmkd.TrainLabelsHook',
+    first_phase='mmkd.FirstPhaseHook',
+    epoch_report='mmkd.EpochReportHook')
+"""Hooks that serve the methods: their keys in ``default_hooks`` and their types."""
+
 
 def is_distillation(cfg: Config) -> bool:
     """Whether a config's model is one of mmkd's distillers."""
@@ -29,7 +35,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     """Set what mmkd's promises need and the user's config leaves open.
 
     That is: the student's own rules for its own parameters, whole-file checkpoints that hold the student's
-    config, exact resuming, the teacher check, what methods have to know of the training, training data that a
+    config, exact resuming, the teacher check, the hooks that serve the methods, training data that a
     teacher's cache can answer for, safe loading, and a CPU form of distributed training. All of it is visible
     in the config that the Runner saves beside the log.
     A student trained alone is prepared in the same way, so that it can be compared.
@@ -50,7 +56,8 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
     if is_distillation(cfg):
         hooks.setdefault('teacher_check', ConfigDict()).setdefault('type', 'mmkd.TeacherCheckHook')
-        hooks.setdefault('method_info', ConfigDict()).setdefault('type', 'mmkd.MethodInfoHook')
+        for name, kind in _METHOD_HOOKS.items():
+            hooks.setdefault(name, ConfigDict()).setdefault('type', kind)
         folders = [teacher.cache for teacher in teacher_configs(cfg) if teacher.get('cache')]
         if folders:
             replay_training_data(cfg, TeacherCache(folders[0]).views)

@@ -1,4 +1,4 @@
-"""What methods and proxies see of a training step."""
+"""What methods and proxies read of a training step."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Step:
-    """What a method sees of one training step.
+    """What was recorded in one training step.
 
     Args:
         student: The student network.
-        inputs: Its preprocessed batch ``(N, 3, H, W)``.
+        inputs: The preprocessed batch of the student, ``(N, 3, H, W)``.
         data_samples: The samples of the batch.
-        student_outputs: By spot, the list of what the student's calls gave.
-        teacher_outputs: The same for each teacher; without gradient.
+        student_outputs: By spot, a list with the output of every call in the student.
+        teacher_outputs: For every teacher, its outputs by spot, as for the student; without gradient.
     """
     student: nn.Module
     inputs: Tensor

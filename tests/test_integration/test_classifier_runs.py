@@ -146,7 +146,7 @@ def test_what_a_first_stage_trains(train, tmp_path, method, trained):
 
 
 def test_a_first_stage_as_long_as_the_training_is_refused(train, tmp_path):
-    with pytest.raises(MMKDError, match='first stage of ft takes 2 epochs, and the whole training has 2'):
+    with pytest.raises(MMKDError, match='first phase of ft takes 2 epochs, and the whole training has 2'):
         train(*taught(tmp_path, 'ft'), '--cfg-options', 'model.methods.ft.first_phase_epochs=2', epochs=2)
     assert not glob(f'{tmp_path}/run/*.pth')
 

@@ -188,7 +188,7 @@ def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path)
 
 def test_a_first_stage_that_leaves_no_epoch_is_told(tmp_path):
     words = 'configs/examples/digits/retinanet_student.py', '--seeds', '1', '--methods'
-    with pytest.raises(st.StageError, match='FT, seed 0: The first stage of ft takes 30 epochs,'):
+    with pytest.raises(st.StageError, match='FT, seed 0: The first phase of ft takes 30 epochs,'):
         cm.checked_plan(arguments(tmp_path, *words, 'ft'))
     cm.checked_plan(arguments(tmp_path, *words, 'ft:first_phase_epochs=1'))
     *_, ft, sakd = cm.plan(arguments(

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmkd.models.methods import PRESETS
+from mmkd.models.methods import METHODS
 from tests.helpers.tiny import REPO, load_tool
 
 
@@ -19,7 +19,7 @@ def listed(monkeypatch, capsys):
 
 def test_every_method_is_listed_with_its_paper(listed):
     lines = listed()
-    assert set(lines) == set(PRESETS)
+    assert set(lines) == set(METHODS)
     for name, line in lines.items():
         assert '20' in line.rsplit('(', 1)[1], f'{name}: no paper with a year'
 

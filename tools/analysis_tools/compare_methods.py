@@ -12,6 +12,7 @@ interrupted; finished trainings are not repeated.
 """
 
 import argparse
+import inspect
 import os
 import platform
 import re
@@ -152,14 +153,16 @@ def check_methods(methods):
 
 def preset_names():
     """Return the names of all presets as papers write them, by those names in lower case."""
-    from mmkd.models.methods import PRESETS
-    return {name.lower(): name for name in PRESETS}
+    from mmkd.models.methods import METHODS
+    return {name.lower(): name for name in METHODS}
 
 
 def with_first_stage():
     """Return the presets, in lower case, that begin with a first stage of training."""
-    from mmkd.models.methods import ZOO
-    return {entry.name.lower() for entry in ZOO if 'first_phase_epochs' in entry.settings}
+    from mmkd.models.methods import METHODS
+    parameters = {name: inspect.signature(entry.cls).parameters for name, entry in METHODS.items()}
+    return {name.lower() for name, known in parameters.items()
+            if 'first_phase_epochs' in known and known['first_phase_epochs'].default}
 
 
 def method_title(method):
@@ -228,7 +231,7 @@ def check_fit(stage):
     from mmkd.apis import compose_distillation, prepare_config
     from mmkd.apis.config import model_config
     from mmkd.cli import merge_options
-    from mmkd.engine.hooks.method_info_hook import check_first_phases
+    from mmkd.engine.hooks.first_phase_hook import check_first_phases
     from mmkd.errors import MMKDError
     cfg = st.load_config(stage.config, [])
     try:

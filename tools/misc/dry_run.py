@@ -17,6 +17,7 @@ from mmkd.apis import is_distillation, prepare_config
 from mmkd.apis.config import model_config, teacher_configs
 from mmkd.cli import OptionsAction, at_least, device, merge_options, read_config, run_tool
 from mmkd.errors import MMKDError
+from mmkd.models.methods import TrainLabelsMethod
 from mmkd.models.spots import classification_heads, is_classifier, logit_layout
 
 
@@ -60,7 +61,7 @@ def random_batch(model, number: int, size: int) -> dict:
 def tell_labels(model) -> None:
     """Tell methods that want to know the classes of a training set those of a made-up one."""
     for method in model.mmkd.methods.values():
-        if method.needs_train_labels:
+        if isinstance(method, TrainLabelsMethod) and method.needs_train_labels:
             method.set_train_labels(list(range(logit_layout(model, 'student').num_classes)) * 2)
 
 

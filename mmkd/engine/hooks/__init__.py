@@ -1,11 +1,13 @@
 from .checkpoint_hook import CheckpointHook
+from .epoch_report_hook import EpochReportHook
 from .exact_resume_hook import ExactResumeHook
-from .method_info_hook import MethodInfoHook
+from .first_phase_hook import FirstPhaseHook
 from .teacher_check_hook import TeacherCheckHook
 from .teacher_gap_hook import TeacherGapHook
+from .train_labels_hook import TrainLabelsHook
 from .weight_schedule_hook import WeightScheduleHook
 
 __all__ = [
-    'CheckpointHook', 'ExactResumeHook', 'MethodInfoHook', 'TeacherCheckHook', 'TeacherGapHook',
-    'WeightScheduleHook'
+    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FirstPhaseHook', 'TeacherCheckHook',
+    'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
 ]

@@ -1,32 +1,33 @@
-"""How much distillation counts in the course of training."""
+"""Schedules of the weight of distillation."""
 import math
 from collections.abc import Sequence
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.runner import Runner
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_choice
 from ...registry import HOOKS
 from ..runner_access import forget_scalars, rewrap, unwrapped
 
 
 @HOOKS.register_module()
 class WeightScheduleHook(Hook):
-    """Warms up, decays and ends methods.
+    """Warms up, decays and ends the losses of methods.
 
     The factor rises linearly from 0 to 1 during the first ``warmup`` iterations, falls to 0 from
     ``decay_from`` until ``stop`` (or the end of training), and is 1 in between. From ``stop`` on, a method is
-    not computed any more, what only it trained is left alone, and when all methods have stopped the teacher
-    no longer runs: a step costs what it costs without distillation.
+    not computed any more and its parameters are frozen. Once all methods have ended, the teacher no longer
+    runs, so a step costs as much as without distillation.
 
     Args:
-        methods: Name or names of methods, as in the config; all by default.
-        warmup: In iterations.
-        decay_from: In epochs, or in iterations with ``by_epoch=False``.
-        stop: In the same unit.
-        decay: ``'linear'`` or ``'cosine'``.
-        by_epoch: The unit of ``decay_from`` and ``stop``. An epoch is the length of the training data loader,
-            in loops by iteration, too.
+        methods: The name or names of methods, as in the config; by default all methods.
+        warmup: Length of the warm-up in iterations.
+        decay_from: Begin of the decay in epochs, or in iterations with ``by_epoch=False``.
+        stop: End of the methods, in the same unit.
+        decay: Shape of the decay: ``'linear'`` or ``'cosine'``.
+        by_epoch: Whether the unit of ``decay_from`` and ``stop`` is an epoch. An epoch is the length of the
+            training data loader, also in loops that count iterations.
     """
 
     priority = 'HIGH'
@@ -38,18 +39,17 @@ class WeightScheduleHook(Hook):
                  stop: float | None = None,
                  decay: str = 'linear',
                  by_epoch: bool = True) -> None:
-        if decay not in ('linear', 'cosine'):
-            raise MMKDError(f"WeightScheduleHook knows decay='linear' and decay='cosine', not {decay!r}.")
+        check_choice(decay, ('linear', 'cosine'), 'decay')
         if decay_from is not None and stop is not None and decay_from >= stop:
             raise MMKDError(f'WeightScheduleHook cannot decay from {decay_from} until {stop}.')
-        self.methods = [methods] if isinstance(methods, str) else methods
+        self.methods = [methods] if isinstance(methods, str) else list(methods or [])
         self.warmup = warmup
         self.decay_from = decay_from
         self.stop = stop
         self.decay = decay
         self.by_epoch = by_epoch
 
-    def before_train(self, runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         known = list(unwrapped(runner).mmkd.methods)
         self.methods = self.methods or known
         if unknown := set(self.methods) - set(known):
@@ -61,7 +61,7 @@ class WeightScheduleHook(Hook):
             raise MMKDError(f'WeightScheduleHook cannot decay from {self.decay_from} {unit} on: training '
                             f'ends after {self._end:g}.')
 
-    def before_train_iter(self, runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         now = self._in_unit(runner.iter, runner)
         model = unwrapped(runner)
         for name in self.methods:
@@ -75,8 +75,8 @@ class WeightScheduleHook(Hook):
             print_log(f'Distillation has ended for {", ".join(running)}.', 'current')
             rewrap(runner)
 
-    def _in_unit(self, iterations: int, runner) -> float:
-        # Not by the loop's epochs: one that counts iterations has only one.
+    def _in_unit(self, iterations: int, runner: Runner) -> float:
+        # The loop's epochs do not serve: a loop that counts iterations has only one epoch.
         return iterations / len(runner.train_dataloader) if self.by_epoch else iterations
 
     def factor(self, iteration: int, now: float) -> float:
@@ -84,7 +84,7 @@ class WeightScheduleHook(Hook):
 
         Args:
             iteration: The number of iterations done.
-            now: The same in the unit of ``decay_from`` and ``stop``.
+            now: The same number in the unit of ``decay_from`` and ``stop``.
         """
         factor = min(1.0, (iteration + 1) / (self.warmup + 1))
         if self.decay_from is not None and now > self.decay_from:

@@ -1,27 +1,34 @@
-"""An optimizer in which distillation leaves the student's own rules alone."""
+"""An optimizer wrapper in which distillation does not change how the student is optimized."""
 import copy
+from typing import TYPE_CHECKING
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from ...models.methods import OptimizerSettings
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
+
+if TYPE_CHECKING:
+    from mmengine.optim import OptimWrapper as WrapperBase
+else:
+    WrapperBase = object  # the class behind the mix-in is a subclass of OptimWrapper
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class DistillOptimWrapperConstructor:
-    """Builds the student's parameter groups by the user's rules, and one more group for the rest.
+    """Builds the student's parameter groups by the user's rules, and further groups for distillation.
 
-    The user's ``paramwise_cfg`` and constructor see the student only. What distillation adds gets the
-    optimizer's plain settings (or ``extra`` ones) and follows the same schedules. Gradients are clipped
-    separately, so that the student's are clipped as without distillation.
+    The user's ``paramwise_cfg`` and constructor apply to the student only. The parameters that distillation
+    adds get the optimizer's plain settings, changed by ``extra``, and follow the same schedules. Their
+    gradients are clipped separately, so that the student's are clipped as without distillation.
 
     Args:
-        optim_wrapper_cfg: MMEngine's, with two more keys: ``student_constructor``, the user's own
-            constructor, and ``extra``, optimizer settings of distillation's parameters, such as
-            ``dict(lr=0.01)``.
-        paramwise_cfg: The user's rules.
+        optim_wrapper_cfg: The config of MMEngine's optimizer wrapper with two more keys:
+            ``student_constructor``, the user's constructor, and ``extra``, optimizer settings for the
+            parameters that distillation adds, such as ``dict(lr=0.01)``.
+        paramwise_cfg: The user's rules for parameters.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -29,7 +36,7 @@ class DistillOptimWrapperConstructor:
         self.extra = cfg.pop('extra', {})
         kind = cfg.get('type', 'OptimWrapper')
         wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
-        cfg['type'] = type(f'Distill{wrapper.__name__}', (_StudentApart, wrapper), {})
+        cfg['type'] = type(f'Distill{wrapper.__name__}', (_SeparateStudent, wrapper), {})
         self._student_constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
             dict(
                 type=cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor'),
@@ -50,29 +57,32 @@ class DistillOptimWrapperConstructor:
         return wrapper
 
     def _extra_groups(self, mmkd: nn.Module, lr: float) -> list[dict]:
-        """Return a group for each part that has settings of its own, and one for all others."""
-        groups, special = [], set()
+        """Return a group for every part with particular settings, after one for all other parameters."""
+        groups: list[dict] = []
+        grouped: set[nn.Parameter] = set()
         for method in mmkd.methods.values():
-            for part, settings in method.optimizer_settings.items():
-                settings = dict(settings)
-                own = dict(self.extra, lr=self.extra.get('lr', lr) * settings.pop('lr_mult', 1.0), **settings)
-                groups.append(dict(own, params=_trainable(method.get_submodule(part))))
-                special |= set(groups[-1]['params'])
-        others = [parameter for parameter in _trainable(mmkd) if parameter not in special]
-        return [group for group in [dict(self.extra, params=others), *groups] if group['params']]
+            parts = method.optimizer_settings if isinstance(method, OptimizerSettings) else {}
+            for part, part_settings in parts.items():
+                settings = dict(part_settings)
+                settings['lr'] = self.extra.get('lr', lr) * settings.pop('lr_mult', 1.0)
+                parameters = _trainable(method.get_submodule(part))
+                groups.append({**self.extra, **settings, 'params': parameters})
+                grouped |= set(parameters)
+        remaining = [parameter for parameter in _trainable(mmkd) if parameter not in grouped]
+        return [group for group in [dict(self.extra, params=remaining), *groups] if group['params']]
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-class _StudentApart:
-    """Mix-in in front of an optimizer wrapper: treats the student's gradients and the others apart."""
+class _SeparateStudent(WrapperBase):
+    """Mix-in in front of an optimizer wrapper: separates the gradients of student and distillation."""
 
     number_of_student_groups: int | None = None
 
     student_is_frozen: bool = False
-    """Whether steps leave the student as it is."""
+    """Whether steps leave the student unchanged."""
 
     def step(self, **kwargs) -> None:
         if self.student_is_frozen:

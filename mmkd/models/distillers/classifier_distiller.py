@@ -1,9 +1,9 @@
 """Classifiers that learn from a teacher besides the labels."""
 from collections.abc import Mapping, Sequence
 
-from torch import nn
+from mmpretrain.models.classifiers import BaseClassifier
+from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
 
-from ...errors import MMKDError
 from ...registry import MODELS
 from .distilled import build_distilled
 
@@ -12,29 +12,24 @@ from .distilled import build_distilled
 def ClassifierDistiller(student: dict,
                         methods: Mapping[str, dict],
                         teacher: dict | Sequence[dict] | None = None,
-                        data_preprocessor: dict | None = None) -> nn.Module:
+                        data_preprocessor: dict | None = None) -> BaseClassifier:
     """Build a student classifier that distils while it trains.
 
     Args:
         student: The student's model config, unchanged from MMPretrain.
-        methods: Configs of methods by names of your own; the names become log keys.
+        methods: The configs of the methods by names of your choice; the names become log keys.
         teacher: ``config``, ``checkpoint`` and, where class lists differ, ``class_mapping``; see
-            :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; nothing where no method
-            needs one (``DML``).
-        data_preprocessor: Taken when the student's config has none: MMPretrain's configs have it at their
-            top, and MMEngine hands it over. The teacher's config resolves its own.
+            :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; ``None`` if no method needs a
+            teacher (``DML``).
+        data_preprocessor: The data preprocessor of a student whose config has none. MMPretrain's configs
+            have it at the top level, and MMEngine passes it on. The teacher's is that of its own config.
 
     Returns:
-        mmpretrain.models.BaseClassifier: An instance of the student's own class, extended by
+        BaseClassifier: An instance of the student's class, extended by
         :class:`~mmkd.models.distillers.distilled.Distilled`.
 
     Raises:
-        MMKDError: If student, teacher and methods do not fit; nothing has been trained then.
+        MMKDError: If the student, the teacher and the methods do not fit together.
     """
-    try:
-        from mmpretrain.models.classifiers import BaseClassifier
-        from mmpretrain.registry import MODELS as MMPRETRAIN_MODELS
-    except ImportError:
-        raise MMKDError('Classifiers need MMPretrain; see docs/installation.md.') from None
     return build_distilled(student, methods, teacher, data_preprocessor, MMPRETRAIN_MODELS, BaseClassifier,
                            'MMPretrain classifier')

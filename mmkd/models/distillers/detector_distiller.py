@@ -17,19 +17,19 @@ def DetectorDistiller(student: dict,
 
     Args:
         student: The student's model config, unchanged from MMDetection.
-        methods: Configs of methods by names of your own; the names become log keys.
+        methods: The configs of the methods by names of your choice; the names become log keys.
         teacher: ``config``, ``checkpoint`` and, where class lists differ, ``class_mapping``; see
-            :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; nothing where no method
-            needs one (``DML``).
-        data_preprocessor: Taken when the student's config has none (MMEngine hands over one that stands
-            at the top of a config).
+            :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; ``None`` if no method needs a
+            teacher (``DML``).
+        data_preprocessor: The data preprocessor of a student whose config has none; MMEngine passes on that
+            of the top level of a config.
 
     Returns:
-        BaseDetector: An instance of the student's own class, extended by
+        BaseDetector: An instance of the student's class, extended by
         :class:`~mmkd.models.distillers.distilled.Distilled`.
 
     Raises:
-        MMKDError: If student, teacher and methods do not fit; nothing has been trained then.
+        MMKDError: If the student, the teacher and the methods do not fit together.
     """
     return build_distilled(student, methods, teacher, data_preprocessor, MMDET_MODELS, BaseDetector,
                            'MMDetection detector')

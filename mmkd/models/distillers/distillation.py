@@ -1,6 +1,5 @@
-"""All that distillation adds to a student, in one module."""
-import math
-from collections.abc import Mapping, Sequence
+"""Everything that distillation adds to a student, in one module."""
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from mmengine.model import BaseModule, ModuleDict
@@ -9,25 +8,27 @@ from torch import Tensor, nn
 from ...errors import MMKDError, nearest_names, one_line
 from ...random_state import preserved_random_state
 from ...registry import MODELS
-from ..methods import PRESETS, Method
+from ..methods import METHODS, Method
+from ..methods.mixins import in_first_phase
 from ..spots import Recorder, resolve_spot
 from ..step import Step
 from ..teachers import Teacher, build_teachers
+from .weighting import weighted_losses
 
 _WITHOUT_GRADIENT = ('rois', 'cls_targets')
 
 
 class Distillation(BaseModule):
-    """Methods and the teachers they learn from; the student's child module ``mmkd``.
+    """The methods and the teachers they learn from; the student's child module ``mmkd``.
 
     Args:
         student: The student network, built but not yet initialized.
-        student_cfg: Its config.
-        teacher: The teacher's config, a list of them, or ``None`` where no method needs one.
-        methods: The methods' configs, by the user's names for them.
+        student_cfg: The student's model config.
+        teacher: The teacher's config, a list of them, or ``None`` if no method needs a teacher.
+        methods: The configs of the methods by the user's names.
 
     Raises:
-        MMKDError: If student, teachers and a method cannot work together.
+        MMKDError: If the student, the teachers and a method cannot work together.
     """
 
     def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict | Sequence[dict] | None,
@@ -37,28 +38,28 @@ class Distillation(BaseModule):
             raise MMKDError('`methods` must be a dict of methods by name, such as '
                             f"dict(shake=dict(type='mmkd.SHAKE')), not a {type(methods).__name__}.")
         self.methods = ModuleDict({name: _build_method(name, cfg) for name, cfg in methods.items()})
-        owners = [name for name, method in self.methods.items() if method.task_losses]
-        if len(owners) > 1:
-            raise MMKDError(f'The methods {" and ".join(owners)} would each replace the task loss of the '
+        replacing = [name for name, method in self.methods.items() if method.task_losses]
+        if len(replacing) > 1:
+            raise MMKDError(f'The methods {" and ".join(replacing)} would each replace the task loss of the '
                             'student; only one of them can (DeiT, or standardize_task).')
-        self.teachers = build_teachers(teacher)
-        for one in self.teachers:
-            one.build(student)
+        self.teachers: list[Teacher] = build_teachers(teacher)
+        for built in self.teachers:
+            built.build(student)
         for method in self.methods.values():
             method.build(student, self.teachers, student_cfg)
-        for one in self.teachers:
-            one.add_spots(self.teacher_spots)
+        for built in self.teachers:
+            built.add_spots(self.teacher_spots)
         self._points = {
             spot: resolve_spot(student, spot, 'student') for spot in self.student_spots}
 
     def _apply(self, fn, *args, **kwargs):
-        # The teachers are outside of the module tree, but live on the student's device.
+        # The teachers are outside of the module tree, but follow the student to its device.
         for teacher in self.teachers:
             teacher.apply(fn)
         return super()._apply(fn, *args, **kwargs)
 
     def init_weights(self) -> None:
-        # The same seed shall give the same batches and samples with and without distillation.
+        # With the same seed, training has the same batches and samples with and without distillation.
         with preserved_random_state():
             super().init_weights()
 
@@ -69,13 +70,13 @@ class Distillation(BaseModule):
 
     @property
     def active_methods(self) -> dict[str, Method]:
-        """The methods that no schedule has ended; in a first stage of training, those that have one."""
+        """The methods that no schedule has ended; in a first phase of training, only those that have one."""
         active = {name: method for name, method in self.methods.items() if method.active}
-        return {name: method for name, method in active.items() if method.in_first_phase} or active
+        return {name: method for name, method in active.items() if in_first_phase(method)} or active
 
     @property
     def teacher_spots(self) -> list[str]:
-        """All spots that the active methods ask the teachers for."""
+        """All spots that the active methods read from the teachers."""
         return _union(method.teacher_spots for method in self.active_methods.values())
 
     @property
@@ -87,60 +88,51 @@ class Distillation(BaseModule):
         return spots
 
     def recorder(self, student: nn.Module) -> Recorder:
-        """Return a recorder of all the spots that the methods asked for in the student."""
+        """Return a recorder of all spots that the methods read from the student."""
         return Recorder(student, {spot: self._points[spot] for spot in self.student_spots})
 
-    def loss(self, student: nn.Module, recorder: Recorder, inputs: Tensor, data_samples: Sequence,
-             own: dict) -> dict:
-        """Ask the teachers about a batch and return the losses of all methods with the student's own.
+    def losses(self, student: nn.Module, recorder: Recorder, inputs: Tensor, data_samples: Sequence,
+               student_losses: dict) -> dict:
+        """Run the teachers on a batch, and return the losses of all methods together with the student's.
 
         Args:
             student: The student network.
-            recorder: What was seen of it.
-            inputs: Its preprocessed batch ``(N, 3, H, W)``.
-            data_samples: Its samples.
-            own: The student's own losses.
+            recorder: The recorder of the student's training step.
+            inputs: The preprocessed batch of the student, ``(N, 3, H, W)``.
+            data_samples: The samples of the batch.
+            student_losses: The student's losses.
 
         Returns:
-            dict: The student's own losses, and ``<method>.<loss>`` and other values to log, all scalars.
+            dict: The student's losses, and the losses of the methods and other values to log as
+            ``<method>.<name>``; see :func:`~mmkd.models.distillers.weighting.weighted_losses`.
         """
-        seen = {spot: recorder[spot] for spot in self.student_spots}
-        for spot, values in seen.items():
-            if not values:
+        student_outputs = {spot: recorder[spot] for spot in self.student_spots}
+        for spot, calls in student_outputs.items():
+            if not calls:
                 raise MMKDError(f"The spot {spot!r} was not reached in the student's training step.")
             if spot not in _WITHOUT_GRADIENT and torch.is_grad_enabled():
-                _check_gradient(spot, values)
+                _check_gradient(spot, calls)
         spots = self.teacher_spots
-        taught = [teacher(inputs, data_samples, seen.get('rois'), spots) for teacher in self.teachers]
-        step = Step(student, inputs, data_samples, seen, taught)
+        rois = student_outputs.get('rois')
+        teacher_outputs = [teacher(inputs, data_samples, rois, spots) for teacher in self.teachers]
+        step = Step(student, inputs, data_samples, student_outputs, teacher_outputs)
         methods = self.active_methods
-        tasks = {name: 0.0 if method.in_first_phase else method.student_task
-                 for name, method in methods.items()}
-        losses = _scaled(own, math.prod(tasks.values()))
-        for name, method in methods.items():
-            found = method(step)
-            task = {key: found.pop(key) for key in method.task_losses if key in found}
-            others = math.prod(factor for other, factor in tasks.items() if other != name)
-            found = {**_scaled(task, others), **_scaled(found, method.scale)}
-            losses.update({f'{name}.{key}': value for key, value in found.items()})
+        losses = weighted_losses(
+            student_losses,
+            method_losses={name: method(step) for name, method in methods.items()},
+            student_task={name: 0.0 if in_first_phase(method) else method.student_task
+                          for name, method in methods.items()},
+            scale={name: method.scale for name, method in methods.items()},
+            task_losses={name: method.task_losses for name, method in methods.items()})
         return {**losses, **self._waiting()}
 
     def _waiting(self) -> dict[str, Tensor]:
-        """Return zeros that depend on all that another method's first stage keeps waiting, for DDP."""
+        """Return a zero that depends on all parameters that wait for the first phase to end, for DDP."""
         active = self.active_methods
         zeros = [parameter.sum() * 0 for name, method in self.methods.items()
                  if method.active and name not in active
                  for parameter in method.parameters() if parameter.requires_grad]
         return dict(loss_waiting=sum(zeros)) if zeros else {}
-
-
-def _scaled(losses: dict, factor: float) -> dict:
-    """Multiply the losses in a dict, and leave other values to log as they are."""
-    if factor == 1:
-        return losses
-    return {name: value if 'loss' not in name else
-            [one * factor for one in value] if isinstance(value, (list, tuple)) else value * factor
-            for name, value in losses.items()}
 
 
 def _build_method(name: str, cfg: dict) -> Method:
@@ -151,9 +143,9 @@ def _build_method(name: str, cfg: dict) -> Method:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         "dict(type='mmkd.SHAKE').")
     if isinstance(kind, str) and MODELS.get(kind) is None:
-        known = [*PRESETS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
+        known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
         raise MMKDError(f'There is no method {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
-                        f'known are {", ".join(known)}.')
+                        f'known methods are {", ".join(known)}.')
     try:
         method = MODELS.build(cfg)
     except (KeyError, TypeError) as error:
@@ -163,17 +155,17 @@ def _build_method(name: str, cfg: dict) -> Method:
     return method
 
 
-def _check_gradient(spot: str, seen: list) -> None:
-    # The first tensor of a call decides: other outputs of a head may come without one.
-    for value in seen:
-        while isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        if isinstance(value, Tensor) and not value.requires_grad:
+def _check_gradient(spot: str, calls: list) -> None:
+    # The first tensor of a call decides, because other outputs of a head may come without a gradient.
+    for output in calls:
+        while isinstance(output, (tuple, list)) and output:
+            output = output[0]
+        if isinstance(output, Tensor) and not output.requires_grad:
             raise MMKDError(
-                f'What the student gives at the spot {spot!r} carries no gradient, so distilling '
-                'there would teach nothing: the layers before it are frozen, or it lies inside a '
-                'part under reentrant activation checkpointing.')
+                f"The student's output at the spot {spot!r} carries no gradient, so distilling it would have "
+                'no effect: the layers before it are frozen, or it is inside a part under reentrant '
+                'activation checkpointing.')
 
 
-def _union(groups) -> list[str]:
+def _union(groups: Iterable[Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(spot for group in groups for spot in group))

@@ -1,6 +1,7 @@
-"""A network's own class, extended: what the distillers of all tasks share."""
+"""The student's class, extended by distillation: what the distillers of all tasks share."""
 import copy
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mmengine.registry import Registry
 from torch import Tensor, nn
@@ -9,12 +10,17 @@ from ...errors import MMKDError
 from ...random_state import preserved_random_state
 from .distillation import Distillation
 
+if TYPE_CHECKING:
+    from mmengine.model import BaseModel
+else:
+    BaseModel = object  # the class behind the mix-in is a subclass of it
 
-class Distilled:
-    """Mix-in in front of a network's class: the network's own loss, plus distillation.
 
-    The network stays what it is: parameter names, ``predict``, ``extract_feat`` and all attributes are its
-    own. There is one more child module, ``mmkd``.
+class Distilled(BaseModel):
+    """Mix-in in front of a network's class: adds the losses of distillation to the network's losses.
+
+    Everything else is unchanged: parameter names, ``predict``, ``extract_feat`` and all attributes. There is
+    one more child module, ``mmkd``.
     """
 
     def attach(self, student_cfg: dict, teacher: dict | Sequence[dict] | None,
@@ -22,10 +28,10 @@ class Distilled:
         """Add the teacher and the methods; see :func:`build_distilled`."""
         with preserved_random_state():
             self.mmkd = Distillation(self, student_cfg, teacher, methods)
-        self._register_load_state_dict_pre_hook(_keep_our_names)
+        self._register_load_state_dict_pre_hook(_keep_mmkd_names)
 
     def init_weights(self) -> None:
-        # A rule for the whole network (`init_cfg` of the model) is the student's, and not for what is added.
+        # A rule for the whole network (`init_cfg` of the model) is for the student, not for what is added.
         mmkd = self._modules.pop('mmkd')
         try:
             super().init_weights()
@@ -34,15 +40,15 @@ class Distilled:
         mmkd.init_weights()
 
     def loss(self, inputs: Tensor, data_samples: list) -> dict:
-        """Return the network's own losses and those of the methods.
+        """Return the losses of the network and of the methods.
 
         Args:
             inputs: Preprocessed images ``(N, 3, H, W)``.
-            data_samples: Their samples.
+            data_samples: The samples of the images.
         """
         with self.mmkd.recorder(self) as recorder:
             losses = super().loss(inputs, data_samples)
-        return self.mmkd.loss(self, recorder, inputs, data_samples, losses)
+        return self.mmkd.losses(self, recorder, inputs, data_samples, losses)
 
 
 def build_distilled(student: dict,
@@ -56,40 +62,41 @@ def build_distilled(student: dict,
 
     Args:
         student: The student's model config.
-        methods: Configs of methods by the user's names.
-        teacher: One teacher, a list of them, or ``None``.
-        data_preprocessor: Taken when the student's config has none.
-        registry: Where the student's class is found.
-        base: What that class must be derived from.
-        kind: How messages call such a student, for instance ``'MMDetection detector'``.
+        methods: The configs of the methods by the user's names.
+        teacher: The config of a teacher, a list of configs, or ``None``.
+        data_preprocessor: The data preprocessor of a student whose config has none.
+        registry: The registry that holds the student's class.
+        base: The class that the student's class must be derived from.
+        kind: What error messages call such a student, for instance ``'MMDetection detector'``.
 
     Returns:
-        nn.Module: An instance of the student's own class, extended by :class:`Distilled`.
+        nn.Module: An instance of the student's class, extended by :class:`Distilled`.
 
     Raises:
-        MMKDError: If student, teacher and methods do not fit; nothing has been trained then.
+        MMKDError: If the student, the teacher and the methods do not fit together.
     """
     if not methods:
         raise MMKDError('`methods` is empty: name at least one, such as '
                         "dict(shake=dict(type='mmkd.SHAKE')).")
-    student_cfg = copy.deepcopy(student)
+    model_cfg = copy.deepcopy(student)
     if data_preprocessor is not None:
-        student_cfg.setdefault('data_preprocessor', data_preprocessor)
-    pristine = copy.deepcopy(student_cfg)
-    name = student_cfg.pop('type', None)
-    with registry.switch_scope_and_registry(student_cfg.pop('_scope_', None)) as found:
-        own = found.get(name) if isinstance(name, str) else name
-    if own is None:
+        model_cfg.setdefault('data_preprocessor', data_preprocessor)
+    student_cfg = copy.deepcopy(model_cfg)
+    name = model_cfg.pop('type', None)
+    with registry.switch_scope_and_registry(model_cfg.pop('_scope_', None)) as scoped_registry:
+        student_class: Any = scoped_registry.get(name) if isinstance(name, str) else name
+    if student_class is None:
         raise MMKDError(f'The student type {name!r} is not registered in {kind.split()[0]}.')
-    if not (isinstance(own, type) and issubclass(own, base)):
-        raise MMKDError(f'The student type {name!r} is no {kind}.')
-    extended = type(f'Distilled{own.__name__}', (Distilled, own), dict(__module__=__name__))
-    model = extended(**student_cfg)
-    model.attach(pristine, teacher, methods)
+    if not (isinstance(student_class, type) and issubclass(student_class, base)):
+        raise MMKDError(f'The student type {name!r} is not an {kind}.')
+    bases = (Distilled, student_class)
+    extended: Any = type(f'Distilled{student_class.__name__}', bases, dict(__module__=__name__))
+    model = extended(**model_cfg)
+    model.attach(student_cfg, teacher, methods)
     return model
 
 
-def _keep_our_names(state_dict: dict, prefix: str, *_) -> None:
-    """Undo, for what distillation added, the renaming by which MMPretrain loads networks of timm."""
+def _keep_mmkd_names(state_dict: dict, prefix: str, *_) -> None:
+    """Keep the names under ``mmkd.``, which MMPretrain renames when it loads networks of timm."""
     for name in [name for name in state_dict if name.startswith(f'{prefix}model.mmkd.')]:
         state_dict[prefix + name.removeprefix(f'{prefix}model.')] = state_dict.pop(name)

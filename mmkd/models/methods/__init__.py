@@ -4,27 +4,82 @@ from .deit import DeiT
 from .feature_distill import FeatureDistill
 from .ld import LD
 from .logit_distill import LogitDistill
-from .presets import DML, KD, PRESETS, SHAKE, SOKD, KDTuned
+from .mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
+from .presets import DML, KD, SHAKE, SOKD, KDTuned
+from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
 from .sakd import SAKD, SpotAdaptiveDistill
-from .zoo import PROTOCOLS, ZOO
+from .table import METHODS, TASKS, MethodEntry
+from .zoo import (
+    AB,
+    AT,
+    CC,
+    CRD,
+    CWD,
+    DIST,
+    DKD,
+    FGD,
+    FSP,
+    FT,
+    KDSVD,
+    MGD,
+    NST,
+    OFD,
+    PKD,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    ZOO,
+    FitNet,
+    HardLabel,
+    ReviewKD,
+)
 
 __all__ = [
+    'AB',
+    'AT',
+    'CC',
+    'CRD',
+    'CWD',
+    'DIST',
+    'DKD',
     'DML',
+    'FGD',
+    'FSP',
+    'FT',
     'KD',
+    'KDSVD',
     'LD',
-    'PRESETS',
+    'METHODS',
+    'MGD',
+    'NST',
+    'OFD',
+    'PKD',
+    'PKT',
     'PROTOCOLS',
+    'RKD',
     'SAKD',
     'SHAKE',
     'SOKD',
+    'SP',
+    'TASKS',
+    'VID',
     'ZOO',
     'CrossKD',
     'DeiT',
+    'EpochReports',
     'FeatureDistill',
+    'FitNet',
+    'HardLabel',
     'KDTuned',
     'LogitDistill',
     'Method',
+    'MethodEntry',
+    'OptimizerSettings',
+    'PhasedMethod',
     'ProxyDistill',
-    'SpotAdaptiveDistill'
+    'ReviewKD',
+    'SpotAdaptiveDistill',
+    'TrainLabelsMethod'
 ]

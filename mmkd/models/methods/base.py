@@ -1,18 +1,26 @@
-"""What a distillation method offers to a distiller."""
+"""The interface between a distillation method and the distiller."""
 from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
+from ...errors import MMKDError
 from ..step import Step
+from ..teachers import Teacher
 
 
 class Method(BaseModule, metaclass=ABCMeta):
-    """A distillation method: what it wants to see, and the losses it makes of it.
+    """A distillation method: the spots it reads and the losses it computes from them.
 
-    A method names spots; the distiller records them and calls it with what was seen. Trainable parts are
-    ordinary submodules; they are saved under ``mmkd.methods.<name>``.
+    A method has four members: :attr:`student_spots`, :attr:`teacher_spots`, :meth:`build` and
+    :meth:`forward`. The distiller records the spots in every training step and calls the method with what it
+    recorded. Trainable parts are ordinary submodules; they are saved under ``mmkd.methods.<name>``. Methods
+    with further needs, such as a first phase of training, derive from the classes in
+    :mod:`~mmkd.models.methods.mixins` as well.
+
+    The other attributes are factors by which the distiller scales the losses, see
+    :func:`~mmkd.models.distillers.weighting.weighted_losses`.
     """
 
     student_spots: tuple[str, ...] = ()
@@ -22,62 +30,50 @@ class Method(BaseModule, metaclass=ABCMeta):
     """Spots to record in every teacher; known after :meth:`build`."""
 
     student_task: float = 1.0
-    """Weight of the student's own loss, in the losses of all methods together a product."""
+    """Factor of the student's task losses; the factors of all methods are multiplied."""
 
     task_losses: tuple[str, ...] = ()
-    """Which of its losses stand in place of the student's own; no schedule scales them."""
+    """Names of this method's losses that replace the student's task losses; schedules do not scale them."""
 
     scale: float = 1.0
-    """Factor of all this method's other losses; a schedule sets it."""
+    """Factor of all other losses of this method; a schedule sets it."""
 
     active: bool = True
-    """Whether the method is used at all; a schedule ends it."""
+    """Whether the method is still in use; a schedule can end it."""
 
-    needs_train_labels: bool = False
-    """Whether the classes of the whole training set are wanted, see :meth:`set_train_labels`."""
-
-    optimizer_settings: Mapping[str, Mapping] = {}
-    """Settings of parts of this method in the optimizer, by the submodule's name: ``lr_mult``, the learning
-    rate relative to the student's, and others of the optimizer."""
-
-    first_phase_epochs: int = 0
-    """Epochs at the start of training in which nothing but this method counts."""
-
-    trains_student_first: bool = True
-    """Whether the student is trained in them."""
-
-    in_first_phase: bool = False
-    """Whether training is in these epochs; a hook sets it."""
-
-    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
-        """Build parts that depend on the networks, and check that they fit.
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        """Build the parts that depend on the networks, and check that the networks fit.
 
         Args:
             student: The student network.
-            teachers (Sequence[Teacher]): The teachers; may be empty.
-            student_cfg: The student's config.
+            teachers: The teachers; empty if the config has none.
+            student_cfg: The student's model config.
 
         Raises:
-            MMKDError: If this method cannot work with these networks.
+            MMKDError: If the method cannot work with these networks.
         """
-
-    def set_train_labels(self, labels: Sequence[int]) -> None:
-        """Learn the classes of the training set, where the method wants to know them.
-
-        Args:
-            labels: The class of every sample, in the order of ``sample_idx``.
-        """
-
-    def epoch_report(self) -> dict | None:
-        """Return what there is to tell of the last epoch, as plain data; all ranks ask for it together."""
-
-    def end_first_phase(self) -> None:
-        """Freeze what the first stage trained and the rest of the training must leave alone."""
 
     @abstractmethod
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """Return losses (names with ``loss``) and values to log, all scalars.
+        """Compute the losses of a training step.
 
         Args:
-            step: What is to be seen of this training step.
+            step: The outputs that were recorded in the training step.
+
+        Returns:
+            dict: Losses, whose names contain ``loss``, and other values to log; all scalars.
         """
+
+
+def check_teachers(method: str, teachers: Sequence[Teacher]) -> None:
+    """Check that there is a teacher.
+
+    Args:
+        method: The name of the method that needs a teacher.
+        teachers: The teachers.
+
+    Raises:
+        MMKDError: If there is none.
+    """
+    if not teachers:
+        raise MMKDError(f'{method} learns from a teacher: give `teacher` a config and a checkpoint.')

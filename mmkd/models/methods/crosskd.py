@@ -1,6 +1,7 @@
 """CrossKD: Cross-Head Knowledge Distillation for Object Detection (Wang et al., CVPR 2024)."""
 import copy
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,6 @@ from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead
 from mmdet.models.dense_heads.anchor_head import AnchorHead
 from mmdet.structures.bbox import bbox_overlaps
-from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -16,42 +16,58 @@ from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import at_least_float32, bernoulli_kl_divergence
 from ..losses.distribution import edge_divergence
+from ..reduction import mean_over_ranks
 from ..spots import logit_layout
 from ..step import Step
-from .base import Method
+from ..teachers import Teacher
+from .base import Method, check_teachers
 from .ld import assign, flat
 
 TOWERS = ('cls_convs', 'reg_convs')
-"""The two towers of a dense head."""
+"""The two towers of convolutions of a dense head."""
+
+
+class Locations(NamedTuple):
+    """How the student's loss treats the M locations (or priors) of a batch.
+
+    Args:
+        weights: The weights of the locations in its classification loss, ``(M,)``.
+        positive: Which locations are assigned to objects, ``(M,)``, bool.
+        normalizer: The divisor of the losses, averaged over ranks; a scalar.
+    """
+    weights: Tensor
+    positive: Tensor
+    normalizer: Tensor
 
 
 @MODELS.register_module()
 class CrossKD(Method):
-    r"""What the student's head has computed half-way goes on through the teacher's head.
+    r"""Intermediate features of the student's head pass through the rest of the teacher's head.
 
-    Features behind the i-th convolution of the student's two towers pass the teacher's frozen convolutions
-    i+1, i+2, … and its predictors. These cross-head predictions imitate the teacher's own, at all places:
+    The features behind the i-th convolution of the student's two towers pass through the teacher's frozen
+    convolutions i+1, i+2, … and its predictors. These cross-head predictions imitate the teacher's
+    predictions at all locations:
 
     .. math::
-        L_{cls} &= λ_{cls} \frac{1}{N} \sum_r c_r \, QFL(T_r, \hat P_r), \quad
-        L_{reg} = λ_{reg} \frac{1}{M} \sum_r w_r \, D_{reg}(T_r, \hat P_r)
+        L_{cls} &= λ_{cls} \frac{1}{N} \sum_r c_r \, QFL(\hat P_r, T_r), \quad
+        L_{reg} = λ_{reg} \frac{1}{M} \sum_r w_r \, D_{reg}(\hat P_r, T_r)
 
-    with QFL of :func:`quality_focal_divergence`, the weights c of the student's own classification loss (0 in
-    the padding, and for priors that its assigner leaves out), and w the teacher's best class score, 0 where c
-    is. What D_reg and M are, the *teacher's* head decides: KL of box distributions, the mean over edges, and
+    with QFL of :func:`quality_focal_divergence`. The weights c are those of the student's classification loss
+    (0 in the padding, and for priors that its assigner ignores), and w is the teacher's best class score, 0
+    where c is 0. The *teacher's* head decides D_reg and M: KL of box distributions, the mean over edges, and
     the sum of w (GFL); 1 − GIoU and N (RetinaNet, ATSS); −log IoU and N (FCOS). N is the number of priors
     that the student's assigner gives to objects, or the sum of their centerness targets (FCOS). ATSS's
-    centerness is taught where objects are, with λ_reg. All normalizers are averaged over ranks.
+    centerness is distilled where objects are, with λ_reg. All normalizers are averaged over ranks.
 
-    The student's head itself, which learns from labels, has no part in the losses behind its i-th
-    convolution.
+    The student's convolutions behind the i-th and its predictors learn from labels only.
 
     Args:
-        layer: i: 3 (of 4) in the paper, 2 for FCOS.
-        cls_weight: λ_cls; 0.4 in the released config for FCOS, else 1.
-        reg_weight: λ_reg; by default 4 for GFL and 1 for others; 0.75 in the released config for FCOS.
+        layer: i; 3 (of 4) in the paper, 2 for FCOS.
+        cls_weight: The weight λ_cls; 0.4 in the released config for FCOS, otherwise 1.
+        reg_weight: The weight λ_reg; by default 4 for GFL and 1 for others; 0.75 in the released config for
+            FCOS.
         align: Whether the student's features are given the teacher's mean and standard deviation first, see
-            :func:`align_statistics`, as in the released code, whose figures the paper's are.
+            :func:`align_statistics`, as in the released code, with which the paper's figures were measured.
     """
 
     def __init__(self,
@@ -67,58 +83,64 @@ class CrossKD(Method):
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.align = align
-        self.teachers = []
-        # What the i-th convolution is given: its ReLU works in place, so nothing before that can be recorded.
+        self.teachers: list[Teacher] = []
+        # The input of the i-th convolution, because its ReLU works in place and overwrites anything later.
         towers = tuple(_spot(tower, layer) for tower in TOWERS)
         self.student_spots = towers
         self.teacher_spots = ('cls_outputs', *(towers if align else ()))
 
-    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
-        if not teachers:
-            raise MMKDError('CrossKD learns from a teacher: give `teacher` a config and a checkpoint.')
-        own = _channels(student, self.layer, 'student')
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        check_teachers('CrossKD', teachers)
+        student_channels = _channels(student, self.layer, 'student')
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'sigmoid':
             raise MMKDError('CrossKD compares probabilities of sigmoid heads; the student classifies with a '
                             'softmax.')
         for teacher in teachers:
-            other = _channels(teacher.model, self.layer, 'teacher')
-            if own != other:
+            teacher_channels = _channels(teacher.model, self.layer, 'teacher')
+            if student_channels != teacher_channels:
                 raise MMKDError('CrossKD needs towers of the same width: behind convolution '
-                                f'{self.layer}, the student has {own} channels and the teacher {other}.')
+                                f'{self.layer}, the student has {student_channels} channels and the teacher '
+                                f'{teacher_channels}.')
             teacher.require_logits(self.layout)
         self.teachers = list(teachers)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`.
+        """Compare the cross-head predictions with the teachers' predictions.
+
+        Args:
+            step: The outputs that were recorded in the training step.
 
         Returns:
-            dict: ``loss_cls``, ``loss_reg`` and, with a teacher of ATSS, ``loss_centerness``, as far as they
-            have a weight; means over teachers.
+            dict: ``loss_cls``, ``loss_reg`` and, with an ATSS teacher, ``loss_centerness``, as far as their
+            weights are above 0; means over teachers.
         """
         inputs = {tower: step.student_outputs[_spot(tower, self.layer)] for tower in TOWERS}
         head = step.student.bbox_head
-        places = _places(head, inputs['cls_convs'], step.data_samples)
-        passed = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
-        terms = {}
-        for teacher, seen in zip(self.teachers, step.teacher_outputs, strict=True):
-            crossed = self._cross(teacher, passed, seen)
-            for name, value in self._compare(teacher, seen['cls_outputs'][0], crossed, places).items():
-                terms[name] = terms.get(name, 0) + value / len(self.teachers)
-        return terms
+        locations = _locations(head, inputs['cls_convs'], step.data_samples)
+        features = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
+        losses: dict[str, Tensor] = {}
+        for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True):
+            crossed = self._cross(teacher, features, outputs)
+            for name, value in self._compare(teacher, crossed, outputs['cls_outputs'][0], locations).items():
+                losses[name] = losses.get(name, 0) + value / len(self.teachers)
+        return losses
 
     def _pass(self, head: nn.Module, tower: str, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Return the output of the i-th convolution of a tower, before its activation."""
         return [_before_activation(getattr(head, tower)[self.layer - 1], level) for level in levels]
 
-    def _cross(self, teacher, passed: Mapping[str, list[Tensor]], seen: Mapping) -> Sequence:
-        """Return the head outputs of what the student's towers gave, in the student's classes."""
+    def _cross(self, teacher: Teacher, student_features: Mapping[str, list[Tensor]],
+               teacher_outputs: Mapping) -> Sequence:
+        """Return the cross-head predictions: the teacher's head outputs for the student's features."""
         head = teacher.model.bbox_head
         features = {}
-        for tower, levels in passed.items():
+        for tower, levels in student_features.items():
             if self.align:
                 with torch.no_grad():
-                    own = self._pass(head, tower, seen[_spot(tower, self.layer)])
-                levels = [align_statistics(s, t) for s, t in zip(levels, own, strict=True)]
+                    teacher_levels = self._pass(head, tower, teacher_outputs[_spot(tower, self.layer)])
+                levels = [align_statistics(student_level, teacher_level)
+                          for student_level, teacher_level in zip(levels, teacher_levels, strict=True)]
             else:
                 levels = [level.clone() for level in levels]  # the activation may work in place
             conv = getattr(head, tower)[self.layer - 1]
@@ -126,48 +148,58 @@ class CrossKD(Method):
         outputs = _continued(head, features, self.layer)(features['cls_convs'])
         return teacher.in_students_outputs([outputs])[0]
 
-    def _compare(self, teacher, target: Sequence, crossed: Sequence, places: tuple) -> dict:
-        counts, positive, total = places
-        t, p = (self.layout.logits([outputs])[0] for outputs in (target, crossed))
-        terms = {}
+    def _compare(self, teacher: Teacher, crossed: Sequence, target: Sequence,
+                 locations: Locations) -> dict[str, Tensor]:
+        """Return the losses between cross-head predictions and a teacher's predictions."""
+        student_logits = self.layout.logits([crossed])[0]
+        teacher_logits = self.layout.logits([target])[0]
+        weights, normalizer = locations.weights, locations.normalizer
+        losses = {}
         if self.cls_weight:
-            terms['loss_cls'] = self.cls_weight * (counts * quality_focal_divergence(t, p)).sum() / total
+            divergence = quality_focal_divergence(student_logits, teacher_logits)
+            losses['loss_cls'] = self.cls_weight * (weights * divergence).sum() / normalizer
         head = teacher.model.bbox_head
-        distributions = isinstance(head, GFLHead)
-        weight = (4.0 if distributions else 1.0) if self.reg_weight is None else self.reg_weight
-        if not weight:
-            return terms
-        sure = t.amax(dim=-1).sigmoid() * (counts > 0)
-        if distributions:
-            rows = [flat(outputs[1], 4 * (head.reg_max + 1)) for outputs in (crossed, target)]
-            divergence, total = edge_divergence(*rows, temperature=1.0), _mean_over_ranks(sure.sum(), 1e-6)
+        has_distributions = isinstance(head, GFLHead)
+        reg_weight = self.reg_weight
+        if reg_weight is None:
+            reg_weight = 4.0 if has_distributions else 1.0
+        if not reg_weight:
+            return losses
+        scores = teacher_logits.amax(dim=-1).sigmoid() * (weights > 0)
+        if has_distributions:
+            channels = 4 * (head.reg_max + 1)
+            student_edges = flat(crossed[1], channels)
+            teacher_edges = flat(target[1], channels)
+            divergence = edge_divergence(student_edges, teacher_edges, temperature=1.0)
+            normalizer = mean_over_ranks(scores.sum())
         else:
-            divergence = _box_loss(head, target[1], crossed[1])
-        terms['loss_reg'] = weight * (sure * divergence).sum() / total
+            divergence = _box_loss(head, crossed[1], target[1])
+        losses['loss_reg'] = reg_weight * (scores * divergence).sum() / normalizer
         if isinstance(head, ATSSHead):
-            rows = [flat(outputs[2], 1)[positive] for outputs in (crossed, target)]
-            terms['loss_centerness'] = weight * bernoulli_kl_divergence(*rows).sum() / total
-        return terms
+            student_centerness = flat(crossed[2], 1)[locations.positive]
+            teacher_centerness = flat(target[2], 1)[locations.positive]
+            divergence = bernoulli_kl_divergence(student_centerness, teacher_centerness)
+            losses['loss_centerness'] = reg_weight * divergence.sum() / normalizer
+        return losses
 
 
-def quality_focal_divergence(target: Tensor, prediction: Tensor, beta: float = 1.0) -> Tensor:
-    r"""Quality focal loss with soft labels, one value per place.
+def quality_focal_divergence(student: Tensor, teacher: Tensor, beta: float = 1.0) -> Tensor:
+    r"""Quality focal loss with soft labels, one value per location.
 
-    .. math:: \sum_k |p_k - q_k|^\beta \, BCE(p_k, q_k), \quad
-              p = \sigma(target), \; q = \sigma(prediction)
+    .. math:: \sum_k |p_k - q_k|^\beta \, BCE(p_k, q_k), \quad p = \sigma(t), \; q = \sigma(s)
 
-    The loss of GFL (Li et al., NeurIPS 2020, equation 5) with the teacher's score for the quality, at every
-    class; β = 1 in CrossKD. It is 0 where both agree. Computed in float32 at least.
+    The loss of GFL (Li et al., NeurIPS 2020, equation 5) with the teacher's scores as quality, for every
+    class; β is 1 in CrossKD. It is 0 where both agree. Computed in float32 at least.
 
     Args:
-        target: Logits ``(M, K)`` of the probabilities that are imitated.
-        prediction: Logits ``(M, K)`` of those that imitate.
-        beta: β.
+        student: s, logits ``(M, K)`` of the predictions that imitate.
+        teacher: t, logits ``(M, K)`` of the predictions that are imitated.
+        beta: The exponent β.
 
     Returns:
         Tensor: Shape ``(M,)``.
     """
-    p, logits = at_least_float32(target).sigmoid(), at_least_float32(prediction)
+    p, logits = at_least_float32(teacher).sigmoid(), at_least_float32(student)
     entropy = F.binary_cross_entropy_with_logits(logits, p, reduction='none')
     return ((p - logits.sigmoid()).abs()**beta * entropy).sum(dim=-1)
 
@@ -180,17 +212,17 @@ def align_statistics(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
     Args:
         student: ``(N, C, H, W)``.
         teacher: ``(N, C, H, W)``.
-        eps: ε.
+        eps: The constant ε.
     """
     s, t = at_least_float32(student), at_least_float32(teacher)
-    # Both have as many places, so the correction of the standard deviations would cancel out.
-    (std_s, mean_s), (std_t, mean_t) = (
-        torch.std_mean(one, dim=(0, 2, 3), correction=0, keepdim=True) for one in (s, t))
+    # Both have the same number of positions, so the correction of the standard deviations would cancel out.
+    std_s, mean_s = torch.std_mean(s, dim=(0, 2, 3), correction=0, keepdim=True)
+    std_t, mean_t = torch.std_mean(t, dim=(0, 2, 3), correction=0, keepdim=True)
     return ((s - mean_s) / (std_s + eps) * std_t + mean_t).to(student.dtype)
 
 
-class _Given(nn.Module):
-    """Gives features, a level a call, in place of what a tower's first convolutions would."""
+class _Features(nn.Module):
+    """Replaces the first convolutions of a tower: returns fixed features, one level per call."""
 
     def __init__(self, levels: Sequence[Tensor]) -> None:
         super().__init__()
@@ -201,49 +233,47 @@ class _Given(nn.Module):
 
 
 def _continued(head: nn.Module, features: Mapping[str, Sequence[Tensor]], layer: int) -> nn.Module:
-    """Return a head that shares a head's layers, and whose towers go on from some features."""
+    """Return a head that shares another head's layers, and whose towers continue from some features."""
     rest = copy.copy(head)
     rest._modules = dict(head._modules)
     for tower, levels in features.items():
-        setattr(rest, tower, nn.ModuleList([_Given(levels), *getattr(head, tower)[layer:]]))
+        setattr(rest, tower, nn.ModuleList([_Features(levels), *getattr(head, tower)[layer:]]))
     return rest
 
 
 def _before_activation(conv: ConvModule, feature: Tensor) -> Tensor:
-    # The student's batch norm has counted this batch before; it must not do so twice.
+    # The student's batch norm has counted this batch already and must not count it twice.
     buffers = {name: buffer.clone() for name, buffer in conv.named_buffers()}
     return functional_call(conv, buffers, (feature, ), dict(activate=False))
 
 
-def _places(head: nn.Module, levels: Sequence[Tensor],
-            data_samples: Sequence) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all places' weights, whether they are an object's, and the normalizer of the student's loss."""
+def _locations(head: nn.Module, levels: Sequence[Tensor], data_samples: Sequence) -> Locations:
+    """Return how the loss of the student's head treats all locations."""
     if isinstance(head, FCOSHead):
         sizes = [level.shape[-2:] for level in levels]
         points = head.prior_generator.grid_priors(sizes, device=levels[0].device)
         labels, distances = head.get_targets(points, [sample.gt_instances for sample in data_samples])
         positive = torch.cat(labels) < head.num_classes
         total = head.centerness_target(torch.cat(distances)[positive]).sum()
-        return torch.ones_like(positive, dtype=total.dtype), positive, _mean_over_ranks(total, 1.0)
-    _, labels, weights = assign(head, levels, data_samples)
-    positive, weights = (torch.cat([level.flatten() for level in one]) for one in (labels, weights))
-    positive = positive < head.num_classes
-    return weights, positive, _mean_over_ranks(positive.sum().to(weights), 1.0)
+        weights = torch.ones_like(positive, dtype=total.dtype)
+        return Locations(weights, positive, mean_over_ranks(total, minimum=1.0))
+    _, labels, label_weights = assign(head, levels, data_samples)
+    weights = torch.cat([level.flatten() for level in label_weights])
+    positive = torch.cat([level.flatten() for level in labels]) < head.num_classes
+    return Locations(weights, positive, mean_over_ranks(positive.sum().to(weights), minimum=1.0))
 
 
-def _mean_over_ranks(total: Tensor, least: float) -> Tensor:
-    return reduce_mean(total).clamp(min=least)
-
-
-def _box_loss(head: nn.Module, target: Sequence[Tensor], crossed: Sequence[Tensor]) -> Tensor:
-    """Compare two predictions of a head as boxes, ``(M,)``."""
-    sizes, images = [level.shape[-2:] for level in target], len(target[0])
-    priors = head.prior_generator.grid_priors(sizes, device=target[0].device)
-    priors = torch.cat([level.repeat(images, 1) for level in priors])
-    t, p = (head.bbox_coder.decode(priors, at_least_float32(flat(one, 4))) for one in (target, crossed))
+def _box_loss(head: nn.Module, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
+    """Compare two box predictions of a head, ``(M,)``."""
+    sizes = [level.shape[-2:] for level in teacher]
+    num_images = len(teacher[0])
+    levels = head.prior_generator.grid_priors(sizes, device=teacher[0].device)
+    priors = torch.cat([level.repeat(num_images, 1) for level in levels])
+    student_boxes = head.bbox_coder.decode(priors, at_least_float32(flat(student, 4)))
+    teacher_boxes = head.bbox_coder.decode(priors, at_least_float32(flat(teacher, 4)))
     if isinstance(head, FCOSHead):
-        return -bbox_overlaps(p, t, is_aligned=True).clamp(min=1e-6).log()
-    return 1 - bbox_overlaps(p, t, mode='giou', is_aligned=True)
+        return -bbox_overlaps(student_boxes, teacher_boxes, is_aligned=True).clamp(min=1e-6).log()
+    return 1 - bbox_overlaps(student_boxes, teacher_boxes, mode='giou', is_aligned=True)
 
 
 def _spot(tower: str, layer: int) -> str:

@@ -12,29 +12,35 @@ from ...registry import MODELS
 from ..losses import FeatureLoss, at_least_float32
 from ..spots import common_probe_size, is_classifier, probe, resolve_spot
 from ..step import Step
-from .base import Method
+from ..teachers import Teacher
+from .base import Method, check_teachers
+from .mixins import PhasedMethod, TrainLabelsMethod
+
+Shape = tuple[int, ...]
+"""The shape of one sample's feature: ``(C, H, W)`` or ``(C,)``."""
 
 
 @MODELS.register_module()
-class FeatureDistill(Method):
+class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     """The student's features at some spots imitate the teacher's.
 
-    With several teachers, each has a loss (and connectors) of its own, and their mean is taken.
+    Every one of several teachers has its own loss and connectors; the losses are averaged.
 
     Args:
-        loss: Config of a :class:`~mmkd.models.losses.FeatureLoss`.
-        spot: Where to distil: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, several of
-            them in a list, or a dict of choices for ``classifier`` and ``detector``.
-        teacher_spot: Where in the teacher; the same names by default.
-        connector: Config of what gives every level of the student the teacher's shape, such as
-            ``dict(type='mmkd.ConvConnector')``; it is trained with the student and not part of it.
-        first_phase_epochs: Of losses with a first stage of training: how many epochs of the whole training it
-            takes. Nothing but this method counts in it.
+        loss: The config of a :class:`~mmkd.models.losses.FeatureLoss`.
+        spot: Where to distil: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, a list of
+            such names, or a dict with the choice for a ``classifier`` and for a ``detector``.
+        teacher_spot: Where to read the teacher; by default at the same spots.
+        connector: The config of the module that gives every level of the student the teacher's shape, such
+            as ``dict(type='mmkd.ConvConnector')``. It is trained together with the student, but is no part of
+            it.
+        first_phase_epochs: The number of epochs of the first phase, for losses that have one; the total
+            number of epochs includes them. Only losses with a first phase count in it.
     """
 
     def __init__(self,
                  loss: dict,
-                 spot: str | Sequence[str] | Mapping[str, str | None] = 'neck',
+                 spot: str | Sequence[str] | Mapping[str, str | Sequence[str] | None] = 'neck',
                  teacher_spot: str | Sequence[str] | None = None,
                  connector: dict | None = None,
                  first_phase_epochs: int = 0) -> None:
@@ -43,46 +49,51 @@ class FeatureDistill(Method):
         self.spot = spot
         self.teacher_spot = teacher_spot
         self.connector_cfg = connector
-        one = self._build_loss()
-        self.losses, self.connectors = ModuleList([one]), ModuleList()
-        self.has_first_phase = one.has_first_phase
+        first = self._build_loss()
+        self.losses = ModuleList([first])
+        self.connectors = ModuleList()
+        self.has_first_phase = first.has_first_phase
         self.first_phase_epochs = first_phase_epochs
-        self.trains_student_first = one.trains_student_first
-        self.needs_train_labels = one.needs_train_labels
-        if first_phase_epochs and not one.has_first_phase:
-            raise MMKDError(f'{type(one).__name__} has no first stage; leave first_phase_epochs at 0.')
+        self.trains_student_first = first.trains_student_first
+        self.needs_train_labels = first.needs_train_labels
+        if first_phase_epochs and not first.has_first_phase:
+            raise MMKDError(f'{type(first).__name__} has no first phase; leave first_phase_epochs at 0.')
 
     @property
     def name(self) -> str:
-        """Get what messages call this method."""
-        return self.loss_cfg['type'].split('.')[-1].removesuffix('Loss')
+        """The name of the loss, for error messages."""
+        return type(self.losses[0]).__name__.removesuffix('Loss')
 
-    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
-        if not teachers:
-            raise MMKDError(f'{self.name} learns from a teacher: give `teacher` a config and a checkpoint.')
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        check_teachers(self.name, teachers)
         self._choose_spots(student)
         self.losses.extend(self._build_loss() for _ in teachers[1:])
         for teacher, loss in zip(teachers, self.losses, strict=True):
             teacher.require_same_size()
             size = common_probe_size(student, teacher.model)
-            own = _shapes(student, self.student_spots, 'student', size)
-            other = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
-            self.shapes = own, other
+            student_shapes = _shapes(student, self.student_spots, 'student', size)
+            teacher_shapes = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
+            self.shapes = student_shapes, teacher_shapes
             try:
-                if len(own) != len(other):
-                    raise MMKDError(
-                        f'there are {len(own)} levels in the student and {len(other)} in the teacher')
-                if self.connector_cfg is not None:
-                    self.connectors.append(self._build_connectors(own, other))
-                    own = [_shape_of(connector, shape) for connector, shape in
-                           zip(self.connectors[-1], own, strict=True)]
-                loss.build(own, other)
-                if not self.first_phase_epochs:
-                    loss.end_first_phase()  # what it would have trained stays as it is
+                self._build_for(loss, student_shapes, teacher_shapes)
             except MMKDError as error:
                 raise MMKDError(
-                    f'{self.name} cannot compare what the student gives at {_listed(self.student_spots)} '
-                    f'with what the teacher gives at {_listed(self.teacher_spots)}: {error}.') from None
+                    f"{self.name} cannot compare the student's features at {_listed(self.student_spots)} "
+                    f"with the teacher's features at {_listed(self.teacher_spots)}: {error}.") from None
+
+    def _build_for(self, loss: FeatureLoss, student_shapes: list[Shape], teacher_shapes: list[Shape]) -> None:
+        """Build the connectors and the loss of one teacher."""
+        if len(student_shapes) != len(teacher_shapes):
+            raise MMKDError(f'there are {len(student_shapes)} levels in the student and '
+                            f'{len(teacher_shapes)} in the teacher')
+        if self.connector_cfg is not None:
+            connectors = self._build_connectors(student_shapes, teacher_shapes)
+            self.connectors.append(connectors)
+            student_shapes = [_output_shape(connector, shape)
+                              for connector, shape in zip(connectors, student_shapes, strict=True)]
+        loss.build(student_shapes, teacher_shapes)
+        if not self.first_phase_epochs:
+            loss.end_first_phase()  # parameters that the first phase would have trained stay as they are
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
         for loss in self.losses:
@@ -96,101 +107,105 @@ class FeatureDistill(Method):
             self.requires_grad_(False)
 
     def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`.
+        """Compare the features of a training step.
 
         Args:
-            step: What is to be seen of a training step.
-            choices: For every level, which samples to distil ``(N,)``; all by default. See
+            step: The outputs that were recorded in the training step.
+            choices: For every level, which samples to distil, ``(N,)``; by default all of them. See
                 :meth:`~mmkd.models.losses.FeatureLoss.masked`.
 
         Returns:
             dict: ``loss_feature``, the mean over teachers.
         """
-        own = self.levels(step.student_outputs, self.student_spots)
+        student_levels = self.levels(step.student_outputs, self.student_spots)
         values = []
-        for index, (loss, seen) in enumerate(zip(self.losses, step.teacher_outputs, strict=True)):
-            mine, other = own, self.levels(seen, self.teacher_spots)
-            # Outside of autocast: relations and covariances overflow in half precision.
+        for index, (loss, outputs) in enumerate(zip(self.losses, step.teacher_outputs, strict=True)):
+            teacher_levels = self.levels(outputs, self.teacher_spots)
+            # Without autocast, because relations and covariances overflow in half precision.
             with torch.autocast(step.inputs.device.type, enabled=False):
+                connected = student_levels
                 if self.connectors:
-                    mine = [connector(level) for connector, level in
-                            zip(self.connectors[index], mine, strict=True)]
+                    connected = [connector(level) for connector, level in
+                                 zip(self.connectors[index], student_levels, strict=True)]
                 with separate_random_state() if loss.is_stochastic else contextlib.nullcontext():
                     if self.in_first_phase:
-                        values.append(loss.first_phase(mine, other))
+                        values.append(loss.first_phase(connected, teacher_levels))
                     elif choices is None:
-                        values.append(loss(mine, other, step.data_samples))
+                        values.append(loss(connected, teacher_levels, step.data_samples))
                     else:
-                        values.append(loss.masked(mine, other, choices, step.data_samples))
-        # What is not reached in this stage of training must not be missed by DDP.
-        unreached = [parameter.sum() * 0 for parameter in self.parameters()
-                     if self.has_first_phase and parameter.requires_grad]
-        return dict(loss_feature=sum(values) / len(values) + sum(unreached))
+                        values.append(loss.masked(connected, teacher_levels, choices, step.data_samples))
+        loss_feature = sum(values) / len(values)
+        if self.has_first_phase:  # DDP waits for the gradients of parameters that this phase does not reach
+            loss_feature = loss_feature + sum(
+                parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad)
+        return dict(loss_feature=loss_feature)
 
     def _choose_spots(self, student: nn.Module) -> None:
-        spot, teacher_spot = self.spot, self.teacher_spot
+        spot = self.spot
         if isinstance(spot, Mapping):
             task = 'classifier' if is_classifier(student) else 'detector'
-            spot = spot.get(task)
-            if spot is None:
-                raise MMKDError(f'{self.name} has no usual place in a {task}; give it a `spot`.')
+            choice = spot.get(task)
+            if choice is None:
+                raise MMKDError(f'{self.name} has no default spot in a {task}; give it a `spot`.')
+            spot = choice
         self.student_spots = _as_tuple(spot)
-        self.teacher_spots = _as_tuple(teacher_spot or spot)
+        self.teacher_spots = _as_tuple(self.teacher_spot or spot)
 
     def _build_loss(self) -> FeatureLoss:
         loss = MODELS.build(self.loss_cfg)
         if not isinstance(loss, FeatureLoss):
-            raise MMKDError(f'{type(loss).__name__} compares no features.')
+            raise MMKDError(f'{type(loss).__name__} does not compare features.')
         return loss
 
-    def _build_connectors(self, own: Sequence[tuple], other: Sequence[tuple]) -> ModuleList:
+    def _build_connectors(self, student_shapes: Sequence[Shape],
+                          teacher_shapes: Sequence[Shape]) -> ModuleList:
         connectors = ModuleList()
-        for mine, theirs in zip(own, other, strict=True):
+        for student_shape, teacher_shape in zip(student_shapes, teacher_shapes, strict=True):
             connector = MODELS.build(self.connector_cfg)
-            connector.build(mine, theirs)
+            connector.build(student_shape, teacher_shape)
             connectors.append(connector)
         return connectors
 
     @staticmethod
-    def levels(seen: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
+    def levels(outputs: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
         """Return the features of all levels at some spots, in float32 at least."""
-        return [at_least_float32(level) for spot in spots for level in _flattened(seen[spot])]
+        return [at_least_float32(level) for spot in spots for level in _flattened(outputs[spot])]
 
 
-def _flattened(seen: list) -> list[Tensor]:
-    """Return what the calls of a module gave as one list of levels."""
-    return [level for call in seen for level in (call if isinstance(call, (tuple, list)) else [call])]
+def _flattened(calls: list) -> list[Tensor]:
+    """Return the outputs of a module's calls as one list of levels."""
+    levels = [output if isinstance(output, (tuple, list)) else [output] for output in calls]
+    return [level for output in levels for level in output]
 
 
-def _shapes(model: nn.Module, spots: Sequence[str], role: str,
-            size: tuple[int, int] | None) -> list[tuple[int, ...]]:
-    """Return the shape of a sample's feature at every level of some spots."""
-    seen = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots}, size=size)
+def _shapes(model: nn.Module, spots: Sequence[str], role: str, size: tuple[int, int] | None) -> list[Shape]:
+    """Return the shape of one sample's feature at every level of some spots."""
+    outputs = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots}, size=size)
     shapes = []
     for spot in spots:
-        levels = _flattened(seen[spot])
+        levels = _flattened(outputs[spot])
         if not levels:
             raise MMKDError(
                 f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone, '
                 'neck and classification head; features are distilled there.')
         if not all(isinstance(level, Tensor) and level.dim() in (2, 4) for level in levels):
-            raise MMKDError(f'The spot {spot!r} of the {role} {type(model).__name__} holds no feature maps '
-                            '(N, C, H, W) or vectors (N, C).')
+            raise MMKDError(f'The spot {spot!r} of the {role} {type(model).__name__} holds neither feature '
+                            'maps (N, C, H, W) nor vectors (N, C).')
         shapes += [tuple(level.shape[1:]) for level in levels]
     return shapes
 
 
 @torch.no_grad()
-def _shape_of(connector: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that a connector gives a feature."""
+def _output_shape(connector: nn.Module, shape: Shape) -> Shape:
+    """Return the shape of a connector's output."""
     return tuple(connector.eval()(torch.zeros(1, *shape)).shape[1:])
 
 
 def _as_tuple(spots: str | Sequence[str]) -> tuple[str, ...]:
-    spots = (spots, ) if isinstance(spots, str) else spots
-    if not isinstance(spots, (tuple, list)) or not spots or not all(isinstance(one, str) for one in spots):
+    names = (spots, ) if isinstance(spots, str) else spots
+    if not isinstance(names, (tuple, list)) or not names or not all(isinstance(name, str) for name in names):
         raise MMKDError(f'A `spot` is a name or a list of names, not {spots!r}.')
-    return tuple(spots)
+    return tuple(names)
 
 
 def _listed(spots: Sequence[str]) -> str:

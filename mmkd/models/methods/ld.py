@@ -6,47 +6,49 @@ from mmdet.models.dense_heads import GFLHead
 from mmdet.models.task_modules import ATSSAssigner, MaxIoUAssigner
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.structures.bbox import bbox_overlaps
-from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import kl_divergence
 from ..losses.distribution import edge_divergence
+from ..reduction import mean_over_ranks
 from ..spots import logit_layout
 from ..step import Step
-from .base import Method
+from ..teachers import Teacher
+from .base import Method, check_teachers
 
 
 @MODELS.register_module()
 class LD(Method):
-    r"""The edges of the student's boxes, as distributions, imitate the teacher's.
+    r"""The distributions of the edges of the student's boxes imitate the teacher's.
 
     .. math::
         L &= λ_{main} \sum_{i \in main} s_i D_i + \frac{λ_{vlr}}{4} \sum_{i \in VLR} o_i D_i, \quad
         D_i = \frac{1}{n+1} \, mean_e \, τ^2 KL(T_{i,e} ‖ S_{i,e})
 
-    The *main* region are the places that the student's assigner holds for objects, weighted by the student's
-    best class score s there. The *valuable localization region* (VLR, algorithm 1 of the paper) are the
-    places around it: those whose prior has, with an object's box, a DIoU in [γα, α), where α is the IoU from
-    which on the assigner takes a prior for this object; they are weighted by the prior's IoU o with the box.
+    The *main* region contains the locations that the student's assigner gives to objects, weighted by the
+    student's best class score s there. The *valuable localization region* (VLR, algorithm 1 of the paper)
+    contains the locations around it: those whose prior and the box of an object have a DIoU in [γα, α), where
+    α is the IoU from which on the assigner gives a prior to this object. They are weighted by the IoU o of
+    the prior and the box.
 
     The sums, the division by the n+1 bins and the 4 under λ_vlr are those of the released code (and, for the
-    main region, of MMDetection's ``LDHead``); the published weights belong to them. So the loss grows with
-    the images and objects in the batch of a process.
+    main region, of MMDetection's ``LDHead``); the published weights belong to them. The loss therefore grows
+    with the number of images and objects in the batch of a process.
 
     Args:
-        weight: λ_main.
-        vlr_weight: λ_vlr; with 0, the region is left out.
-        temperature: τ.
-        gamma: γ.
-        normalize: Whether both sums are divided by their weights' totals, averaged over ranks, so that they
-            do not depend on the number of objects. Typical totals are in the tens to hundreds: raise the
-            weights accordingly.
-        kd_weight: Weight of KL(T‖S) of the classes' logits in the main region: the mean over places and
-            classes, as in the released code, which has 10 for R50. With 0, classes are left to other methods,
-            such as KD.
-        kd_temperature: τ of the classes' logits.
+        weight: The weight λ_main.
+        vlr_weight: The weight λ_vlr; with 0, the region is left out.
+        temperature: The temperature τ.
+        gamma: The factor γ.
+        normalize: Whether both sums are divided by the total of their weights, averaged over ranks, so that
+            they do not depend on the number of objects. Typical totals are in the tens to hundreds, so the
+            weights must be raised accordingly.
+        kd_weight: The weight of KL(T‖S) of the class logits in the main region: the mean over locations and
+            classes, as in the released code, which uses 10 for R50. With 0, classes are left to other
+            methods, such as KD.
+        kd_temperature: The temperature τ of the class logits.
     """
 
     def __init__(self,
@@ -71,15 +73,14 @@ class LD(Method):
         self.kd_temperature = kd_temperature
         self.student_spots = self.teacher_spots = ('cls_outputs', )
 
-    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
-        if not teachers:
-            raise MMKDError('LD learns from a teacher: give `teacher` a config and a checkpoint.')
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        check_teachers('LD', teachers)
         head = _distribution_head(student, 'student')
         self.layout = logit_layout(student, 'student')
         assigner = getattr(head, 'assigner', None)
         if self.vlr_weight and not isinstance(assigner, (ATSSAssigner, MaxIoUAssigner)):
             raise MMKDError("LD's valuable localization region takes the IoU threshold of an ATSSAssigner or "
-                            f"MaxIoUAssigner, and the student's is a {type(assigner).__name__}; give "
+                            f"MaxIoUAssigner, but the student has a {type(assigner).__name__}; give "
                             'vlr_weight=0.')
         for teacher in teachers:
             reg_max = _distribution_head(teacher.model, 'teacher').reg_max
@@ -89,70 +90,85 @@ class LD(Method):
             teacher.require_logits(self.layout)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`.
+        """Compute the losses of both regions and of the class logits.
+
+        Args:
+            step: The outputs that were recorded in the training step.
 
         Returns:
-            dict: ``loss_main``, ``loss_vlr`` and ``loss_kd``, as far as they have a weight; means over
+            dict: ``loss_main``, ``loss_vlr`` and ``loss_kd``, as far as their weights are above 0; means over
             teachers.
         """
-        (own, ) = step.student_outputs['cls_outputs']
-        taught = [seen['cls_outputs'][0] for seen in step.teacher_outputs]
+        (student, ) = step.student_outputs['cls_outputs']
+        teachers = [outputs['cls_outputs'][0] for outputs in step.teacher_outputs]
         head = step.student.bbox_head
-        priors, labels, counts = assign(head, own[0], step.data_samples)
+        priors, labels, label_weights = assign(head, student[0], step.data_samples)
         main = torch.cat([level.flatten() for level in labels]) < head.num_classes
-        terms = {}
+        losses = {}
         if self.weight:
-            scores = self.layout.logits([own])[0].detach().sigmoid().amax(dim=-1)
-            terms['loss_main'] = self.weight * self._divergence(own, taught, main, scores)
+            scores = self.layout.logits([student])[0].detach().sigmoid().amax(dim=-1)
+            losses['loss_main'] = self.weight * self._edge_loss(student, teachers, main, scores)
         if self.vlr_weight:
-            overlaps = self._valuable(head.assigner, priors, counts, step.data_samples)
-            terms['loss_vlr'] = self.vlr_weight / 4 * self._divergence(own, taught, overlaps > 0, overlaps)
+            overlaps = self._valuable_overlaps(head.assigner, priors, label_weights, step.data_samples)
+            edge_loss = self._edge_loss(student, teachers, overlaps > 0, overlaps)
+            losses['loss_vlr'] = self.vlr_weight / 4 * edge_loss
         if self.kd_weight:
-            terms['loss_kd'] = self.kd_weight * self._classes(own, taught, main)
-        return terms
+            losses['loss_kd'] = self.kd_weight * self._class_loss(student, teachers, main)
+        return losses
 
-    def _divergence(self, own: Sequence, taught: list, region: Tensor, weights: Tensor) -> Tensor:
-        s, *t = [flat(outputs[1], outputs[1][0].shape[1])[region] for outputs in (own, *taught)]
-        weights, bins = weights[region], s.shape[1] / 4
-        total = sum((weights * edge_divergence(s, one, self.temperature)).sum() for one in t)
-        total = total / (len(t) * bins)
-        return total / reduce_mean(weights.sum()).clamp(min=1e-6) if self.normalize else total
+    def _edge_loss(self, student: Sequence, teachers: Sequence[Sequence], region: Tensor,
+                   weights: Tensor) -> Tensor:
+        """Compare the edge distributions of head outputs at the locations of a region."""
+        student_edges, *teacher_edges = [
+            flat(outputs[1], outputs[1][0].shape[1])[region] for outputs in (student, *teachers)]
+        weights = weights[region]
+        num_bins = student_edges.shape[1] / 4
+        total = sum((weights * edge_divergence(student_edges, edges, self.temperature)).sum()
+                    for edges in teacher_edges)
+        total = total / (len(teacher_edges) * num_bins)
+        return total / mean_over_ranks(weights.sum()) if self.normalize else total
 
-    def _classes(self, own: Sequence, taught: list, main: Tensor) -> Tensor:
-        s, *t = [self.layout.logits([outputs])[0][main] for outputs in (own, *taught)]
-        total = sum(kl_divergence(s, one, self.kd_temperature).sum() for one in t) / (len(t) * s.shape[1])
-        return total / reduce_mean(main.sum().to(total)).clamp(min=1)
+    def _class_loss(self, student: Sequence, teachers: Sequence[Sequence], main: Tensor) -> Tensor:
+        """Compare the class logits of head outputs at the locations of the main region."""
+        student_logits, *teacher_logits = [
+            self.layout.logits([outputs])[0][main] for outputs in (student, *teachers)]
+        total = sum(kl_divergence(student_logits, logits, self.kd_temperature).sum()
+                    for logits in teacher_logits)
+        total = total / (len(teacher_logits) * student_logits.shape[1])
+        return total / mean_over_ranks(main.sum().to(total), minimum=1)
 
     @torch.no_grad()
-    def _valuable(self, assigner, priors: list[Tensor], counts: list[Tensor], samples: Sequence) -> Tensor:
-        """IoU of all places' priors with an object whose VLR they belong to, else 0."""
+    def _valuable_overlaps(self, assigner: ATSSAssigner | MaxIoUAssigner, priors: list[Tensor],
+                           label_weights: list[Tensor], samples: Sequence) -> Tensor:
+        """Return the IoU of all priors with an object whose VLR contains them, otherwise 0."""
         images = []
         for index, sample in enumerate(samples):
-            valid = [level[index] > 0 for level in counts]
-            inside = [level[ok] for level, ok in zip(priors, valid, strict=True)]
+            valid = [level[index] > 0 for level in label_weights]
+            valid_priors = [level[is_valid] for level, is_valid in zip(priors, valid, strict=True)]
             boxes = sample.gt_instances.bboxes
             region = priors[0].new_zeros(sum(len(level) for level in priors))
             if len(boxes):
                 if isinstance(assigner, ATSSAssigner):
-                    threshold = atss_threshold(inside, boxes, assigner.topk)
+                    threshold = atss_threshold(valid_priors, boxes, assigner.topk)
                 else:
                     threshold = boxes.new_full((len(boxes), ), assigner.pos_iou_thr)
-                region[torch.cat(valid)] = valuable_region(torch.cat(inside), boxes, threshold, self.gamma)
+                region[torch.cat(valid)] = valuable_region(
+                    torch.cat(valid_priors), boxes, threshold, self.gamma)
             images.append(region.split([len(level) for level in priors]))
         return torch.cat([level for levels in zip(*images, strict=True) for level in levels])
 
 
 def valuable_region(priors: Tensor, boxes: Tensor, threshold: Tensor, gamma: float = 0.25) -> Tensor:
-    """Return the priors' weights in the valuable localization region: IoU with a box they surround, or 0.
+    """Return the weights of priors in the valuable localization region: the IoU with an object, or 0.
 
     Args:
         priors: ``(A, 4)`` as x1, y1, x2, y2.
-        boxes: ``(G, 4)`` of the objects, one at least.
-        threshold: α of every object ``(G,)``.
-        gamma: γ: an object's region are the priors with a DIoU in [γα, α).
+        boxes: ``(G, 4)`` of the objects, at least one.
+        threshold: The threshold α of every object, ``(G,)``.
+        gamma: The factor γ: the region of an object contains the priors with a DIoU in [γα, α).
 
     Returns:
-        Tensor: Shape ``(A,)``; the largest IoU where regions of objects overlap.
+        Tensor: Shape ``(A,)``; the largest IoU where the regions of several objects overlap.
     """
     overlaps = bbox_overlaps(priors, boxes)
     diou = overlaps - _center_distance(priors, boxes) / _enclosing_diagonal(priors, boxes)
@@ -161,7 +177,7 @@ def valuable_region(priors: Tensor, boxes: Tensor, threshold: Tensor, gamma: flo
 
 
 def atss_threshold(priors: Sequence[Tensor], boxes: Tensor, topk: int) -> Tensor:
-    """Return the IoU from which on ATSS takes a prior for an object, ``(G,)``.
+    """Return the IoU from which on ATSS assigns a prior to an object, ``(G,)``.
 
     It is the mean plus the standard deviation of the IoU of the ``topk`` priors per level that are closest
     to the object (Zhang et al., CVPR 2020, algorithm 1).
@@ -169,43 +185,43 @@ def atss_threshold(priors: Sequence[Tensor], boxes: Tensor, topk: int) -> Tensor
     Args:
         priors: ``(A_l, 4)`` for every level.
         boxes: ``(G, 4)`` of the objects.
-        topk: How many per level.
+        topk: The number of priors per level.
     """
-    candidates = []
+    overlaps = []
     for level in priors:
         closest = _center_distance(level, boxes).topk(min(topk, len(level)), dim=0, largest=False).indices
-        candidates.append(bbox_overlaps(level, boxes).gather(0, closest))
-    candidates = torch.cat(candidates)
+        overlaps.append(bbox_overlaps(level, boxes).gather(0, closest))
+    candidates = torch.cat(overlaps)
     return candidates.mean(dim=0) + candidates.std(dim=0)
 
 
 @torch.no_grad()
 def assign(head: nn.Module, levels: Sequence[Tensor],
            data_samples: Sequence) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Ask an anchor head (RetinaNet, ATSS, GFL) which object it assigns to which prior.
+    """Return which priors an anchor head (RetinaNet, ATSS, GFL) assigns to which class.
 
     Args:
         head: The head.
-        levels: Maps ``(N, C, H_l, W_l)``, of which only the sizes count.
+        levels: Maps ``(N, C, H_l, W_l)``; only their sizes matter.
         data_samples: The samples of the batch.
 
     Returns:
         tuple: For every level the priors ``(A_l, 4)``, the labels ``(N, A_l)`` (the number of classes for
-        background), and the weights of places in the head's classification loss ``(N, A_l)``: 0 in the
-        padding and where the assigner leaves a prior out.
+        background), and the weights of the priors in the head's classification loss ``(N, A_l)``: 0 in the
+        padding and where the assigner ignores a prior.
     """
     gt_instances, gt_ignored, metas = unpack_gt_instances(data_samples)
     sizes = [level.shape[-2:] for level in levels]
     anchors, valid = head.get_anchors(sizes, metas, device=levels[0].device)
     priors = list(anchors[0])
     targets = head.get_targets(anchors, valid, gt_instances, metas, batch_gt_instances_ignore=gt_ignored)
-    # Some heads return the anchors (N, A_l, 4) in front.
+    # Some heads return the anchors (N, A_l, 4) first.
     labels, weights = targets[1:3] if targets[0][0].dim() == 3 else targets[:2]
     return priors, labels, weights
 
 
 def flat(levels: Sequence[Tensor], channels: int) -> Tensor:
-    """Return maps ``(N, A*channels, H_l, W_l)`` as rows ``(M, channels)``, ordered as logits are."""
+    """Return maps ``(N, A*channels, H_l, W_l)`` as rows ``(M, channels)``, in the order of the logits."""
     return torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels])
 
 
@@ -219,11 +235,14 @@ def _distribution_head(model: nn.Module, role: str) -> GFLHead:
 
 
 def _center_distance(priors: Tensor, boxes: Tensor) -> Tensor:
-    centers = [(one[:, :2] + one[:, 2:]) / 2 for one in (priors, boxes)]
-    return (centers[0][:, None] - centers[1]).square().sum(dim=-1)
+    """Return the squared distances of all centers, ``(A, G)``."""
+    prior_centers = (priors[:, :2] + priors[:, 2:]) / 2
+    box_centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return (prior_centers[:, None] - box_centers).square().sum(dim=-1)
 
 
 def _enclosing_diagonal(priors: Tensor, boxes: Tensor) -> Tensor:
-    start = torch.minimum(priors[:, None, :2], boxes[:, :2])
-    end = torch.maximum(priors[:, None, 2:], boxes[:, 2:])
-    return (end - start).square().sum(dim=-1).clamp(min=1e-6)
+    """Return the squared diagonals of the smallest boxes that enclose a prior and an object, ``(A, G)``."""
+    top_left = torch.minimum(priors[:, None, :2], boxes[:, :2])
+    bottom_right = torch.maximum(priors[:, None, 2:], boxes[:, 2:])
+    return (bottom_right - top_left).square().sum(dim=-1).clamp(min=1e-6)

@@ -7,27 +7,27 @@ from torch import Tensor, nn
 from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import LogitLoss, at_least_float32, standardize_logits
+from ..reduction import mean_over_ranks
 from ..spots import LogitLayout, logit_layout
 from ..step import Step
-from .base import Method
-from .proxy_distill import mean_over_ranks
+from ..teachers import Teacher
+from .base import Method, check_teachers
 
-_MIXED = '{} needs one true class for every image; it cannot be used with images that are mixed.'
+_MIXED = '{} needs one true class for every image; it cannot be used with mixed images.'
 
 
 @MODELS.register_module()
 class LogitDistill(Method):
     """The student's class logits imitate the teacher's.
 
-    For classifiers, and for the boxes of two-stage detectors, for which classes compete (softmax); the mean
-    over images or boxes, with several teachers the mean over them, and in a cascade the sum over stages by
-    the stages' own weights. KL of logits, by which dense detectors can be taught as well, is
-    :class:`ProxyDistill`.
+    This is for classifiers and for the boxes of two-stage detectors, whose classes compete (softmax). The
+    loss is the mean over images or boxes and over teachers; in a cascade, the cascade stages are summed by
+    the cascade's loss weights. :class:`ProxyDistill` distils logits by KL, for dense detectors as well.
 
     Args:
-        loss: Config of a :class:`~mmkd.models.losses.LogitLoss`.
+        loss: The config of a :class:`~mmkd.models.losses.LogitLoss`.
         weight: Factor of the loss.
-        student_task: Factor of the student's own loss.
+        student_task: Factor of the student's task loss.
         standardize: Whether all logits are standardized over classes first.
     """
 
@@ -39,7 +39,7 @@ class LogitDistill(Method):
         super().__init__()
         self.loss = MODELS.build(loss)
         if not isinstance(self.loss, LogitLoss):
-            raise MMKDError(f'{type(self.loss).__name__} compares no class logits.')
+            raise MMKDError(f'{type(self.loss).__name__} does not compare class logits.')
         check_weight(weight)
         check_weight(student_task, 'student_task')
         self.weight = weight
@@ -47,16 +47,19 @@ class LogitDistill(Method):
         self.standardize = standardize
         self.layout = LogitLayout()
 
-    def build(self, student: nn.Module, teachers: Sequence, student_cfg: dict) -> None:
-        name = type(self.loss).__name__.removesuffix('Loss')
-        if not teachers:
-            raise MMKDError(f'{name} learns from a teacher: give `teacher` a config and a checkpoint.')
+    @property
+    def name(self) -> str:
+        """The name of the loss, for error messages."""
+        return type(self.loss).__name__.removesuffix('Loss')
+
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        check_teachers(self.name, teachers)
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'softmax' or self.layout.dense:
-            raise MMKDError(f'{name} compares distributions over classes (softmax); the student '
-                            f'{type(student).__name__} tells for every class whether it is there. Use KD.')
+            raise MMKDError(f'{self.name} compares distributions over classes (softmax), but the student '
+                            f'{type(student).__name__} predicts every class independently. Use KD.')
         if self.loss.needs_labels and getattr(student.data_preprocessor, 'batch_augments', None) is not None:
-            raise MMKDError(_MIXED.format(name))
+            raise MMKDError(_MIXED.format(self.name))
         for teacher in teachers:
             teacher.require_logits(self.layout)
         self.student_spots = self.teacher_spots = ('cls_outputs', )
@@ -64,35 +67,41 @@ class LogitDistill(Method):
             self.student_spots += ('cls_targets', )
 
     def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
-        """See :meth:`Method.forward`.
+        """Compare the logits of a training step.
 
         Args:
-            step: What is to be seen of a training step.
-            choices: Which images of a classifier to distil, one tensor ``(N,)``; all by default.
+            step: The outputs that were recorded in the training step.
+            choices: Classifiers: which images to distil, one tensor ``(N,)``; by default all of them.
 
         Returns:
             dict: ``loss_logit``.
         """
-        own = self._logits(step.student_outputs['cls_outputs'])
-        labels = self._labels(step) if self.loss.needs_labels else [None] * len(own)
+        student = self._logits(step.student_outputs['cls_outputs'])
+        labels = self._labels(step) if self.loss.needs_labels else [None] * len(student)
         losses = []
-        for seen in step.teacher_outputs:
-            taught = self._logits(seen['cls_outputs'])
-            stages = zip(self.layout.stage_loss_weights, own, taught, labels, strict=False)
-            losses.append(sum(factor * self._mean(s, t, y, choices) for factor, s, t, y in stages))
+        for outputs in step.teacher_outputs:
+            teacher = self._logits(outputs['cls_outputs'])
+            stages = zip(self.layout.stage_loss_weights, student, teacher, labels, strict=False)
+            losses.append(sum(
+                stage_weight * self._mean(student_logits, teacher_logits, stage_labels, choices)
+                for stage_weight, student_logits, teacher_logits, stage_labels in stages))
         return dict(loss_logit=self.weight * sum(losses) / len(losses))
 
-    def _mean(self, s: Tensor, t: Tensor, labels: Tensor | None, choices: Sequence[Tensor] | None) -> Tensor:
+    def _mean(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None,
+              choices: Sequence[Tensor] | None) -> Tensor:
+        """Return the mean of the loss over images or boxes, or over the chosen images times their share."""
         if choices is not None and self.loss.is_relational:
             index = choices[0].nonzero()[:, 0]
-            return choices[0].mean() * self.loss(s[index], t[index]) if len(index) else s.sum() * 0
-        value = self.loss(s, t, labels)
+            if not len(index):
+                return student_logits.sum() * 0
+            return choices[0].mean() * self.loss(student_logits[index], teacher_logits[index])
+        values = self.loss(student_logits, teacher_logits, labels)
         if choices is not None:
-            value = choices[0] * value
+            values = choices[0] * values
         if self.loss.is_relational:
-            return value
-        # Numbers of boxes differ between ranks; every box counts the same.
-        return value.sum() / mean_over_ranks(value.new_full((), len(value)))
+            return values
+        # The number of boxes differs between ranks; every box has the same weight.
+        return values.sum() / mean_over_ranks(values.new_full((), len(values)))
 
     def _logits(self, outputs: Sequence) -> list[Tensor]:
         logits = [at_least_float32(stage) for stage in self.layout.logits(outputs)]
@@ -100,7 +109,7 @@ class LogitDistill(Method):
 
     def _labels(self, step: Step) -> list[Tensor]:
         if self.layout.of_images:
-            if any('gt_score' in sample for sample in step.data_samples):  # data may mix images as well
-                raise MMKDError(_MIXED.format(type(self.loss).__name__.removesuffix('Loss')))
+            if any('gt_score' in sample for sample in step.data_samples):  # the data pipeline may mix images
+                raise MMKDError(_MIXED.format(self.name))
             return [torch.cat([sample.gt_label for sample in step.data_samples])]
         return [args[1] for args, _ in step.student_outputs['cls_targets']]

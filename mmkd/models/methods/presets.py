@@ -1,135 +1,256 @@
-"""Who teaches: the papers' names, thin settings of ProxyDistill; and all presets by name."""
+"""The methods that distil logits through a proxy, named as in the papers: settings of ProxyDistill."""
+from ...errors import MMKDError, check_choice
 from ...registry import MODELS
-from .crosskd import CrossKD
-from .deit import DeiT
-from .ld import LD
 from .proxy_distill import ProxyDistill
-from .sakd import SAKD
-from .zoo import ZOO_PRESETS
 
 
 @MODELS.register_module()
-def KD(temperature: float = 4.0, weight: float = 1.0, **settings) -> ProxyDistill:
-    """Knowledge distillation (Hinton et al., 2015): the student imitates the teacher's logits.
+class KD(ProxyDistill):
+    r"""Knowledge distillation (Hinton et al., 2015): the student imitates the teacher's logits.
+
+    .. math:: L = e \, task(S, Y) + λ \, KL(T ‖ S)
 
     Args:
-        temperature: τ.
-        weight: λ of KL(T‖S).
-        **settings: Others of :class:`ProxyDistill`, such as ``sample_weight``.
+        temperature: The temperature τ.
+        weight: The weight λ of KL(T‖S).
+        student_task: The weight e of the student's task loss; 0.1 beside ``weight=0.9`` in CRD's protocol.
+        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
+        standardize: Whether the logits are standardized over classes before they are compared.
+        standardize_task: Classifiers: whether the task loss takes standardized logits as well.
+        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
     """
-    return ProxyDistill(temperature=temperature, proxy_to_student=weight, **settings)
 
-
-@MODELS.register_module()
-def KDTuned(temperature: float = 4.0,
-            weight: float = 1.0,
-            trainable: str = 'all',
-            **settings) -> ProxyDistill:
-    """KD with a teacher that goes on learning from the student (KD†, Li and Jin, NeurIPS 2022).
-
-    Args:
-        temperature: τ.
-        weight: λ of KL(sg S‖P) and KL(sg P‖S).
-        trainable: How much of the teacher learns, see :class:`~mmkd.models.proxies.TunedTeacher`.
-        **settings: Others of :class:`ProxyDistill`; ``proxy_task=1`` lets it learn from labels as well.
-    """
-    return ProxyDistill(**{
-        **dict(
-            proxy=dict(type='mmkd.TunedTeacher', trainable=trainable),
+    def __init__(self,
+                 temperature: float = 4.0,
+                 weight: float = 1.0,
+                 student_task: float = 1.0,
+                 sample_weight: str | None = None,
+                 standardize: bool = False,
+                 standardize_task: bool = False,
+                 teacher_weights: str = 'equal') -> None:
+        super().__init__(
             temperature=temperature,
-            proxy_task=0.0,
+            proxy_to_student=weight,
+            student_task=student_task,
+            sample_weight=sample_weight,
+            standardize=standardize,
+            standardize_task=standardize_task,
+            teacher_weights=teacher_weights)
+
+
+@MODELS.register_module()
+class KDTuned(ProxyDistill):
+    """KD with a teacher that keeps learning from the student (KD†; Li and Jin, NeurIPS 2022).
+
+    The trained copy of the teacher is a :class:`~mmkd.models.proxies.WholeNetwork`, a
+    :class:`~mmkd.models.proxies.CopiedHead`, or a :class:`~mmkd.models.proxies.FrozenHeadLayers`.
+
+    Args:
+        temperature: The temperature τ.
+        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        trainable: Which part of the teacher learns: ``'all'`` of it, its ``'head'``, or a residual
+            ``'adapter'`` under its frozen head.
+        proxy_task: The weight of the tuned teacher's task loss; with 1, it learns from labels as well.
+        student_task: The weight of the student's task loss.
+        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
+        standardize: Whether the logits are standardized over classes before they are compared.
+        standardize_task: Classifiers: whether the task losses take standardized logits as well.
+        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+    """
+
+    def __init__(self,
+                 temperature: float = 4.0,
+                 weight: float = 1.0,
+                 trainable: str = 'all',
+                 proxy_task: float = 0.0,
+                 student_task: float = 1.0,
+                 sample_weight: str | None = None,
+                 standardize: bool = False,
+                 standardize_task: bool = False,
+                 teacher_weights: str = 'equal') -> None:
+        proxies = dict(
+            all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
+            head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
+            adapter=dict(type='mmkd.FrozenHeadLayers', layers='adapter'))
+        check_choice(trainable, tuple(proxies), 'trainable')
+        super().__init__(
+            proxy=proxies[trainable],
+            temperature=temperature,
+            proxy_task=proxy_task,
             teacher_to_proxy=0.0,
             student_to_proxy=weight,
-            proxy_to_student=weight),
-        **settings})
+            proxy_to_student=weight,
+            student_task=student_task,
+            sample_weight=sample_weight,
+            standardize=standardize,
+            standardize_task=standardize_task,
+            teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
-def DML(temperature: float = 4.0,
-        weight: float = 1.0,
-        reversed: bool = True,
-        config: str | dict | None = None,
-        **settings) -> ProxyDistill:
+class DML(ProxyDistill):
     """Deep mutual learning (Zhang et al., CVPR 2018): the student and a peer learn from each other.
 
+    The peer is a :class:`~mmkd.models.proxies.WholeNetwork`. The paper updates the two networks in turn; here
+    one step updates both.
+
     Args:
-        temperature: τ.
-        weight: λ of KL(sg S‖P) and KL(sg P‖S).
-        reversed: Whether the peer learns from the student; without it, this is DML†.
-        config: Config of the peer; the student's by default.
-        **settings: Others of :class:`ProxyDistill`.
+        temperature: The temperature τ.
+        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        reversed: Whether the peer learns from the student; the method is DML† without it.
+        config: The config of the peer; by default the student's.
+        student_task: The weight of the student's task loss.
+        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
+        standardize: Whether the logits are standardized over classes before they are compared.
+        standardize_task: Classifiers: whether the task losses take standardized logits as well.
+        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
     """
-    return ProxyDistill(**{
-        **dict(
-            proxy=dict(type='mmkd.PeerNetwork', config=config),
+
+    def __init__(self,
+                 temperature: float = 4.0,
+                 weight: float = 1.0,
+                 reversed: bool = True,
+                 config: str | dict | None = None,
+                 student_task: float = 1.0,
+                 sample_weight: str | None = None,
+                 standardize: bool = False,
+                 standardize_task: bool = False,
+                 teacher_weights: str = 'equal') -> None:
+        super().__init__(
+            proxy=dict(type='mmkd.WholeNetwork', source='student', config=config),
             temperature=temperature,
             proxy_task=1.0,
             teacher_to_proxy=0.0,
             student_to_proxy=weight if reversed else 0.0,
-            proxy_to_student=weight),
-        **settings})
+            proxy_to_student=weight,
+            student_task=student_task,
+            sample_weight=sample_weight,
+            standardize=standardize,
+            standardize_task=standardize_task,
+            teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
-def SHAKE(temperature: float = 4.0,
-          weight: float = 1.0,
-          placement: str = 'student',
-          depth: str = 'head',
-          head: dict | None = None,
-          **settings) -> ProxyDistill:
+class SHAKE(ProxyDistill):
     """Shadow knowledge distillation (Li and Jin, NeurIPS 2022).
 
-    ``placement='student'`` is the paper's text, ``'teacher'`` the released form: there the shadow head has
-    its own task loss, imitates the teacher by MSE, and all logits are standardized.
+    ``placement='student'`` is the method as the paper describes it, ``'teacher'`` the method as released: its
+    shadow head has a task loss, imitates the teacher by the mean squared error, and all logits are
+    standardized.
 
     Args:
-        temperature: τ.
-        weight: λ of KL(sg S‖P) and KL(sg P‖S); what passes from T to P has weight 1.
-        placement: Where the shadow head stands, see :class:`~mmkd.models.proxies.ShadowHead`.
-        depth: How much of the head it has of its own, see there.
-        head: In which settings it differs from the student's head, see there.
-        **settings: Others of :class:`ProxyDistill`.
+        temperature: The temperature τ.
+        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        placement: Where the shadow head is. ``'student'``: a second head on the student's features, a
+            :class:`~mmkd.models.proxies.CopiedHead`. ``'teacher'``: layers that fuse the features of the
+            frozen teacher, under the teacher's frozen head, a :class:`~mmkd.models.proxies.FrozenHeadLayers`.
+            ``'alone'``: a network like the student, a :class:`~mmkd.models.proxies.WholeNetwork`.
+        depth: With ``placement='student'``: ``'head'`` builds a second copy of the whole classification
+            head, ``'last_layer'`` only of its last layer.
+        head: With ``placement='student'``: settings in which the shadow head differs from the student's head,
+            such as ``dict(stacked_convs=6)``.
+        proxy_task: The weight of the shadow head's task loss; by default 1 with ``placement='teacher'``,
+            otherwise 0.
+        teacher_to_proxy: The weight of what the shadow head learns from the teacher.
+        student_to_proxy: The weight of KL(sg S‖P), the reversed distillation; by default ``weight``.
+        student_task: The weight of the student's task loss.
+        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
+        standardize: Whether the logits are standardized over classes before they are compared; by default
+            with ``placement='teacher'`` only.
+        standardize_task: Classifiers: whether the task losses take standardized logits as well, as in the
+            released code.
+        teacher_loss: How the shadow head imitates the teacher: ``'kl'`` or ``'mse'``; by default ``'mse'``
+            with ``placement='teacher'``, otherwise ``'kl'``.
+        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
     """
-    released = placement == 'teacher'
-    return ProxyDistill(**{
-        **dict(
-            proxy=dict(type='mmkd.ShadowHead', placement=placement, depth=depth, head=head),
+
+    def __init__(self,
+                 temperature: float = 4.0,
+                 weight: float = 1.0,
+                 placement: str = 'student',
+                 depth: str = 'head',
+                 head: dict | None = None,
+                 proxy_task: float | None = None,
+                 teacher_to_proxy: float = 1.0,
+                 student_to_proxy: float | None = None,
+                 student_task: float = 1.0,
+                 sample_weight: str | None = None,
+                 standardize: bool | None = None,
+                 standardize_task: bool = False,
+                 teacher_loss: str | None = None,
+                 teacher_weights: str = 'equal') -> None:
+        proxies: dict[str, dict] = dict(
+            student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
+            teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
+            alone=dict(type='mmkd.WholeNetwork', source='student'))
+        check_choice(placement, tuple(proxies), 'placement')
+        if placement != 'student' and (depth != 'head' or head):
+            raise MMKDError("SHAKE's `depth` and `head` go with placement='student'.")
+        released = placement == 'teacher'
+        if proxy_task is None:
+            proxy_task = 1.0 if released else 0.0
+        if teacher_loss is None:
+            teacher_loss = 'mse' if released else 'kl'
+        super().__init__(
+            proxy=proxies[placement],
             temperature=temperature,
-            proxy_task=1.0 if released else 0.0,
-            teacher_to_proxy=1.0,
-            student_to_proxy=weight,
+            proxy_task=proxy_task,
+            teacher_to_proxy=teacher_to_proxy,
+            student_to_proxy=weight if student_to_proxy is None else student_to_proxy,
             proxy_to_student=weight,
-            standardize=released,
-            teacher_loss='mse' if released else 'kl'),
-        **settings})
+            student_task=student_task,
+            sample_weight=sample_weight,
+            standardize=released if standardize is None else standardize,
+            standardize_task=standardize_task,
+            teacher_loss=teacher_loss,
+            teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
-def SOKD(temperature: float = 4.0,
-         weight: float = 1.0,
-         init: str = 'random',
-         last_stage: bool = False,
-         **settings) -> ProxyDistill:
+class SOKD(ProxyDistill):
     """Semi-online knowledge distillation (Liu et al., BMVC 2021): a bridge on the frozen teacher teaches.
 
+    The bridge is trained: of classifiers a :class:`~mmkd.models.proxies.CopiedTail` (as published), of
+    detectors a :class:`~mmkd.models.proxies.CopiedHead`.
+
     Args:
-        temperature: τ.
-        weight: Of all KL terms; 1 in the paper.
-        init: Weights that the bridge starts from, see :class:`~mmkd.models.proxies.KnowledgeBridge`.
-        last_stage: How much of the teacher the bridge copies, see there.
-        **settings: Others of :class:`ProxyDistill`.
+        temperature: The temperature τ.
+        weight: The weight of all KL terms; 1 in the paper.
+        init: The initial weights of the bridge: ``'random'`` or the ``'teacher'``'s.
+        last_stage: Detectors: whether the bridge copies the last stage of the backbone and the neck as well.
+        student_task: The weight of the student's task loss.
+        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
+        standardize: Whether the logits are standardized over classes before they are compared.
+        standardize_task: Classifiers: whether the task losses take standardized logits as well.
+        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
     """
-    return ProxyDistill(**{
-        **dict(
-            proxy=dict(type='mmkd.KnowledgeBridge', init=init, last_stage=last_stage),
+
+    def __init__(self,
+                 temperature: float = 4.0,
+                 weight: float = 1.0,
+                 init: str = 'random',
+                 last_stage: bool = False,
+                 student_task: float = 1.0,
+                 sample_weight: str | None = None,
+                 standardize: bool = False,
+                 standardize_task: bool = False,
+                 teacher_weights: str = 'equal') -> None:
+        super().__init__(
+            proxy=dict(type='mmkd.CopiedTail', init=init),
             temperature=temperature,
             proxy_task=1.0,
             teacher_to_proxy=weight,
             student_to_proxy=weight,
-            proxy_to_student=weight),
-        **settings})
+            proxy_to_student=weight,
+            student_task=student_task,
+            sample_weight=sample_weight,
+            standardize=standardize,
+            standardize_task=standardize_task,
+            teacher_weights=teacher_weights)
+        self.init = init
+        self.last_stage = last_stage
 
-
-PRESETS = {**{preset.__name__: preset for preset in (
-    CrossKD, DML, DeiT, KD, KDTuned, LD, SAKD, SHAKE, SOKD)}, **ZOO_PRESETS}
-"""Presets by name; ``tools/train.py --distill`` takes these."""
+    def choose_proxy(self) -> dict:
+        if self.layout.of_images or self.last_stage:
+            return dict(type='mmkd.CopiedTail', init=self.init)
+        return dict(type='mmkd.CopiedHead', source='teacher', init=self.init)

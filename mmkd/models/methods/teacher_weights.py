@@ -1,21 +1,21 @@
-"""How much each of several teachers counts."""
+"""How several teachers are weighted."""
 from collections.abc import Sequence
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 
 def adaptive_weights(gradients: Sequence[Tensor]) -> Tensor:
-    r"""Weights with which the teachers' gradients disagree least (AEKD, Du et al., NeurIPS 2020).
+    r"""Weights with which the teachers' gradients conflict least (AEKD, Du et al., NeurIPS 2020).
 
     .. math:: \min_w \| \sum_m w_m g_m \|^2, \quad w_m ≥ 0, \; \sum_m w_m = 1
 
     over the batch of all ranks, so that the weights are the same on every rank.
 
     Args:
-        gradients: For each teacher, the gradient of its loss with respect to the student's logits; all of
-            one shape.
+        gradients: For each of the M teachers, the gradient of its loss with respect to the student's logits;
+            all of the same shape.
 
     Returns:
         Tensor: Shape ``(M,)``, without gradient.
@@ -23,16 +23,15 @@ def adaptive_weights(gradients: Sequence[Tensor]) -> Tensor:
     with torch.no_grad():
         flat = torch.stack([gradient.flatten() for gradient in gradients]).float()
         gram = flat @ flat.T
-        if get_world_size() > 1:
-            all_reduce(gram, op='sum')
+        all_reduce(gram)
         return minimum_norm_weights(gram)
 
 
 def minimum_norm_weights(gram: Tensor, iterations: int = 200) -> Tensor:
-    """Solve the problem of :func:`adaptive_weights` for given inner products of the gradients.
+    """Solve the problem of :func:`adaptive_weights` from the inner products of the gradients.
 
-    Exact for two; by Frank-Wolfe with exact line search beyond, to about ``1/iterations`` of the largest
-    squared norm.
+    The solution is exact for two gradients. For more, Frank-Wolfe with exact line search reaches about
+    ``1/iterations`` of the largest squared norm.
 
     Args:
         gram: Inner products ``(M, M)``.
@@ -52,11 +51,11 @@ def minimum_norm_weights(gram: Tensor, iterations: int = 200) -> Tensor:
 
 
 def _towards(weights: Tensor, gram: Tensor, index: Tensor) -> Tensor:
-    """Go from ``weights`` toward one vertex of the simplex, to the shortest combined gradient."""
+    """Move from ``weights`` toward one vertex of the simplex, to the shortest combined gradient."""
     vertex = torch.zeros_like(weights).scatter(0, index.long().reshape(1), 1.0)
     direction = vertex - weights
-    length = direction @ gram @ direction
-    # Where both ends are the same gradient, every step is as good: take none.
-    step = torch.where(length > 0, -(weights @ gram @ direction) / length.clamp(min=1e-38),
-                       torch.zeros_like(length))
+    squared_length = direction @ gram @ direction
+    # If both ends give the same gradient, all steps are equally good: take none.
+    step = torch.where(squared_length > 0, -(weights @ gram @ direction) / squared_length.clamp(min=1e-38),
+                       torch.zeros_like(squared_length))
     return weights + step.clamp(0, 1) * direction

@@ -1,136 +1,215 @@
-"""What is taught: the papers' names, as a table of settings of FeatureDistill and LogitDistill."""
-from collections.abc import Callable
-from dataclasses import dataclass, field
+"""The methods that are one loss at usual spots, as classes: settings of FeatureDistill and LogitDistill."""
+import inspect
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from ...errors import MMKDError
+from torch import nn
+
+from ...errors import check_choice
 from ...registry import MODELS
+from .. import losses
 from .base import Method
 from .feature_distill import FeatureDistill
 from .logit_distill import LogitDistill
-
-PROTOCOLS = dict(
-    crd=dict(FitNet=100.0, AT=1000.0, SP=3000.0, CC=0.02, VID=1.0, RKD=1.0, PKT=30000.0, AB=0.0, FT=200.0,
-             FSP=0.0, NST=50.0, CRD=0.8, KDSVD=1.0),
-    sakd=dict(FitNet=1.0, AT=1000.0, SP=3000.0, CC=0.02, VID=1.0, RKD=1.0, PKT=30000.0, AB=0.0, FT=200.0,
-              FSP=0.0, NST=50.0, CRD=0.8, KDSVD=1.0))
-"""The weights of two published comparisons of classifiers, by the name of the method.
-
-``crd`` is that of Tian et al. (ICLR 2020), where a method of features stands alone beside the task loss;
-``sakd`` is that of SAKD (IEEE TIP 2022), where ``KD`` with weight 1 stands beside every method.
-"""
+from .protocols import PROTOCOLS
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A method of the zoo.
+class ZooEntry:
+    """A method of this module.
 
     Args:
-        name: The paper's own acronym.
+        cls: The class of the method.
+        loss: The class of its loss.
+        task: The kinds of networks that it has usual spots in: ``'classifier'``, ``'two-stage'``,
+            ``'dense'``.
         paper: Title, authors and venue.
-        loss: Its loss.
-        classifier: Where features of classifiers are compared; ``None``: not for classifiers. ``'logits'``
-            for losses of logits.
-        detector: The same for detectors.
-        trains: Whether it has trainable parts of its own, besides connectors where shapes differ.
-        weight: Of the loss; ``None``: the protocol's.
-        settings: Others of the loss, of FeatureDistill or LogitDistill.
     """
-    name: str
+    cls: type[Method]
+    loss: type[nn.Module]
+    task: tuple[str, ...]
     paper: str
-    loss: str
-    classifier: str | tuple[str, ...] | None
-    detector: str | None
-    trains: bool = False
-    weight: float | None = None
-    settings: dict = field(default_factory=dict)
-
-    @property
-    def of_logits(self) -> bool:
-        """Whether it compares logits."""
-        return self.classifier == 'logits'
-
-    def build(self, weight: float | None = None, protocol: str = 'crd', **settings) -> Method:
-        """Build the method.
-
-        Args:
-            weight: Of the loss; by default as published.
-            protocol: Which published weight, see :data:`PROTOCOLS`.
-            **settings: Of the loss, of :class:`FeatureDistill` or :class:`LogitDistill`.
-        """
-        if protocol not in PROTOCOLS:
-            raise MMKDError(f'`protocol` must be one of {sorted(PROTOCOLS)}, not {protocol!r}.')
-        if weight is None:
-            weight = PROTOCOLS[protocol][self.name] if self.weight is None else self.weight
-        settings = {**self.settings, **settings}
-        if self.of_logits:
-            own = _taken(settings, 'student_task', 'standardize')
-            return LogitDistill(dict(type=f'mmkd.{self.loss}', **settings), weight, **own)
-        own = _taken(settings, 'spot', 'teacher_spot', 'connector', 'first_phase_epochs')
-        own.setdefault('spot', dict(classifier=self.classifier, detector=self.detector))
-        return FeatureDistill(dict(type=f'mmkd.{self.loss}', weight=weight, **settings), **own)
 
 
-def _taken(settings: dict, *names: str) -> dict:
-    return {name: settings.pop(name) for name in names if name in settings}
+ZOO: dict[str, ZooEntry] = {}
+"""The methods of this module by name."""
+
+_PROTOCOL = inspect.Parameter('protocol', inspect.Parameter.KEYWORD_ONLY, default='crd', annotation=str)
+_PROTOCOL_DOC = ("The published comparison that the default of ``weight`` is taken from: ``'crd'`` or "
+                 "``'sakd'``, see :data:`~mmkd.models.methods.PROTOCOLS`.")
 
 
-_WHERE_NEEDED = dict(type='mmkd.ConvConnector', relu=False, skip_same=True)
-_ALIGNMENT = dict(type='mmkd.ConvConnector', kernel_size=1, norm=False, relu=False, skip_same=True)
-_CONV_BN = dict(type='mmkd.ConvConnector', kernel_size=1, relu=False, pool=True)
+def _feature_method(name: str,
+                    paper: str,
+                    loss: type[nn.Module],
+                    classifier: str | Sequence[str] | None = None,
+                    detector: str | None = None,
+                    **defaults: Any) -> type[FeatureDistill]:
+    """Create and register a feature method.
 
-ZOO = (
-    Entry('FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', 'FitNetLoss', 'stage2',
-          'neck', trains=True, settings=dict(connector=dict(type='mmkd.ConvConnector'))),
-    Entry('AT', 'Attention transfer (Zagoruyko and Komodakis, ICLR 2017)', 'ATLoss', 'stages', 'neck'),
-    Entry('NST', 'Neuron selectivity transfer (Huang and Wang, 2017)', 'NSTLoss', 'stages', 'neck'),
-    Entry('VID', 'Variational information distillation (Ahn et al., CVPR 2019)', 'VIDLoss', 'stages', 'neck',
-          trains=True),
-    Entry('KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
-          'KDSVDLoss', 'stages', None, settings=dict(connector=_WHERE_NEEDED)),
-    Entry('AB', 'Activation boundaries (Heo et al., AAAI 2019)', 'ABLoss', 'preactivations', None,
-          trains=True, settings=dict(first_phase_epochs=30, connector=_CONV_BN)),
-    Entry('FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', 'FSPLoss', 'stages', None,
-          settings=dict(first_phase_epochs=30, connector=_WHERE_NEEDED)),
-    Entry('FT', 'Factor transfer (Kim et al., NeurIPS 2018)', 'FTLoss', 'last_stage', 'neck',
-          trains=True, settings=dict(first_phase_epochs=30)),
-    # 1/1000 is the authors' on CIFAR-100; 1/10000 on ImageNet.
-    Entry('OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', 'OFDLoss', 'preactivations',
-          None, trains=True, weight=1e-3, settings=dict(connector=_CONV_BN)),
-    Entry('ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', 'ReviewKDLoss', ('stages', 'features'),
-          'neck', trains=True, weight=1.0, settings=dict(mid_channels=None)),
-    Entry('SP', 'Similarity preserving (Tung and Mori, ICCV 2019)', 'SPLoss', 'last_stage', 'neck'),
-    Entry('CC', 'Correlation congruence (Peng et al., ICCV 2019)', 'CCLoss', 'features', None, trains=True),
-    Entry('RKD', 'Relational knowledge distillation (Park et al., CVPR 2019)', 'RKDLoss', 'features', None),
-    Entry('PKT', 'Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018)', 'PKTLoss', 'features',
-          None),
-    Entry('CRD', 'Contrastive representation distillation (Tian et al., ICLR 2020)', 'CRDLoss', 'features',
-          None, trains=True),
-    Entry('PKD', 'Pearson correlation of features (Cao et al., NeurIPS 2022)', 'PKDLoss', 'last_stage',
-          'neck', weight=6.0, settings=dict(connector=_WHERE_NEEDED)),
-    # MMRazor's weight on the levels of an FPN, at temperature 1.
-    Entry('CWD', 'Channel-wise distillation (Shu et al., ICCV 2021)', 'CWDLoss', 'last_stage', 'neck',
-          weight=10.0, settings=dict(connector=_WHERE_NEEDED)),
-    Entry('FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', 'FGDLoss', None, 'neck',
-          trains=True, weight=1.0, settings=dict(connector=_ALIGNMENT)),
-    Entry('MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', 'MGDLoss', 'last_stage', 'neck',
-          trains=True, weight=2e-5, settings=dict(connector=_ALIGNMENT)),
-    Entry('DKD', 'Decoupled knowledge distillation (Zhao et al., CVPR 2022)', 'DKDLoss', 'logits', 'logits',
-          weight=1.0),
-    Entry('DIST', 'Distillation from a stronger teacher (Huang et al., NeurIPS 2022)', 'DISTLoss', 'logits',
-          'logits', weight=1.0),
-    Entry('HardLabel', "The teacher's likeliest class as a second label (Touvron et al., ICML 2021)",
-          'HardLabelLoss', 'logits', 'logits', weight=1.0),
-)
-"""All methods that are a loss at a place; how they are built, see :meth:`Entry.build`."""
+    Args:
+        name: The paper's acronym.
+        paper: Title, authors and venue.
+        loss: The class of its loss.
+        classifier: The spots at which features of classifiers are compared; ``None`` if there are none.
+        detector: The spot at which features of detectors are compared.
+        **defaults: Defaults that differ from those of the loss and of :class:`FeatureDistill`.
+    """
+    defaults = dict(spot=dict(classifier=classifier, detector=detector), **defaults)
+    cls = _create(FeatureDistill, name, paper, loss, defaults)
+    task = (*(['classifier'] if classifier else []), *(['two-stage', 'dense'] if detector else []))
+    ZOO[name] = ZooEntry(cls, loss, task, paper)
+    return cls
 
 
-def _preset(entry: Entry) -> Callable[..., Method]:
-    def preset(**settings) -> Method:
-        return entry.build(**settings)
+def _logit_method(name: str, paper: str, loss: type[nn.Module], **defaults: Any) -> type[LogitDistill]:
+    """Create and register a method for logits; arguments as for :func:`_feature_method`."""
+    cls = _create(LogitDistill, name, paper, loss, defaults)
+    ZOO[name] = ZooEntry(cls, loss, ('classifier', 'two-stage'), paper)
+    return cls
 
-    preset.__name__, preset.__doc__ = entry.name, f'{entry.paper}; settings: see :meth:`Entry.build`.'
-    return MODELS.register_module(name=entry.name)(preset)
+
+def _create(base: type, name: str, paper: str, loss: type[nn.Module], defaults: dict) -> Any:
+    """Create a subclass of FeatureDistill or LogitDistill that takes the arguments of its loss as well."""
+    of_loss, of_base = _arguments(loss), _arguments(base)
+    of_base.pop('loss')
+    published = name in PROTOCOLS['crd']
+    if published:
+        defaults = dict(defaults, weight=PROTOCOLS['crd'][name])
+    parameters = {
+        key: parameter.replace(kind=parameter.KEYWORD_ONLY, default=defaults.get(key, parameter.default))
+        for key, parameter in {**of_loss, **of_base}.items()}
+    ordered = [parameters.pop('weight'), *([_PROTOCOL] if published else []), *parameters.values()]
+    signature = inspect.Signature(ordered)
+
+    def __init__(self: Method, **settings: Any) -> None:  # noqa: N807
+        values = signature.bind(**settings)
+        values.apply_defaults()
+        arguments = values.arguments
+        if published:
+            protocol = arguments.pop('protocol')
+            check_choice(protocol, tuple(PROTOCOLS), 'protocol')
+            if 'weight' not in settings:
+                arguments['weight'] = PROTOCOLS[protocol][name]
+        loss_cfg = {key: arguments.pop(key) for key in of_loss}
+        super(cls, self).__init__(dict(type=f'mmkd.{loss.__name__}', **loss_cfg), **arguments)
+
+    self_parameter = inspect.Parameter('self', inspect.Parameter.POSITIONAL_ONLY)
+    __init__.__signature__ = inspect.Signature([self_parameter, *ordered])  # type: ignore[attr-defined]
+    documented = dict(_documented_arguments(base), **_documented_arguments(loss), protocol=_PROTOCOL_DOC)
+    lines = [textwrap.fill(
+        f'{parameter.name}: {documented.get(parameter.name, "Factor of the loss.")}', 100,
+        initial_indent=' ' * 4, subsequent_indent=' ' * 8) for parameter in ordered]
+    summary = f'A :class:`{base.__name__}` with the loss :class:`~mmkd.models.losses.{loss.__name__}`.'
+    doc = '\n'.join([f'{paper}.', '', summary, '', 'Args:', *lines])
+    cls: Any = type(name, (base, ), dict(__init__=__init__, __doc__=doc, __module__=__name__))
+    return MODELS.register_module()(cls)
 
 
-ZOO_PRESETS = {entry.name: _preset(entry) for entry in ZOO}
-"""The methods of the zoo by name, as registered."""
+def _arguments(cls: type) -> dict[str, inspect.Parameter]:
+    """Return the named arguments of a class, by their names."""
+    return {name: parameter for name, parameter in inspect.signature(cls).parameters.items()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD}
+
+
+def _documented_arguments(cls: type) -> dict[str, str]:
+    """Return what the docstring of a class says about its arguments, by their names."""
+    _, _, section = (inspect.getdoc(cls) or '').partition('\nArgs:\n')
+    section = section.split('\n\n')[0]
+    return {name: ' '.join(text.split()) for name, text in
+            re.findall(r'^    (\w+): (.*(?:\n {5,}.*)*)', section, flags=re.MULTILINE)}
+
+
+_IF_SHAPES_DIFFER: Mapping[str, Any] = dict(type='mmkd.ConvConnector', relu=False, skip_same=True)
+_IF_CHANNELS_DIFFER: Mapping[str, Any] = dict(
+    type='mmkd.ConvConnector', kernel_size=1, norm=False, relu=False, skip_same=True)
+_CONV_BN: Mapping[str, Any] = dict(type='mmkd.ConvConnector', kernel_size=1, relu=False, pool=True)
+
+FitNet = _feature_method(
+    'FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', losses.FitNetLoss,
+    classifier='stage2', detector='neck', connector=dict(type='mmkd.ConvConnector'))
+
+AT = _feature_method(
+    'AT', 'Attention transfer (Zagoruyko and Komodakis, ICLR 2017)', losses.ATLoss,
+    classifier='stages', detector='neck')
+
+NST = _feature_method(
+    'NST', 'Neuron selectivity transfer (Huang and Wang, 2017)', losses.NSTLoss,
+    classifier='stages', detector='neck')
+
+VID = _feature_method(
+    'VID', 'Variational information distillation (Ahn et al., CVPR 2019)', losses.VIDLoss,
+    classifier='stages', detector='neck')
+
+KDSVD = _feature_method(
+    'KDSVD', 'Knowledge distillation by singular value decomposition (Lee et al., ECCV 2018)',
+    losses.KDSVDLoss, classifier='stages', connector=_IF_SHAPES_DIFFER)
+
+AB = _feature_method(
+    'AB', 'Activation boundaries (Heo et al., AAAI 2019)', losses.ABLoss,
+    classifier='preactivations', connector=_CONV_BN, first_phase_epochs=30)
+
+FSP = _feature_method(
+    'FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', losses.FSPLoss,
+    classifier='stages', connector=_IF_SHAPES_DIFFER, first_phase_epochs=30)
+
+FT = _feature_method(
+    'FT', 'Factor transfer (Kim et al., NeurIPS 2018)', losses.FTLoss,
+    classifier='last_stage', detector='neck', first_phase_epochs=30)
+
+OFD = _feature_method(
+    'OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', losses.OFDLoss,
+    # The authors use 1/1000 on CIFAR-100 and 1/10000 on ImageNet.
+    classifier='preactivations', weight=1e-3, connector=_CONV_BN)
+
+ReviewKD = _feature_method(
+    'ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', losses.ReviewKDLoss,
+    classifier=('stages', 'features'), detector='neck', weight=1.0, mid_channels=None)
+
+SP = _feature_method(
+    'SP', 'Similarity preserving (Tung and Mori, ICCV 2019)', losses.SPLoss,
+    classifier='last_stage', detector='neck')
+
+CC = _feature_method(
+    'CC', 'Correlation congruence (Peng et al., ICCV 2019)', losses.CCLoss, classifier='features')
+
+RKD = _feature_method(
+    'RKD', 'Relational knowledge distillation (Park et al., CVPR 2019)', losses.RKDLoss,
+    classifier='features')
+
+PKT = _feature_method(
+    'PKT', 'Probabilistic knowledge transfer (Passalis and Tefas, ECCV 2018)', losses.PKTLoss,
+    classifier='features')
+
+CRD = _feature_method(
+    'CRD', 'Contrastive representation distillation (Tian et al., ICLR 2020)', losses.CRDLoss,
+    classifier='features')
+
+PKD = _feature_method(
+    'PKD', 'Pearson correlation of features (Cao et al., NeurIPS 2022)', losses.PKDLoss,
+    classifier='last_stage', detector='neck', weight=6.0, connector=_IF_SHAPES_DIFFER)
+
+CWD = _feature_method(
+    'CWD', 'Channel-wise distillation (Shu et al., ICCV 2021)', losses.CWDLoss,
+    # MMRazor uses this weight on the levels of an FPN, at temperature 1.
+    classifier='last_stage', detector='neck', weight=10.0, connector=_IF_SHAPES_DIFFER)
+
+FGD = _feature_method(
+    'FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', losses.FGDLoss,
+    detector='neck', weight=1.0, connector=_IF_CHANNELS_DIFFER)
+
+MGD = _feature_method(
+    'MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', losses.MGDLoss,
+    classifier='last_stage', detector='neck', weight=2e-5, connector=_IF_CHANNELS_DIFFER)
+
+DKD = _logit_method('DKD', 'Decoupled knowledge distillation (Zhao et al., CVPR 2022)', losses.DKDLoss)
+
+DIST = _logit_method(
+    'DIST', 'Distillation from a stronger teacher (Huang et al., NeurIPS 2022)', losses.DISTLoss)
+
+HardLabel = _logit_method(
+    'HardLabel', "The teacher's most likely class as a second label (Touvron et al., ICML 2021)",
+    losses.HardLabelLoss)

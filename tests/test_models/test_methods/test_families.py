@@ -57,9 +57,9 @@ def part(family: str, name: str) -> str:
         return 'proxy'
     if name.startswith(('backbone', 'neck')):
         return 'trunk'
-    if name.startswith(('bbox_head', 'roi_head.bbox_head')):
-        if any(f'.{one}.' in name for one in classifier_parts(family)):
-            return 'classifier'
+    if name.startswith(('bbox_head', 'roi_head.bbox_head')) and any(
+            f'.{layer}.' in name for layer in classifier_parts(family)):
+        return 'classifier'
     return 'rest'
 
 
@@ -154,8 +154,8 @@ def pair(student: str, teacher: str, method: str = 'kd'):
     return build(distil(detector(student), detector(teacher, 16), **{method: METHODS[method]}))
 
 
-@pytest.mark.parametrize(('student', 'teacher'), [('atss', 'gfl'), ('fcos', 'gfl'), ('mask_rcnn', 'faster_rcnn'),
-                                              ('cascade_rcnn', 'faster_rcnn')])
+@pytest.mark.parametrize(('student', 'teacher'), [
+    ('atss', 'gfl'), ('fcos', 'gfl'), ('mask_rcnn', 'faster_rcnn'), ('cascade_rcnn', 'faster_rcnn')])
 @pytest.mark.parametrize('method', ['kd', 'shake', 'sokd'])
 def test_mixed_pairs(student, teacher, method):
     model = pair(student, teacher, method)
@@ -165,7 +165,8 @@ def test_mixed_pairs(student, teacher, method):
     assert torch.isfinite(total) and log[f'{method}.loss_student'] > 0
 
 
-@pytest.mark.parametrize(('student', 'teacher'), [('faster_rcnn', 'retinanet'), ('retinanet', 'cascade_rcnn')])
+@pytest.mark.parametrize(('student', 'teacher'), [
+    ('faster_rcnn', 'retinanet'), ('retinanet', 'cascade_rcnn')])
 def test_features_of_any_pair(student, teacher):
     model = pair(student, teacher, 'pkd')
     _, log = model.parse_losses(model(**inputs(student, model), mode='loss'))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmkd.models.methods import DML, KD, PRESETS, SHAKE, SOKD, KDTuned, ProxyDistill
+from mmkd.models.methods import DML, KD, METHODS, SHAKE, SOKD, KDTuned, ProxyDistill
 from mmkd.models.spots import LogitLayout
 from mmkd.models.step import Step
 
@@ -181,12 +181,12 @@ def test_stop_gradients(layout):
 TABLE = {
     # name: (preset, proxy, a, b, c, d, e) with λ = 0.7
     'KD': (KD(weight=0.7), None, 0, 1, 1, 0.7, 1),  # b and c have no proxy to act on
-    'KD†': (KDTuned(weight=0.7), 'TunedTeacher', 0, 0, 0.7, 0.7, 1),
-    'DML†': (DML(weight=0.7, reversed=False), 'PeerNetwork', 1, 0, 0, 0.7, 1),
-    'DML': (DML(weight=0.7), 'PeerNetwork', 1, 0, 0.7, 0.7, 1),
-    'SHAKE': (SHAKE(weight=0.7), 'ShadowHead', 0, 1, 0.7, 0.7, 1),
-    'SHAKE, released': (SHAKE(placement='teacher'), 'ShadowHead', 1, 1, 1, 1, 1),
-    'SOKD': (SOKD(), 'KnowledgeBridge', 1, 1, 1, 1, 1),
+    'KD†': (KDTuned(weight=0.7), 'WholeNetwork', 0, 0, 0.7, 0.7, 1),
+    'DML†': (DML(weight=0.7, reversed=False), 'WholeNetwork', 1, 0, 0, 0.7, 1),
+    'DML': (DML(weight=0.7), 'WholeNetwork', 1, 0, 0.7, 0.7, 1),
+    'SHAKE': (SHAKE(weight=0.7), 'CopiedHead', 0, 1, 0.7, 0.7, 1),
+    'SHAKE, released': (SHAKE(placement='teacher'), 'FrozenHeadLayers', 1, 1, 1, 1, 1),
+    'SOKD': (SOKD(), 'CopiedHead', 1, 1, 1, 1, 1),
 }
 
 
@@ -194,13 +194,14 @@ TABLE = {
 def test_the_table_of_weights(row):
     """The rows of ProxyDistill's docstring."""
     method, proxy, *weights = TABLE[row]
-    assert (method.proxy_cfg and method.proxy_cfg['type']) == (proxy and f'mmkd.{proxy}')
+    cfg = method.choose_proxy()  # for a two-stage detector
+    assert (cfg and cfg['type']) == (proxy and f'mmkd.{proxy}')
     assert [method.proxy_task, method.teacher_to_proxy, method.student_to_proxy, method.proxy_to_student,
             method.student_task] == weights
 
 
-def test_presets_are_named_as_the_papers_name_them():
-    assert set(PRESETS) == {
+def test_methods_are_named_as_the_papers_name_them():
+    assert set(METHODS) == {
         'KD', 'KDTuned', 'DML', 'SHAKE', 'SOKD', 'DeiT', 'SAKD', 'LD', 'CrossKD', 'DKD', 'DIST', 'HardLabel',
         'FitNet', 'AT', 'NST', 'VID', 'KDSVD', 'AB', 'FSP', 'FT', 'OFD', 'ReviewKD', 'SP', 'CC', 'RKD', 'PKT',
         'CRD', 'PKD', 'CWD', 'FGD', 'MGD'}

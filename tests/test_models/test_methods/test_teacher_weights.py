@@ -55,9 +55,8 @@ def test_the_closed_form_of_the_gradient_is_autograds(activation, divergence):
     method.layout = LogitLayout(activation, 4)
     channels = method.layout.channels
     s, p = torch.randn(6, channels, requires_grad=True), torch.randn(6, channels)
-    counts = torch.rand(6)
-    (counts * divergence(s, p, 3.0)).sum().div(counts.sum()).backward()
-    given = method._gradient([p], [s], [counts])
-    ratio = s.grad.flatten() / given
+    weights = torch.rand(6)
+    (weights * divergence(s, p, 3.0)).sum().div(weights.sum()).backward()
+    ratio = s.grad.flatten() / method._gradient([s], [p], [weights])
     assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-3)  # up to one factor
     assert ratio[0] > 0

@@ -9,11 +9,9 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import distributed as torch_dist
 from torch import multiprocessing
 
-pytest.importorskip('mmpretrain')
-
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
-from mmkd.models.methods import PRESETS, PROTOCOLS, ZOO
+from mmkd.models.methods import METHODS, PROTOCOLS, ZOO, LogitDistill, TrainLabelsMethod
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, classifier, teacher_of
 from tests.helpers.classifiers import distil as distil_classifier
 from tests.helpers.families import CLASSES as BOX_CLASSES
@@ -22,12 +20,12 @@ from tests.helpers.tiny import build, distil
 from tests.helpers.two_processes import join, step_twice
 
 DETECTORS = ('faster_rcnn', 'retinanet')
-OF_LOGITS = [entry.name for entry in ZOO if entry.of_logits]
+OF_LOGITS = [name for name, entry in ZOO.items() if issubclass(entry.cls, LogitDistill)]
 STAGED = ('AB', 'FSP', 'FT')
-OWN_PARTS = {entry.name for entry in ZOO if entry.trains}
-CELLS = [('classifier', entry.name) for entry in ZOO if entry.classifier] + [
-    (family, entry.name) for family in DETECTORS for entry in ZOO
-    if entry.detector and not (family == 'retinanet' and entry.detector == 'logits')]
+WITH_PARAMETERS = {'FitNet', 'VID', 'AB', 'FT', 'OFD', 'ReviewKD', 'CC', 'CRD', 'FGD', 'MGD'}
+TASKS = dict(classifier='classifier', faster_rcnn='two-stage', retinanet='dense')
+CELLS = [(family, name) for family, task in TASKS.items()
+         for name, entry in ZOO.items() if task in entry.task]
 
 
 def cifar_network(depth: int, preprocessor: dict) -> dict:
@@ -54,7 +52,7 @@ def make(task: str, *methods: str, **settings):
         cfg = distil(detector(task), detector(task, 16), **cfgs)
     model = build(cfg)
     for method in model.mmkd.methods.values():
-        if method.needs_train_labels:
+        if isinstance(method, TrainLabelsMethod) and method.needs_train_labels:
             method.set_train_labels([index % CLASSES for index in range(20)])
     return model
 
@@ -88,7 +86,7 @@ def reached(model, loss) -> set[str]:
 def expected_parts(name: str) -> set[str]:
     if name in OF_LOGITS:
         return {'trunk', 'head'}
-    return {'trunk', 'own'} if name in OWN_PARTS else {'trunk'}
+    return {'trunk', 'own'} if name in WITH_PARAMETERS else {'trunk'}
 
 
 @pytest.mark.parametrize(('task', 'name'), CELLS)
@@ -159,7 +157,7 @@ def test_methods_together(task, names):
     assert torch.isfinite(total)
 
 
-def test_in_a_first_stage_other_methods_wait():
+def test_in_a_first_phase_other_methods_wait():
     model = make('classifier', 'AB', 'SHAKE', 'KD')
     method = model.mmkd.methods['ab']
     method.in_first_phase = True
@@ -207,20 +205,20 @@ def test_published_weights():
     assert PROTOCOLS['crd']['FitNet'] == 100 and PROTOCOLS['sakd']['FitNet'] == 1
     for protocol, weights in PROTOCOLS.items():
         for name, weight in weights.items():
-            assert PRESETS[name](protocol=protocol).loss_cfg['weight'] == weight
-    assert PRESETS['AT'](weight=3.0).loss_cfg['weight'] == 3
+            assert METHODS[name].cls(protocol=protocol).loss_cfg['weight'] == weight
+    assert METHODS['AT'].cls(weight=3.0).loss_cfg['weight'] == 3
     with pytest.raises(MMKDError, match='protocol'):
-        PRESETS['AT'](protocol='other')
+        METHODS['AT'].cls(protocol='other')
 
 
 @pytest.mark.parametrize(('task', 'name', 'settings', 'said'), [
     ('retinanet', 'DKD', {}, 'Use KD'),
-    ('retinanet', 'RKD', {}, 'RKD has no usual place in a detector; give it a `spot`'),
-    ('classifier', 'FGD', {}, 'FGD has no usual place in a classifier'),
+    ('retinanet', 'RKD', {}, 'RKD has no default spot in a detector; give it a `spot`'),
+    ('classifier', 'FGD', {}, 'FGD has no default spot in a classifier'),
     ('classifier', 'AT', dict(spot='neckk'), "no spot 'neckk'.*nearest names are"),
     ('classifier', 'AT', dict(spot='stage4'), "no spot 'stage4': its backbone has 3 stages"),
     ('classifier', 'AT', dict(spot='stages', teacher_spot='stage1'), '3 levels in the student and 1 in the'),
-    ('classifier', 'AT', dict(first_phase_epochs=2), 'no first stage'),
+    ('classifier', 'AT', dict(first_phase_epochs=2), 'no first phase'),
     ('classifier', 'AT', dict(power=2), 'wrong setting'),
     ('classifier', 'AT', dict(spot='features'), 'AT cannot compare .*feature maps'),
 ])

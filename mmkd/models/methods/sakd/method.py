@@ -18,7 +18,9 @@ from ...teachers import Teacher
 from ..base import Method
 from ..feature_distill import FeatureDistill
 from ..logit_distill import LogitDistill
-from ..zoo import ZOO_PRESETS
+from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
+from ..protocols import PROTOCOLS
+from ..zoo import ZOO
 from .policy import SpotPolicy
 from .routing import POOLED, Routing, stage_numbers
 
@@ -26,7 +28,7 @@ STRATEGIES = ('adaptive', 'always', 'never', 'random', 'reversed')
 
 
 @MODELS.register_module()
-class SpotAdaptiveDistill(Method):
+class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, EpochReports, Method):
     r"""Distils every sample only at the spots that suit it (SAKD, Song et al., IEEE TIP 2022).
 
     .. math::
@@ -80,7 +82,7 @@ class SpotAdaptiveDistill(Method):
         self.same_family = same_family
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
         self.optimizer_settings = dict(policy=settings, routing=settings) if self._has_policy else {}
-        if self.inner is not None:
+        if isinstance(self.inner, FeatureDistill):
             self.first_phase_epochs = self.inner.first_phase_epochs
             self.trains_student_first = self.inner.trains_student_first
             self.needs_train_labels = self.inner.needs_train_labels
@@ -137,11 +139,11 @@ class SpotAdaptiveDistill(Method):
             self.routing = Routing(stages, shapes)
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
-        if self.inner is not None:
+        if isinstance(self.inner, FeatureDistill):
             self.inner.set_train_labels(labels)
 
     def end_first_phase(self) -> None:
-        if self.inner is not None:
+        if isinstance(self.inner, FeatureDistill):
             self.inner.end_first_phase()
 
     def forward(self, step: Step) -> dict[str, Tensor]:
@@ -152,7 +154,7 @@ class SpotAdaptiveDistill(Method):
             ``loss_routing`` and ``loss_balance``; and ``share_<spot>``, the share of the samples that are
             distilled at a spot.
         """
-        if self.inner is not None:
+        if isinstance(self.inner, FeatureDistill):
             self.inner.in_first_phase = self.in_first_phase
             if self.in_first_phase:
                 return self._with_all_parameters(self.inner(step))
@@ -241,8 +243,8 @@ class SAKD(SpotAdaptiveDistill):
         same_family: Whether both networks belong to one family, see :class:`SpotAdaptiveDistill`.
         lr_mult: Learning rate of policy and adapters, relative to the student's.
         weight_decay: Weight decay of policy and adapters.
-        **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; by default the
-            weights of the protocol ``'sakd'``.
+        **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; the default weight is
+            from the protocol ``'sakd'``.
     """
 
     def __init__(self,
@@ -256,9 +258,11 @@ class SAKD(SpotAdaptiveDistill):
                  lr_mult: float = 0.5,
                  weight_decay: float = 1e-3,
                  **method_settings: Any) -> None:
-        if method not in ZOO_PRESETS:
-            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, ZOO_PRESETS)}.')
-        defaults: dict[str, Any] = dict(type=f'mmkd.{method}', protocol='sakd')
+        if method not in ZOO:
+            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, ZOO)}.')
+        defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
+        if method in PROTOCOLS['sakd']:
+            defaults.update(protocol='sakd')
         if method == 'FSP':  # a first phase would have no choices
             defaults.update(weight=50.0, first_phase_epochs=0)
         if gamma is None:
