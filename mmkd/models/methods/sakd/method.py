@@ -20,7 +20,6 @@ from ..feature_distill import FeatureDistill
 from ..logit_distill import LogitDistill
 from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
 from ..protocols import PROTOCOLS
-from ..zoo import ZOO
 from .policy import SpotPolicy
 from .routing import POOLED, Routing, stage_numbers
 
@@ -258,8 +257,9 @@ class SAKD(SpotAdaptiveDistill):
                  lr_mult: float = 0.5,
                  weight_decay: float = 1e-3,
                  **method_settings: Any) -> None:
-        if method not in ZOO:
-            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, ZOO)}.')
+        names = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
+        if method not in names:
+            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, names)}.')
         defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
         if method in PROTOCOLS['sakd']:
             defaults.update(protocol='sakd')
