@@ -47,14 +47,14 @@ def check_paraphraser(rank: int) -> None:
     loss.build([STUDENT], [TEACHER])
     norm = loss.encoders[0][1]
     for step in range(2):
-        seen = []
+        inputs = []
         hook = norm.register_forward_hook(
-            lambda module, args, output, seen=seen: seen.append(args[0].detach()))
+            lambda module, args, output, inputs=inputs: inputs.append(args[0].detach()))
         before = norm.running_mean.clone()
-        # In the backward pass, too, nothing may be missed that was changed in place.
+        # Also the backward pass must not need tensors that were changed in place.
         loss.first_phase([batch(0, *STUDENT)], [batch(10 * step + rank, *TEACHER)]).backward()
         hook.remove()
-        mean = seen[0].mean(dim=(0, 2, 3))
+        mean = inputs[0].mean(dim=(0, 2, 3))
         torch_dist.all_reduce(mean)
         torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * mean / 2)
         for buffer in loss.encoders.buffers():
