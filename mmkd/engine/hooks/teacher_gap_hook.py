@@ -80,7 +80,7 @@ class TeacherGapHook(Hook):
         divergence = kl_divergence if self._layout.activation == 'softmax' else bernoulli_kl_divergence
         same = student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
         self._sums += torch.stack([
-            (weights * divergence(teacher_logits, student_logits)).sum(), (weights * same).sum(),
+            (weights * divergence(student_logits, teacher_logits)).sum(), (weights * same).sum(),
             weights.sum()]).double().cpu()
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:

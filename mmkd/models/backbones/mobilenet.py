@@ -12,11 +12,11 @@ from .staged import KAIMING, StagedBackbone
 class MobileNetV1(StagedBackbone):
     """MobileNet of Howard et al., table 1: depthwise separable convolutions, 4.23 million parameters.
 
-    The stages ``layer1`` to ``layer4`` have 128, 256, 512 and 1024 channels and give maps of H/4, H/8, H/16
-    and H/32, as those of a ResNet.
+    The stages ``layer1`` to ``layer4`` have 128, 256, 512 and 1024 channels and maps of H/4, H/8, H/16 and
+    H/32, like those of a ResNet.
 
     Args:
-        out_indices: Which stages to return, of 0 to 3.
+        out_indices: Indices of the stages to return, from 0 to 3.
         init_cfg: Initialization of the weights.
     """
 
@@ -48,15 +48,16 @@ class MobileNetV1(StagedBackbone):
 
 
 class InvertedResidual(nn.Module):
-    """A 1×1 convolution to more channels, a depthwise 3×3 one, and a linear 1×1 one to fewer again.
+    """An inverted residual block: expansion by a 1×1 convolution, depthwise 3×3 convolution, 1×1 projection.
 
-    Batch norm follows each, and ReLU the first two; the input is added where its shape permits.
+    Each convolution has batch norm, and the first two have a ReLU. The input is added if it has the shape of
+    the output.
 
     Args:
-        in_channels: C.
-        out_channels: D.
-        stride: Of the depthwise convolution.
-        expansion: How many times C the channels in between are.
+        in_channels: Number of input channels, C.
+        out_channels: Number of output channels, D.
+        stride: Stride of the depthwise convolution.
+        expansion: Number of hidden channels, relative to C.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
@@ -77,13 +78,14 @@ class InvertedResidual(nn.Module):
 class CRDMobileNetV2(StagedBackbone):
     """MobileNetV2 of half width for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    Unlike Sandler et al.'s, it has ReLU in place of ReLU6, an expansion in its first block, too, channels
-    that are not rounded to multiples of 8, and a stride less.
-    The four stages give maps of H/2, H/4, H/8 and H/16, as outputs of ``blocks.1``, ``blocks.2``,
-    ``blocks.4`` and ``blocks.6``; a 1×1 convolution to 1280 channels closes the network.
+    In contrast to the network of Sandler et al., it has ReLU instead of ReLU6, an expansion also in its first
+    block, numbers of channels that are not rounded to multiples of 8, and one strided convolution less.
+
+    The four stages are the outputs of ``blocks.1``, ``blocks.2``, ``blocks.4`` and ``blocks.6``, maps of H/2,
+    H/4, H/8 and H/16; the tail is a 1×1 convolution to 1280 channels.
 
     Args:
-        out_indices: Which features to return: 0 to 3 are the stages, 4 is the tail.
+        out_indices: Indices of the outputs: 0 to 3 are the stages, 4 is the tail.
         init_cfg: Initialization of the weights.
     """
 

@@ -1,4 +1,4 @@
-"""The residual networks of CRD's benchmark (https://arxiv.org/abs/1910.10699): MMPretrain's, configured."""
+"""The residual networks of CRD's benchmark (https://arxiv.org/abs/1910.10699), based on MMPretrain's."""
 from collections.abc import Sequence
 
 from mmpretrain.models.backbones import ResNet_CIFAR
@@ -11,14 +11,14 @@ from .staged import Staged
 
 
 class _StagedResNet(Staged, ResNet_CIFAR):
-    """MMPretrain's ResNet for small images, whose stages can be run one by one."""
+    """MMPretrain's ResNet for small images, with stages that can be run one by one."""
 
     def make_res_layer(self, **kwargs) -> nn.Module:
-        # Not in place: the input of a block's last ReLU stays what it was for hooks that record it.
+        # Not in place, because hooks may record the input of a block's last ReLU.
         return super().make_res_layer(act_cfg=dict(type='ReLU', inplace=False), **kwargs)
 
     @property
-    def stage_names(self) -> list[str]:
+    def stage_names(self) -> Sequence[str]:
         return self.res_layers
 
     def stem(self, images: Tensor) -> Tensor:
@@ -29,18 +29,20 @@ class _StagedResNet(Staged, ResNet_CIFAR):
 class CRDResNet(_StagedResNet):
     """A ResNet with three stages of basic blocks (He et al., https://arxiv.org/abs/1512.03385, section 4.2).
 
-    The stages ``layer1``, ``layer2`` and ``layer3`` give maps of H, H/2 and H/4. Where the number of
-    channels or the size changes, the shortcut is a 1×1 convolution with batch norm.
+    The stages ``layer1``, ``layer2`` and ``layer3`` have maps of H, H/2 and H/4. If the number of channels or
+    the size changes, the shortcut is a 1×1 convolution with batch norm.
 
     Args:
         depth: 6n + 2 for n blocks per stage: 8, 14, 20, 32, 44, 56 or 110.
-        stem_channels: Of the first convolution; 32 in the networks "x4".
-        base_channels: Of the first stage, the next ones have 2 and 4 times as many; 64 in the networks "x4".
-        out_indices: Which stages to return, of 0 to 2.
-        **kwargs: For MMPretrain's ``ResNet``, for instance ``frozen_stages``, ``norm_eval``, ``init_cfg``.
+        stem_channels: Number of channels of the first convolution; 32 in the networks "x4".
+        base_channels: Number of channels of the first stage; the next stages have 2 and 4 times as many. 64
+            in the networks "x4".
+        out_indices: Indices of the stages to return, from 0 to 2.
+        **kwargs: Further arguments of MMPretrain's ``ResNet``, for instance ``frozen_stages``, ``norm_eval``,
+            ``init_cfg``.
 
     Raises:
-        MMKDError: If there is no such depth.
+        MMKDError: If there is no network of this depth.
     """
 
     arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (8, 14, 20, 32, 44, 56, 110)}
@@ -67,13 +69,14 @@ class CRDResNet(_StagedResNet):
 
 @MODELS.register_module()
 class CRDResNet50(_StagedResNet):
-    """ResNet-50 with a stem for small images: a 3×3 convolution of stride 1, and no pooling.
+    """ResNet-50 with a stem for small images: a 3×3 convolution of stride 1, without pooling.
 
-    The stages ``layer1`` to ``layer4`` give maps of H, H/2, H/4 and H/8.
+    The stages ``layer1`` to ``layer4`` have maps of H, H/2, H/4 and H/8.
 
     Args:
-        out_indices: Which stages to return, of 0 to 3.
-        **kwargs: For MMPretrain's ``ResNet``, for instance ``frozen_stages``, ``norm_eval``, ``init_cfg``.
+        out_indices: Indices of the stages to return, from 0 to 3.
+        **kwargs: Further arguments of MMPretrain's ``ResNet``, for instance ``frozen_stages``, ``norm_eval``,
+            ``init_cfg``.
     """
 
     def __init__(self, out_indices: Sequence[int] = (3, ), **kwargs) -> None:

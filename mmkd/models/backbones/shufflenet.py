@@ -10,7 +10,7 @@ from .staged import StagedBackbone
 
 
 class _CRDShuffleNet(StagedBackbone):
-    """The stem and the order that both networks share: a 1×1 convolution, and three stages."""
+    """The common structure of both networks: a 1×1 convolution as the stem, and three stages."""
 
     stage_names = ('layer1', 'layer2', 'layer3')
     layers = (4, 8, 4)
@@ -25,16 +25,16 @@ class _CRDShuffleNet(StagedBackbone):
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1×1 convolution, shuffling, depthwise 3×3, grouped 1×1, and a shortcut (V1, figure 2).
+    """ShuffleNetV1's unit (figure 2): grouped 1×1, shuffle, depthwise 3×3 and grouped 1×1 with a shortcut.
 
-    With stride 2 the shortcut is average pooled, and concatenated instead of added.
+    With stride 2, the shortcut is average pooled and concatenated instead of added.
 
     Args:
-        in_channels: C.
-        out_channels: D, shortcut included.
-        stride: 1 or 2.
-        groups: Of the last convolution.
-        first_groups: Of the first one.
+        in_channels: Number of input channels, C.
+        out_channels: Number of output channels, D, including those of the shortcut.
+        stride: Stride of the depthwise convolution, 1 or 2.
+        groups: Number of groups of the last convolution.
+        first_groups: Number of groups of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, groups: int,
@@ -42,37 +42,39 @@ class ShuffleUnit(nn.Module):
         super().__init__()
         self.pool = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.first_groups = first_groups
-        own = out_channels - in_channels if stride == 2 else out_channels
-        hidden = own // 4
+        residual_channels = out_channels - in_channels if stride == 2 else out_channels
+        hidden = residual_channels // 4
         self.conv1 = nn.Conv2d(in_channels, hidden, 1, groups=first_groups, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
         self.conv2 = nn.Conv2d(hidden, hidden, 3, stride=stride, padding=1, groups=hidden, bias=False)
         self.bn2 = nn.BatchNorm2d(hidden)
-        self.conv3 = nn.Conv2d(hidden, own, 1, groups=groups, bias=False)
-        self.bn3 = nn.BatchNorm2d(own)
+        self.conv3 = nn.Conv2d(hidden, residual_channels, 1, groups=groups, bias=False)
+        self.bn3 = nn.BatchNorm2d(residual_channels)
 
     def forward(self, features: Tensor) -> Tensor:
         """Transform ``(N, C, H, W)`` into ``(N, D, H/stride, W/stride)``."""
-        own = channel_shuffle(self.bn1(self.conv1(features)).relu(), self.first_groups)
-        own = self.bn2(self.conv2(own)).relu()
-        own = self.bn3(self.conv3(own))
+        residual = channel_shuffle(self.bn1(self.conv1(features)).relu(), self.first_groups)
+        residual = self.bn2(self.conv2(residual)).relu()
+        residual = self.bn3(self.conv3(residual))
         if self.pool is None:
-            return (own + features).relu()
-        return torch.cat([own, self.pool(features)], dim=1).relu()
+            return (residual + features).relu()
+        return torch.cat([residual, self.pool(features)], dim=1).relu()
 
 
 @MODELS.register_module()
 class CRDShuffleNetV1(_CRDShuffleNet):
     """ShuffleNet of 3 groups for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    Unlike Zhang et al.'s, it has a 1×1 convolution of stride 1 for a stem, no pooling after it, and a ReLU
-    after its depthwise convolutions.
-    The stages ``layer1``, ``layer2`` and ``layer3`` have 240, 480 and 960 channels and give maps of H/2, H/4
-    and H/8.
+    In contrast to the network of Zhang et al., its stem is a 1×1 convolution of stride 1 without pooling, and
+    there is a ReLU after its depthwise convolutions.
+
+    The stages ``layer1``, ``layer2`` and ``layer3`` have 240, 480 and 960 channels and maps of H/2, H/4 and
+    H/8.
 
     Args:
-        out_indices: Which stages to return, of 0 to 2.
-        init_cfg: Initialization of the weights; PyTorch's own by default, as there.
+        out_indices: Indices of the stages to return, from 0 to 2.
+        init_cfg: Initialization of the weights; PyTorch's default initialization by default, as in CRD's
+            code.
     """
 
     groups = 3
@@ -88,10 +90,10 @@ class CRDShuffleNetV1(_CRDShuffleNet):
 
 
 class SplitUnit(nn.Module):
-    """Half of the channels pass, the others are convolved; then all are shuffled (V2, figure 3c).
+    """ShuffleNetV2's unit (figure 3c): half of the channels are convolved, then all are shuffled.
 
     Args:
-        channels: C.
+        channels: Number of channels, C.
     """
 
     def __init__(self, channels: int) -> None:
@@ -106,18 +108,18 @@ class SplitUnit(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Transform ``(N, C, H, W)`` into the same shape."""
-        passing, own = features.chunk(2, dim=1)
-        own = self.bn1(self.conv1(own)).relu()
-        own = self.bn3(self.conv3(self.bn2(self.conv2(own)))).relu()
-        return channel_shuffle(torch.cat([passing, own], dim=1), 2)
+        identity, residual = features.chunk(2, dim=1)
+        residual = self.bn1(self.conv1(residual)).relu()
+        residual = self.bn3(self.conv3(self.bn2(self.conv2(residual)))).relu()
+        return channel_shuffle(torch.cat([identity, residual], dim=1), 2)
 
 
 class DownUnit(nn.Module):
-    """Two branches of stride 2 on all channels; what they give is shuffled (V2, figure 3d).
+    """ShuffleNetV2's unit of stride 2 (figure 3d): two branches on all channels, then all are shuffled.
 
     Args:
-        in_channels: C.
-        out_channels: D.
+        in_channels: Number of input channels, C.
+        out_channels: Number of output channels, D.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -147,13 +149,15 @@ class DownUnit(nn.Module):
 class CRDShuffleNetV2(_CRDShuffleNet):
     """ShuffleNetV2 1× for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    Unlike Ma et al.'s, it has a 1×1 convolution of stride 1 for a stem and no pooling after it.
-    The stages ``layer1``, ``layer2`` and ``layer3`` have 116, 232 and 464 channels and give maps of H/2, H/4
-    and H/8; a 1×1 convolution to 1024 channels closes the network.
+    In contrast to the network of Ma et al., its stem is a 1×1 convolution of stride 1 without pooling.
+
+    The stages ``layer1``, ``layer2`` and ``layer3`` have 116, 232 and 464 channels and maps of H/2, H/4 and
+    H/8; the tail is a 1×1 convolution to 1024 channels.
 
     Args:
-        out_indices: Which features to return: 0 to 2 are the stages, 3 is the tail.
-        init_cfg: Initialization of the weights; PyTorch's own by default, as there.
+        out_indices: Indices of the outputs: 0 to 2 are the stages, 3 is the tail.
+        init_cfg: Initialization of the weights; PyTorch's default initialization by default, as in CRD's
+            code.
     """
 
     has_tail = True

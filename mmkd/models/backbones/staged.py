@@ -1,4 +1,4 @@
-"""Networks that are a stem, stages, and sometimes a tail, one after another."""
+"""Networks that consist of a stem, stages, and sometimes a tail."""
 from collections.abc import Sequence
 
 from mmpretrain.models.backbones.base_backbone import BaseBackbone
@@ -10,8 +10,10 @@ KAIMING = dict(type='Kaiming', layer='Conv2d')
 """He et al.'s normal distribution (fan out, ReLU), and zero for biases."""
 
 
-class Staged:
-    """What a network of stages offers besides its forward pass, which is the same as
+class Staged(nn.Module):
+    """A network whose stages can be run one by one.
+
+    Its forward pass is equivalent to
 
     .. code-block:: python
 
@@ -21,37 +23,41 @@ class Staged:
         x = network.tail(x)
     """
 
-    stage_names: Sequence[str] = ()
-
     img_size: int = 32
-    """Height and width of the images that it is meant for; others work as well."""
+    """Height and width of the images that the network is designed for; other sizes work as well."""
+
+    @property
+    def stage_names(self) -> Sequence[str]:
+        """Names of the submodules whose outputs are those of the stages, in order."""
+        raise NotImplementedError
 
     def stem(self, images: Tensor) -> Tensor:
-        """Run what comes before the first stage on ``(N, 3, H, W)``."""
+        """Run the layers before the first stage on images ``(N, 3, H, W)``."""
         raise NotImplementedError
 
     def stages(self) -> list[tuple[str, nn.Module]]:
-        """Return the stages in order, each with the name of the submodule that gives its output."""
+        """Return the stages in order, each with the name of the submodule that computes its output."""
         return [(name, self.get_submodule(name)) for name in self.stage_names]
 
     def tail(self, features: Tensor) -> Tensor:
-        """Run what comes after the last stage on ``(N, C, H, W)``."""
+        """Run the layers after the last stage on its output ``(N, C, H, W)``; by default there are none."""
         return features
 
 
 class StagedBackbone(Staged, BaseBackbone):
-    """A backbone of MMPretrain that returns the features of its stages.
+    """A backbone for MMPretrain that returns the outputs of its stages.
 
     Args:
-        out_indices: Which features to return: 0 is the first stage, and so on; where a network has a
-            tail, the number after the last stage is what that gives.
+        out_indices: Indices of the outputs: 0 is the first stage, and so on; if the network has a tail, the
+            index after the last stage is the tail's output.
         init_cfg: Initialization of the weights.
 
     Raises:
-        MMKDError: If there is no such stage.
+        MMKDError: If an index is out of range.
     """
 
-    has_tail = False
+    has_tail: bool = False
+    """Whether there are layers after the last stage, see :meth:`tail`."""
 
     def __init__(self, out_indices: Sequence[int], init_cfg: dict | list | None = None) -> None:
         super().__init__(init_cfg)
@@ -62,7 +68,7 @@ class StagedBackbone(Staged, BaseBackbone):
         self.out_indices = tuple(out_indices)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return a tuple of maps ``(N, C_i, H_i, W_i)`` of images ``(N, 3, H, W)``."""
+        """Return maps ``(N, C_i, H_i, W_i)`` of images ``(N, 3, H, W)``, one for each of ``out_indices``."""
         steps = [stage for _, stage in self.stages()] + [self.tail] * self.has_tail
         features, outputs = self.stem(images), []
         for index, step in enumerate(steps):

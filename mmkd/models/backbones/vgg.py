@@ -13,16 +13,16 @@ from .staged import KAIMING, StagedBackbone
 class CRDVGG(StagedBackbone):
     """VGG with batch norm and no hidden linear layers, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    The stem is ``block0``; the stages ``block1`` to ``block4`` give maps of H/2, H/4, H/8 and H/8. A block
-    starts with the max pooling before it, where there is one, and ends with a ReLU.
+    The stem is ``block0``; the stages ``block1`` to ``block4`` have maps of H/2, H/4, H/8 and H/8. A block
+    begins with max pooling, if it changes the resolution, and ends with a ReLU.
 
     Args:
         depth: 8, 11, 13, 16 or 19.
-        out_indices: Which stages to return, of 0 to 3.
+        out_indices: Indices of the stages to return, from 0 to 3.
         init_cfg: Initialization of the weights.
 
     Raises:
-        MMKDError: If there is no such depth.
+        MMKDError: If there is no network of this depth.
     """
 
     convolutions = {
@@ -58,5 +58,5 @@ def _block(in_channels: int, channels: int, convolutions: int, pooled: bool = Fa
         layers += [nn.Conv2d(channels if index else in_channels, channels, 3, padding=1),
                    nn.BatchNorm2d(channels), nn.ReLU()]
     named = [(str(index), layer) for index, layer in enumerate(layers)]
-    # Named, so that the numbers of the others are those of the public checkpoints.
+    # The pooling has a name so that the numbers of the other layers are those in the public checkpoints.
     return nn.Sequential(OrderedDict([('pool', nn.MaxPool2d(2))] * pooled + named))

@@ -10,14 +10,14 @@ from .staged import KAIMING, StagedBackbone
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3×3 convolutions, with batch norm and ReLU before each, and a shortcut around them.
+    """Two 3×3 convolutions, each preceded by batch norm and ReLU, with a shortcut.
 
-    Where the number of channels changes, the shortcut is a 1×1 convolution of what is activated already.
+    If the number of channels changes, the shortcut is a 1×1 convolution of the activated input.
 
     Args:
-        in_channels: C.
-        out_channels: D.
-        stride: Of the first convolution.
+        in_channels: Number of input channels, C.
+        out_channels: Number of output channels, D.
+        stride: Stride of the first convolution.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -41,17 +41,17 @@ class PreActivationBlock(nn.Module):
 class CRDWideResNet(StagedBackbone):
     """WRN-d-k for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    The stages ``block1``, ``block2`` and ``block3`` have 16k, 32k and 64k channels and give maps of H, H/2
-    and H/4, before batch norm and ReLU; those of the last one follow after it, as the tail.
+    The stages ``block1``, ``block2`` and ``block3`` have 16k, 32k and 64k channels and maps of H, H/2 and
+    H/4. Their outputs precede batch norm and ReLU; the tail is the batch norm and ReLU after the last stage.
 
     Args:
         depth: d = 6n + 4 for n blocks per stage.
         width: k.
-        out_indices: Which features to return: 0 to 2 are the stages, 3 is the tail.
+        out_indices: Indices of the outputs: 0 to 2 are the stages, 3 is the tail.
         init_cfg: Initialization of the weights.
 
     Raises:
-        MMKDError: If there is no such depth.
+        MMKDError: If there is no network of this depth.
     """
 
     stage_names = ('block1', 'block2', 'block3')

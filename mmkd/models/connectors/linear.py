@@ -1,4 +1,4 @@
-"""A linear layer that gives a student's feature the length of the teacher's."""
+"""A linear layer that gives a student's feature the length of the teacher's feature."""
 import math
 
 import torch.nn.functional as F
@@ -6,18 +6,16 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from ..losses.base import at_least_float32
+from ..losses.tensors import at_least_float32
 
 
 @MODELS.register_module()
 class LinearConnector(BaseModule):
-    """One linear layer on a vector or a flattened map.
-
-    A map must always have the same height and width.
+    """A linear layer on vectors or on flattened maps, whose height and width must not vary.
 
     Args:
-        out_channels: The teacher's channels by default.
-        normalize: Whether to give the result length 1.
+        out_channels: Length of the output; the teacher's number of channels by default.
+        normalize: Whether to scale the output to length 1.
     """
 
     def __init__(self, out_channels: int | None = None, normalize: bool = False) -> None:
@@ -29,13 +27,13 @@ class LinearConnector(BaseModule):
         """Build the layer.
 
         Args:
-            student: Shape of a sample's feature, ``(C,)`` or ``(C, H, W)``.
-            teacher: The same of the teacher.
+            student: Shape of a sample's student feature, ``(C,)`` or ``(C, H, W)``.
+            teacher: Shape of a sample's teacher feature.
         """
         self.layer = nn.Linear(math.prod(student), self.out_channels or teacher[0])
 
     def forward(self, feature: Tensor) -> Tensor:
         """Transform ``(N, C)`` or ``(N, C, H, W)`` into ``(N, C')``; float32 at least if normalized."""
         feature = self.layer(feature.flatten(1))
-        # A vector of zeros stays, and its gradient is not a million times larger than the others'.
+        # With this eps, a vector of zeros stays zero and its gradient does not dwarf those of other vectors.
         return F.normalize(at_least_float32(feature), dim=1, eps=1e-6) if self.normalize else feature

@@ -1,6 +1,6 @@
 from .ab import ABLoss
 from .at import ATLoss
-from .base import FeatureLoss, LogitLoss, at_least_float32
+from .base import FeatureLoss, LogitLoss
 from .cc import CCLoss
 from .crd import CRDLoss
 from .cwd import CWDLoss
@@ -22,6 +22,7 @@ from .reviewkd import ReviewKDLoss
 from .rkd import RKDLoss
 from .sp import SPLoss
 from .standardization import standardize_logits
+from .tensors import at_least_float32
 from .vid import VIDLoss
 
 __all__ = [

@@ -5,56 +5,53 @@ Byeongho Heo, Minsik Lee, Sangdoo Yun and Jin Young Choi, AAAI 2019.
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, check_weight, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels, pooled_alike
 
 
 def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    r"""Squared hinge that puts every student neuron on the side of zero where the teacher's is.
+    r"""Squared hinge loss that moves every student neuron to the teacher's side of zero.
 
     .. math:: \sum_i \begin{cases} \max(0, \mu - s_i)^2 & t_i > 0 \\
                                    \max(0, \mu + s_i)^2 & t_i \le 0 \end{cases}
 
-    The paper's differentiable alternative to counting the neurons that are active in one network only.
+    It is the paper's differentiable alternative to the number of neurons that only one network activates.
 
     Args:
-        student: Pre-activations ``(N, C, H, W)``, before the ReLU.
-        teacher: Pre-activations ``(N, C, H, W)``; no gradient flows into them.
+        student: s, student features ``(N, C, H, W)`` before the ReLU.
+        teacher: t, teacher features ``(N, C, H, W)`` before the ReLU; no gradient flows into them.
         margin: μ.
 
     Returns:
-        Tensor: A value per sample, summed over channels and places; shape ``(N,)``, in float32 at least.
+        Tensor: A value per sample, summed over channels and positions; shape ``(N,)``, in float32 at least.
     """
     student = at_least_float32(student)
     wrong_side = torch.where(teacher > 0, -student, student)
     return F.relu(margin + wrong_side).square().flatten(1).sum(1)
 
 
-def conv_bn(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> nn.ModuleList:
-    """Build a 1x1 convolution and a batch norm per level, from the student's channels to the teacher's."""
-    return nn.ModuleList(
-        nn.Sequential(nn.Conv2d(s[0], t[0], 1, bias=False), BatchNorm(t[0]))
-        for s, t in zip(student, teacher, strict=True))
-
-
 @MODELS.register_module()
 class ABLoss(FeatureLoss):
-    r"""Distillation of activation boundaries: trains the student's features before the task is learned.
+    r"""Distillation of activation boundaries, which trains the student's features before the task.
 
     .. math:: \frac{w}{N} \sum_l \lambda_l \sum_n AB(r_l(S_l), T_l)
 
-    with :func:`activation_boundary_distance` and a connector r, a 1x1 convolution and a batch norm. The
-    larger of two maps is average pooled to the smaller. The features must be those before the ReLU.
-    RepDistiller has no connector where channels and sizes agree, and strided convolutions where sizes differ.
+    with :func:`activation_boundary_distance` and a connector r, in the preset a 1x1 convolution with batch
+    norm. The larger of two maps is average pooled to the size of the smaller. The features must be those
+    before the ReLU. RepDistiller has no connector if channels and sizes agree, and strided convolutions if
+    sizes differ.
 
     Args:
-        first_weight: w in the first stage; RepDistiller and the authors take 3/1000.
-        weight: w afterward.
+        first_weight: w in the first phase; RepDistiller and the authors use 3/1000.
+        weight: w after the first phase.
         margin: μ.
-        level_weights: λ of every level; by default 1 for the last and half as much for each one before it.
+        level_weights: λ of every level; by default 1 for the last level and half as much for each level
+            before it.
     """
 
     has_first_phase = True
@@ -71,19 +68,18 @@ class ABLoss(FeatureLoss):
         self.first_weight = first_weight
         self.margin = margin
         self.level_weights = level_weights
-        self.connectors = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
-        self.connectors = conv_bn(student, teacher)
+        check_same_channels(student, teacher)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
-        factors = self.level_weights or [0.5**level for level in reversed(range(len(teacher)))]
+        level_weights = self.level_weights or [0.5**level for level in reversed(range(len(teacher)))]
         values = []
-        for s, t, connector, factor in zip(student, teacher, self.connectors, factors, strict=True):
+        for level_weight, s, t in zip(level_weights, student, teacher, strict=True):
             s, t = pooled_alike(s, t)
-            values.append(factor * activation_boundary_distance(connector(s), t, self.margin))
+            values.append(level_weight * activation_boundary_distance(s, t, self.margin))
         return values
 
     def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

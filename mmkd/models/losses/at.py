@@ -4,20 +4,21 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_choice
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, pooled_alike
 
 
 def attention(feature: Tensor, p: float = 2) -> Tensor:
-    r"""Spatial attention: the mean over channels of ``|f|^p``, as a vector of length 1.
+    """Spatial attention: the mean over channels of ``|f|^p``, as a vector of length 1.
 
     Args:
         feature: Feature map ``(N, C, H, W)``.
         p: Power of the activations.
 
     Returns:
-        Tensor: Shape ``(N, H * W)``, in float32 at least; zeros for a map of zeros.
+        Tensor: Shape ``(N, H * W)``, in float32 at least; a map of zeros gives zeros.
     """
     return F.normalize(at_least_float32(feature).abs().pow(p).mean(dim=1).flatten(1), dim=1)
 
@@ -27,12 +28,12 @@ def attention_distance(student: Tensor, teacher: Tensor, p: float = 2, form: str
 
     .. math:: mean( (q_s - q_t)^2 ) \quad \text{or} \quad \|q_s - q_t\|_2
 
-    The second is equation 2 of the paper; the first, a mean over places, is the authors' released code and
-    the community's.
+    The second form is equation 2 of the paper; the first form, a mean over positions, is used by the authors'
+    released code and by the community.
 
     Args:
-        student: Feature map ``(N, C, H, W)``.
-        teacher: Feature map ``(N, C', H, W)``.
+        student: Student feature map ``(N, C, H, W)``.
+        teacher: Teacher feature map ``(N, C', H, W)``.
         p: Power of the activations.
         form: ``'mean'`` or ``'paper'``.
 
@@ -47,19 +48,18 @@ def attention_distance(student: Tensor, teacher: Tensor, p: float = 2, form: str
 class ATLoss(FeatureLoss):
     """Attention transfer, summed over levels; see :func:`attention_distance`.
 
-    Where heights or widths differ, the larger map is average pooled to the smaller.
+    If heights or widths differ, the larger map is average pooled to the size of the smaller.
 
     Args:
-        weight: β/2 in the paper, whose value belongs to the form.
-        p: Power of the activations, 1 at least.
-        form: ``'mean'`` over places (released code), or ``'paper'``.
+        weight: β/2 in the paper; its value depends on the form.
+        p: Power of the activations, at least 1.
+        form: ``'mean'`` over positions (released code), or ``'paper'``.
     """
 
     def __init__(self, weight: float = 1.0, p: float = 2, form: str = 'mean') -> None:
         super().__init__(weight)
-        if form not in ('mean', 'paper'):
-            raise MMKDError(f"ATLoss knows form='mean' and form='paper', not {form!r}.")
-        if not p >= 1:  # where a feature is 0, the gradient would be infinite
+        check_choice(form, ('mean', 'paper'), 'form')
+        if not p >= 1:  # otherwise the gradient of a feature of 0 would be infinite
             raise MMKDError(f'`p` of ATLoss must be at least 1, not {p!r}.')
         self.p = p
         self.form = form

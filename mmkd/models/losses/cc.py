@@ -6,22 +6,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_choice
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def neighbor_products(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Products of the errors of samples next to one another in the batch, RepDistiller's form of CC.
+    r"""Products of the errors of neighboring samples in the batch, RepDistiller's form of CC.
 
     .. math:: \frac{1}{N-1} \sum_{i=1}^{N-1} \sum_c |s_{ic} - t_{ic}| \, |s_{i+1,c} - t_{i+1,c}|
 
     Args:
-        student: ``(N, C)``.
-        teacher: ``(N, C)``.
+        student: s, student features ``(N, C)``.
+        teacher: t, teacher features ``(N, C)``.
 
     Returns:
-        Tensor: A scalar; 0 for one sample.
+        Tensor: A scalar; 0 for a single sample.
     """
     error = (student - teacher).abs()
     return (error[:-1] * error[1:]).sum() / max(len(error) - 1, 1)
@@ -30,14 +31,14 @@ def neighbor_products(student: Tensor, teacher: Tensor) -> Tensor:
 def correlations(feature: Tensor, kernel: str, gamma: float, order: int) -> Tensor:
     r"""Kernel of all pairs of samples.
 
-    'bilinear' is :math:`x_i^\top x_j`. 'gaussian' is :math:`\exp(-\gamma \|x_i - x_j\|^2)` of features scaled
-    to unit length, by its Taylor series up to order P:
+    ``'bilinear'`` is :math:`x_i^\top x_j`. ``'gaussian'`` is :math:`\exp(-\gamma \|x_i - x_j\|^2)` of
+    features that are scaled to unit length, approximated by its Taylor series up to order P:
 
     .. math:: \sum_{p=0}^{P} e^{-2\gamma} \frac{(2\gamma)^p}{p!} (x_i^\top x_j)^p
 
     Args:
-        feature: ``(N, C)``, float32 at least.
-        kernel: 'bilinear' or 'gaussian'.
+        feature: Features ``(N, C)``, float32 at least.
+        kernel: ``'bilinear'`` or ``'gaussian'``.
         gamma: γ.
         order: P.
 
@@ -57,16 +58,17 @@ def correlations(feature: Tensor, kernel: str, gamma: float, order: int) -> Tens
 
 @MODELS.register_module()
 class CCLoss(FeatureLoss):
-    """Makes the correlation between samples congruent, in linear embeddings of both networks' features.
+    """Makes the correlations between samples congruent, in linear embeddings of both networks' features.
 
-    Both embeddings are trained, as in RepDistiller. Features are flattened per sample, so that maps need a
+    Both embeddings are trained, as in RepDistiller. Features are flattened per sample, so maps need a
     constant height and width.
 
     Args:
-        weight: Factor of the loss; 0.02 in RepDistiller.
-        dim: Width of the embeddings; None compares the features as they are.
-        kernel: None for :func:`neighbor_products`, which RepDistiller calls CC and its weight belongs to;
-            'bilinear' or 'gaussian' for the paper's mean squared difference of :func:`correlations`.
+        weight: Loss weight; 0.02 in RepDistiller.
+        dim: Length of the embeddings; ``None`` compares the features without embeddings.
+        kernel: ``None`` for :func:`neighbor_products`, RepDistiller's form of CC, to which its weight
+            belongs; ``'bilinear'`` or ``'gaussian'`` for the paper's mean squared difference of
+            :func:`correlations`.
         gamma: γ of the Gaussian kernel.
         order: P, the order of its Taylor series.
     """
@@ -76,21 +78,21 @@ class CCLoss(FeatureLoss):
     def __init__(self, weight: float = 1.0, dim: int | None = 128, kernel: str | None = None,
                  gamma: float = 0.4, order: int = 2) -> None:
         super().__init__(weight)
-        if kernel not in (None, 'bilinear', 'gaussian'):
-            raise MMKDError(f"`kernel` of CCLoss is None, 'bilinear' or 'gaussian', not {kernel!r}")
+        check_choice(kernel, (None, 'bilinear', 'gaussian'), 'kernel')
         self.dim = dim
         self.kernel = kernel
         self.gamma = gamma
         self.order = order
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        own, other = [math.prod(shape) for shape in student], [math.prod(shape) for shape in teacher]
+        student_sizes = [math.prod(shape) for shape in student]
+        teacher_sizes = [math.prod(shape) for shape in teacher]
         if self.dim is not None:
-            self.student_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in own)
-            self.teacher_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in other)
-        elif self.kernel is None and own != other:
-            raise MMKDError(f'CCLoss without embeddings (dim=None) compares features of one size, and the '
-                            f"student's have {own} numbers, the teacher's {other}")
+            self.student_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in student_sizes)
+            self.teacher_embeddings = nn.ModuleList(nn.Linear(size, self.dim) for size in teacher_sizes)
+        elif self.kernel is None and student_sizes != teacher_sizes:
+            raise MMKDError(f'CCLoss without embeddings (dim=None) needs features of the same size, and the '
+                            f"student's have {student_sizes} numbers, the teacher's {teacher_sizes}")
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
@@ -108,7 +110,7 @@ class CCLoss(FeatureLoss):
 
     @staticmethod
     def embed(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return the embedding ``(N, dim)`` of the features of every level."""
+        """Return the embeddings ``(N, dim)`` of the features of every level."""
         rows = [at_least_float32(feature).flatten(1) for feature in features]
         with torch.autocast(rows[0].device.type, enabled=False):
             return [embedding(x) for embedding, x in zip(embeddings, rows, strict=True)]

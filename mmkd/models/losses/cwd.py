@@ -4,37 +4,38 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels, resized
+from .base import FeatureLoss
 from .kl import kl_divergence
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    r"""Mean over channels of KL(teacher ‖ student), each channel a distribution over places.
+    r"""Mean over channels of KL(teacher ‖ student), each channel a distribution over positions.
 
     .. math:: \frac{\tau^2}{C} \sum_{c=1}^C \sum_i p_{c,i} \log \frac{p_{c,i}}{q_{c,i}}, \quad
               p_c = softmax_i(t_{c,i} / \tau), \; q_c = softmax_i(s_{c,i} / \tau)
 
     Args:
-        student: Feature map or map of logits ``(N, C, H, W)``.
-        teacher: The same of the teacher.
+        student: s, student features or logits ``(N, C, H, W)``.
+        teacher: t, teacher features or logits ``(N, C, H, W)``.
         temperature: τ > 0.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
     """
-    return kl_divergence(teacher.flatten(2), student.flatten(2), temperature).mean(dim=1)
+    return kl_divergence(student.flatten(2), teacher.flatten(2), temperature).mean(dim=1)
 
 
 @MODELS.register_module()
 class CWDLoss(FeatureLoss):
-    """CWD's loss :func:`channel_divergence`, summed over levels.
+    """CWD's loss, summed over levels; see :func:`channel_divergence`.
 
-    Adding a constant to a channel changes nothing. Maps of another height or width are resampled to the
-    student's. The paper weights feature maps with 50, and maps of logits with 3 at τ = 4; MMRazor's
+    It does not change if a constant is added to a channel. Maps of another height or width are resampled to
+    the student's. The paper uses weight 50 for feature maps, and 3 at τ = 4 for maps of logits; MMRazor's
     detectors use 10 at τ = 1 on every FPN level.
 
     Args:
-        weight: Factor of the loss.
+        weight: Loss weight.
         temperature: τ.
     """
 

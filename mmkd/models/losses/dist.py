@@ -2,40 +2,44 @@
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32, check_weight
+from .base import LogitLoss
+from .tensors import at_least_float32
 
 
-def mean_pearson_distance(one: Tensor, two: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    """Mean of ``1 - r``, with r Pearson's correlation along a dimension of two matrices.
+def mean_pearson_distance(student: Tensor, teacher: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
+    """Mean of ``1 - r``, with r Pearson's correlation of the rows or columns of two matrices.
 
     Args:
-        one: ``(N, K)``.
-        two: ``(N, K)``.
+        student: Student probabilities ``(N, K)``.
+        teacher: Teacher probabilities ``(N, K)``.
         dim: 1 correlates rows, 0 columns.
-        eps: Smallest norm of what is correlated; constant vectors have correlation 0.
+        eps: Lower bound of the vectors' norms; constant vectors have correlation 0.
 
     Returns:
         Tensor: A scalar.
     """
-    one, two = one - one.mean(dim, keepdim=True), two - two.mean(dim, keepdim=True)
-    return 1 - F.cosine_similarity(one, two, dim=dim, eps=eps).mean()
+    student = student - student.mean(dim, keepdim=True)
+    teacher = teacher - teacher.mean(dim, keepdim=True)
+    return 1 - F.cosine_similarity(student, teacher, dim=dim, eps=eps).mean()
 
 
 @MODELS.register_module()
 class DISTLoss(LogitLoss):
-    r"""Keeps how a sample ranks the classes, and how a class ranks the samples of the batch.
+    r"""Preserves the relations between the classes of a sample and between the samples of a class.
 
     .. math:: \tau^2 \left( \frac{\beta}{N} \sum_i 1 - r(p_{i\cdot}, q_{i\cdot}) +
               \frac{\gamma}{K} \sum_k 1 - r(p_{\cdot k}, q_{\cdot k}) \right)
 
     with r Pearson's correlation, and p, q the softmax of the teacher's and the student's logits over τ. The
-    paper's equations have no τ²; the released code has. It also adds a small ε to the product of norms in r,
-    where they have a smallest value here: that only matters for classes unlikely in all of the batch.
+    factor τ² is from the released code; the paper's equations do not have it. The released code also adds a
+    small ε to the product of norms in r, which have a lower bound here; this only matters for classes that
+    are unlikely in the whole batch.
 
     Args:
-        beta: β, of the relation between classes.
-        gamma: γ, of the relation within classes; a constant for a batch of one.
+        beta: β, weight of the relation between classes.
+        gamma: γ, weight of the relation within classes, which is constant for a batch of one.
         temperature: τ.
     """
 
@@ -50,6 +54,8 @@ class DISTLoss(LogitLoss):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
-        q, p = ((at_least_float32(logits) / self.temperature).softmax(dim=1) for logits in (student, teacher))
-        inter, intra = mean_pearson_distance(q, p, dim=1), mean_pearson_distance(q, p, dim=0)
+        q = (at_least_float32(student) / self.temperature).softmax(dim=1)
+        p = (at_least_float32(teacher) / self.temperature).softmax(dim=1)
+        inter = mean_pearson_distance(q, p, dim=1)
+        intra = mean_pearson_distance(q, p, dim=0)
         return self.temperature**2 * (self.beta * inter + self.gamma * intra)

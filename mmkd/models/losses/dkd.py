@@ -2,25 +2,27 @@
 import torch
 from torch import Tensor
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32, check_weight
+from .base import LogitLoss
 from .kl import bernoulli_kl_divergence, kl_divergence
+from .tensors import at_least_float32
 
 
-def decoupled_kl_divergence(target: Tensor, prediction: Tensor, labels: Tensor,
+def decoupled_kl_divergence(student: Tensor, teacher: Tensor, labels: Tensor,
                             temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    r"""The two parts of KL(target ‖ prediction): of the true class against the rest, and among the rest.
+    r"""Decouple KL(teacher ‖ student) into the true class against the others, and the others alone.
 
-    .. math:: TCKD = \tau^2 \, KL((p_t, 1 - p_t) \, ‖ \, (q_t, 1 - q_t)), \quad
+    .. math:: TCKD = \tau^2 \, KL((p_y, 1 - p_y) \, ‖ \, (q_y, 1 - q_y)), \quad
               NCKD = \tau^2 \, KL(\hat p \, ‖ \, \hat q), \quad
-              \hat p_i = p_i / (1 - p_t), \; i \neq t
+              \hat p_i = p_i / (1 - p_y), \; i \neq y
 
-    with p, q the softmax of target/τ, prediction/τ and t the true class. Equation 6 of the paper:
-    KD = TCKD + (1 - p_t) NCKD.
+    with p, q the softmax of the teacher's and the student's logits over τ, and y the true class. Equation 6
+    of the paper: KD = TCKD + (1 - p_y) NCKD.
 
     Args:
-        target: Logits ``(N, K)`` of the distribution that is imitated; K > 1.
-        prediction: Logits ``(N, K)`` of the one that imitates.
+        student: Student logits ``(N, K)``, K > 1.
+        teacher: Teacher logits ``(N, K)``.
         labels: True classes ``(N,)``, int64.
         temperature: τ > 0.
 
@@ -28,15 +30,15 @@ def decoupled_kl_divergence(target: Tensor, prediction: Tensor, labels: Tensor,
         tuple[Tensor, Tensor]: TCKD and NCKD, ``(N,)`` each.
     """
     labels = labels[:, None]
-    index = torch.arange(target.shape[1] - 1, device=target.device)
-    rest_index = index + (index >= labels)
-    log_odds, rest = [], []
-    for logits in (target, prediction):
+    index = torch.arange(student.shape[1] - 1, device=student.device)
+    other_classes = index + (index >= labels)
+    log_odds, others = [], []
+    for logits in (student, teacher):
         scaled = at_least_float32(logits) / temperature
-        rest.append(scaled.gather(1, rest_index))
-        # p_t is the sigmoid of these: 1 - p_t, which rounds to 0 for a sure network, is never formed.
-        log_odds.append(scaled.gather(1, labels) - rest[-1].logsumexp(dim=1, keepdim=True))
-    return temperature**2 * bernoulli_kl_divergence(*log_odds), temperature**2 * kl_divergence(*rest)
+        others.append(scaled.gather(1, other_classes))
+        # p_y is the sigmoid of the log-odds, so 1 - p_y, which rounds to 0 if p_y is near 1, is not needed.
+        log_odds.append(scaled.gather(1, labels) - others[-1].logsumexp(dim=1, keepdim=True))
+    return temperature**2 * bernoulli_kl_divergence(*log_odds), temperature**2 * kl_divergence(*others)
 
 
 @MODELS.register_module()
@@ -45,7 +47,7 @@ class DKDLoss(LogitLoss):
 
     Args:
         alpha: α.
-        beta: β, chosen per pair in the paper; 8 for ResNet32×4 → ResNet8×4.
+        beta: β, which depends on the pair of networks in the paper; 8 for ResNet32×4 → ResNet8×4.
         temperature: τ.
     """
 
@@ -60,5 +62,5 @@ class DKDLoss(LogitLoss):
         self.temperature = temperature
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
-        tckd, nckd = decoupled_kl_divergence(teacher, student, labels, self.temperature)
+        tckd, nckd = decoupled_kl_divergence(student, teacher, labels, self.temperature)
         return self.alpha * tckd + self.beta * nckd

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_weight, resized
-from .mgd import alignment
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def attention_maps(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    r"""Where, and in which channels, a map is large.
+    r"""Spatial and channel attention of a map.
 
     .. math:: A^S = HW \, softmax_{h,w}\Big( \frac{1}{CT} \sum_c |F| \Big), \quad
               A^C = C \, softmax_c\Big( \frac{1}{HWT} \sum_{h,w} |F| \Big)
@@ -24,20 +24,20 @@ def attention_maps(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]
         tuple[Tensor, Tensor]: ``(N, H, W)`` and ``(N, C)``, each with mean 1.
     """
     magnitude = feature.abs()
-    places = (magnitude.mean(dim=1).flatten(1) / temperature).softmax(dim=1) * magnitude[0, 0].numel()
+    spatial = (magnitude.mean(dim=1).flatten(1) / temperature).softmax(dim=1) * magnitude[0, 0].numel()
     channels = (magnitude.mean(dim=(2, 3)) / temperature).softmax(dim=1) * magnitude.shape[1]
-    return places.unflatten(1, magnitude.shape[-2:]), channels
+    return spatial.unflatten(1, magnitude.shape[-2:]), channels
 
 
 def foreground_scale(boxes: Tensor, size: Sequence[int], image_size: Sequence[int]) -> Tensor:
-    """Give every place 1 / (h·w) of the smallest box that covers it, and 0 where there is none.
+    """Return 1 / (h·w) of the smallest box that covers a position, and 0 outside of all boxes.
 
-    Boxes are rounded outwards to places; h and w count places, those outside the map too.
+    Boxes are rounded outward to whole positions; h and w count positions, including those outside the map.
 
     Args:
         boxes: ``(B, 4)``, corners x1, y1, x2, y2 in pixels.
         size: Height and width of the map.
-        image_size: Height and width of the network's input, padding included, which the map covers.
+        image_size: Height and width of the network's input, padding included, which corresponds to the map.
 
     Returns:
         Tensor: ``(H, W)``.
@@ -50,17 +50,17 @@ def foreground_scale(boxes: Tensor, size: Sequence[int], image_size: Sequence[in
     left, right = (x1 * x_scale).floor()[:, None], (x2 * x_scale).ceil()[:, None]
     y, x = torch.arange(size[0], device=boxes.device), torch.arange(size[1], device=boxes.device)
     in_rows, in_columns = (top <= y) & (y <= bottom), (left <= x) & (x <= right)
-    # A box turned inside out covers nothing, but must not divide by zero.
+    # An inverted box (x2 < x1) covers nothing, but must not cause a division by zero.
     area = ((bottom - top + 1) * (right - left + 1)).clamp(min=1)
     return ((in_rows / area)[:, :, None] * in_columns[:, None, :]).amax(dim=0)
 
 
 class GlobalContext(nn.Module):
-    r"""The block of GCNet (Cao et al., ICCV workshops 2019) that relates every place to the whole map.
+    r"""The block of GCNet (Cao et al., ICCV workshops 2019) that relates every position to the whole map.
 
     .. math:: R(F) = F + W_2 \, ReLU(LN(W_1 \sum_j softmax_j(W_k F_j) F_j))
 
-    Starts as the identity, for W₂ starts at zero. Takes and returns ``(N, C, H, W)``.
+    Its input and output have shape ``(N, C, H, W)``. It starts as the identity, because W₂ starts at zero.
 
     Args:
         channels: C; the hidden layer has half as many.
@@ -68,7 +68,7 @@ class GlobalContext(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        # The softmax over places ignores a bias.
+        # The softmax over positions would ignore a bias.
         self.mask = nn.Conv2d(channels, 1, 1, bias=False)
         self.transform = nn.Sequential(
             nn.Linear(channels, channels // 2), nn.LayerNorm(channels // 2), nn.ReLU(),
@@ -85,22 +85,23 @@ class GlobalContext(nn.Module):
 
 @MODELS.register_module()
 class FGDLoss(FeatureLoss):
-    r"""FGD's loss, summed over levels; the boxes of the ground truth part a map's foreground from the rest.
+    r"""FGD's loss, summed over levels; ground-truth boxes separate a map's foreground from its background.
 
     .. math:: \sum_{c,h,w} (\alpha S^{fg} + \beta S^{bg}) A_T^S A_T^C (T - f(S))^2
               + \gamma \left( \lVert A_T^S - A_S^S \rVert_1 + \lVert A_T^C - A_S^C \rVert_1 \right)
               + \lambda \sum_{c,h,w} (R_T(T) - R_S(f(S)))^2
 
     with the :func:`attention_maps` A, S^fg of :func:`foreground_scale`, S^bg = 1 / (number of background
-    places), and a trainable :class:`GlobalContext` R of each network. Every level has its own parts; f is a
-    1×1 convolution where channels differ. Maps of another height or width are resampled to the student's.
+    positions), and a trainable :class:`GlobalContext` R per network and level. f is the preset's connector, a
+    1×1 convolution if channels differ. Maps of another height or width are resampled to the student's.
 
-    The defaults are released for RetinaNet. Others: 5e-5, 2.5e-5, 5e-5, 5e-7 for Faster R-CNN; 1.6e-3, 8e-4,
-    8e-4, 8e-6 at temperature 0.8 for FCOS. The released code scales boxes by the image without its padding,
-    which shifts them in padded batches; here they stay in place, and padding is background.
+    The defaults are the released settings of RetinaNet. For Faster R-CNN, the released code has α = 5e-5,
+    β = 2.5e-5, γ = 5e-5 and λ = 5e-7; for FCOS 1.6e-3, 8e-4, 8e-4 and 8e-6 at temperature 0.8. It scales
+    boxes by the image without its padding, which shifts them in padded batches; here they stay in place, and
+    padding is background.
 
     Args:
-        weight: Factor of the whole.
+        weight: Weight of the whole loss.
         foreground: α.
         background: β.
         attention: γ.
@@ -119,13 +120,12 @@ class FGDLoss(FeatureLoss):
         self.attention = attention
         self.global_ = global_
         self.temperature = temperature
-        self.align = nn.ModuleList()
         self.student_context = nn.ModuleList()
         self.teacher_context = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
-        self.align = nn.ModuleList(alignment(s[0], t[0]) for s, t in zip(student, teacher, strict=True))
+        check_same_channels(student, teacher)
         self.student_context = nn.ModuleList(GlobalContext(shape[0]) for shape in teacher)
         self.teacher_context = nn.ModuleList(GlobalContext(shape[0]) for shape in teacher)
 
@@ -135,27 +135,27 @@ class FGDLoss(FeatureLoss):
             raise MMKDError('FGDLoss needs the ground-truth boxes and the `batch_input_shape` of every '
                             'sample, as in the training of detectors')
         values = []
-        # In half precision the sharp softmaxes over places would be wrong, and squares overflow.
+        # In half precision the sharp softmaxes over positions would be wrong, and squares overflow.
         with torch.autocast(student[0].device.type, enabled=False):
-            for align, s_context, t_context, s, t in zip(
-                    self.align, self.student_context, self.teacher_context, student, teacher, strict=True):
-                s = align(at_least_float32(s))
+            for student_context, teacher_context, s, t in zip(
+                    self.student_context, self.teacher_context, student, teacher, strict=True):
+                s = at_least_float32(s)
                 t = resized(at_least_float32(t), s.shape[-2:])
                 focal = self._focal_value(s, t, _foreground(samples, s.shape[-2:]))
-                relation = (t_context(t) - s_context(s)).square().sum(dim=(1, 2, 3))
+                relation = (teacher_context(t) - student_context(s)).square().sum(dim=(1, 2, 3))
                 values.append(focal + self.global_ * relation)
         return values
 
     def _focal_value(self, student: Tensor, teacher: Tensor, foreground: Tensor) -> Tensor:
-        """Return the terms of α, β and γ, ``(N,)``; ``foreground`` as from :func:`foreground_scale`."""
-        t_places, t_channels = attention_maps(teacher, self.temperature)
-        s_places, s_channels = attention_maps(student, self.temperature)
+        """Return the terms of α, β and γ, ``(N,)``; ``foreground`` is from :func:`foreground_scale`."""
+        t_spatial, t_channels = attention_maps(teacher, self.temperature)
+        s_spatial, s_channels = attention_maps(student, self.temperature)
         background = foreground == 0
         scale = (self.foreground * foreground
                  + self.background * background / background.sum(dim=(1, 2), keepdim=True).clamp(min=1))
         error = torch.einsum('nchw,nc->nhw', (teacher - student).square(), t_channels)
-        distance = (t_places - s_places).abs().sum(dim=(1, 2)) + (t_channels - s_channels).abs().sum(dim=1)
-        return (scale * t_places * error).sum(dim=(1, 2)) + self.attention * distance
+        distance = (t_spatial - s_spatial).abs().sum(dim=(1, 2)) + (t_channels - s_channels).abs().sum(dim=1)
+        return (scale * t_spatial * error).sum(dim=(1, 2)) + self.attention * distance
 
 
 def _foreground(samples: Sequence, size: Sequence[int]) -> Tensor:

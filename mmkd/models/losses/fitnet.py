@@ -5,20 +5,21 @@ from torch import Tensor
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_same_channels, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_same_channels, resized
 
 
 def hint_error(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Mean squared error of a guided feature and its hint, one value per sample.
+    r"""Mean squared error between a guided feature and its hint, one value per sample.
 
     .. math:: mean( (teacher - student)^2 )
 
-    Equation 3 of the paper takes half the sum over the elements; the mean is the community's form, and what
-    published weights belong to.
+    Equation 3 of the paper is half the sum over the elements; the mean is the community's form, to which
+    published weights belong.
 
     Args:
-        student: ``(N, C, H, W)`` or ``(N, C)``, after the regressor r.
-        teacher: The same shape.
+        student: Student feature ``(N, C, H, W)`` or ``(N, C)``, after the regressor r.
+        teacher: Teacher feature of the same shape.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
@@ -31,10 +32,10 @@ class FitNetLoss(FeatureLoss):
     """FitNet's loss: the student's hint layers imitate the teacher's; see :func:`hint_error`.
 
     Maps of another height or width are resampled to the student's. The regressor r of the paper is a
-    ``ConvConnector``.
+    :class:`~mmkd.models.connectors.ConvConnector`.
 
     Args:
-        weight: Factor of the loss.
+        weight: Loss weight.
     """
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:

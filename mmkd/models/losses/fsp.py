@@ -9,22 +9,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import MMKDError
+from ...errors import MMKDError, check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, check_maps, check_same_channels, check_weight, pooled_alike
+from .base import FeatureLoss
+from .tensors import check_maps, check_same_channels, pooled_alike
 
 
 def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor:
-    r"""Inner products of the channels of two levels of a network: its flow of the solution procedure.
+    r"""Inner products of the channels of two levels of a network, its flow of the solution procedure.
 
     .. math:: G_{ij} = \frac{1}{HW} \sum_{h,w} F^1_{i,h,w} F^2_{j,h,w}
 
     Equation 1 of the paper.
 
     Args:
-        first: Feature map ``(N, C1, H1, W1)``.
-        second: Feature map ``(N, C2, H2, W2)``; the larger of the two is pooled to the smaller.
-        max_pool: Whether to take the maximum instead of the mean when pooling.
+        first: F¹, feature map ``(N, C1, H1, W1)``.
+        second: F², feature map ``(N, C2, H2, W2)``; the larger of the two is pooled to the size of the
+            smaller.
+        max_pool: Whether to use max pooling instead of average pooling.
 
     Returns:
         Tensor: Shape ``(N, C1, C2)``, in float32 at least.
@@ -36,7 +38,7 @@ def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor
 
 @MODELS.register_module()
 class FSPLoss(FeatureLoss):
-    r"""Flow of the solution procedure: trains the student's features before the task is learned.
+    r"""Flow of the solution procedure, which trains the student's features before the task.
 
     .. math:: \frac{w}{N} \sum_n \sum_{l=1}^{L-1} \frac{\lVert G^T_l - G^S_l \rVert_2^2}{C_l C_{l+1}}
 
@@ -44,9 +46,9 @@ class FSPLoss(FeatureLoss):
     RepDistiller's; equation 2 of the paper sums them.
 
     Args:
-        first_weight: w in the first stage. RepDistiller's script names 50, which its code multiplies by 0;
-            its first stage has weight 1.
-        weight: w afterward.
+        first_weight: w in the first phase. RepDistiller's script sets 50, which its code multiplies by 0; its
+            first phase has weight 1.
+        weight: w after the first phase.
         max_pool: Whether the larger level is max pooled, as in the paper, instead of average pooled, as in
             RepDistiller.
     """
@@ -63,7 +65,7 @@ class FSPLoss(FeatureLoss):
         check_maps(student, teacher)
         check_same_channels(student, teacher)
         if len(student) < 2:
-            raise MMKDError('FSPLoss compares pairs of consecutive levels and needs two levels at least')
+            raise MMKDError('FSPLoss compares pairs of consecutive levels and needs at least two levels')
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:

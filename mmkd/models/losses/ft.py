@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import BatchNorm, at_least_float32, check_maps, pooled_alike
 
 
 def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool = True) -> Tensor:
@@ -20,14 +21,15 @@ def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool
 
     .. math:: \left\lVert \frac{F_T}{\lVert F_T \rVert_2} - \frac{F_S}{\lVert F_S \rVert_2} \right\rVert_p
 
-    For p = 1 the mean over entries is taken instead of their sum, as in RepDistiller.
+    For p = 1 it is the mean over entries instead of their sum, as in RepDistiller.
 
     Args:
-        student: Factors ``(N, C, H, W)``.
-        teacher: Factors ``(N, C, H, W)``; the larger of the two maps is average pooled to the smaller.
+        student: F_S, factors ``(N, C, H, W)``.
+        teacher: F_T, factors ``(N, C, H, W)``; the larger of the two maps is average pooled to the size of
+            the smaller.
         p: Order of the norm.
         collapse: Whether factors are reduced to their mean square over channels ``(N, H, W)`` first, as in
-            RepDistiller; the paper normalizes and compares the whole of them.
+            RepDistiller; the paper normalizes and compares whole factors.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
@@ -36,7 +38,7 @@ def factor_distance(student: Tensor, teacher: Tensor, p: int = 1, collapse: bool
     for factor in pooled_alike(student, teacher):
         row = (factor.square().mean(1) if collapse else factor).flatten(1)
         norm = torch.linalg.vector_norm(row, dim=1, keepdim=True)
-        # A row of zeros stays so, without gradient.
+        # A row of zeros stays zero, without gradient.
         rows.append(row / norm.masked_fill(norm < 1e-12, math.inf))
     difference = rows[0] - rows[1]
     return difference.abs().mean(1) if p == 1 else torch.linalg.vector_norm(difference, p, dim=1)
@@ -54,19 +56,19 @@ def convolutions(layer: type[nn.Module], channels: Sequence[int], use_bn: bool) 
 class FTLoss(FeatureLoss):
     r"""Factor transfer: the student's translator imitates the factors of the teacher's paraphraser.
 
-    .. math:: \frac{w}{N} \sum_n d(E(T), R(S)) \qquad \text{first stage: } \lVert T - D(E(T)) \rVert_2^2
+    .. math:: \frac{w}{N} \sum_n d(E(T), R(S)) \qquad \text{first phase: } \lVert T - D(E(T)) \rVert_2^2
 
-    with d :func:`factor_distance`; the paraphraser is an encoder E of three convolutions and a decoder D of
-    as many transposed ones, the translator R is built as E. The first stage trains the paraphraser alone (the
-    mean squared error, not weighted); afterward it is frozen, its batch norms too.
+    with d :func:`factor_distance`. The paraphraser is an encoder E of three convolutions and a decoder D of
+    three transposed convolutions; the translator R has the layers of E. The first phase trains only the
+    paraphraser, by the mean squared error without w; then it is frozen, including its batch norms.
 
     Args:
         weight: w.
-        k: Share of the teacher's channels that factors have.
+        k: Number of channels of the factors, relative to the teacher's.
         p: Order of the norm in d.
-        collapse: Whether channels are reduced before factors are compared, as in RepDistiller, to which the
+        collapse: Whether to reduce the channels before comparing factors, as in RepDistiller, to which the
             usual weight of 200 belongs; the paper compares whole factors.
-        use_bn: Whether the paraphraser has batch norms too; the translator always has, as in RepDistiller.
+        use_bn: Whether the paraphraser has batch norms; the translator always has them, as in RepDistiller.
     """
 
     has_first_phase = True
@@ -79,20 +81,28 @@ class FTLoss(FeatureLoss):
                  collapse: bool = True,
                  use_bn: bool = False) -> None:
         super().__init__(weight)
-        self.k, self.p, self.collapse, self.use_bn = k, p, collapse, use_bn
-        self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self.k = k
+        self.p = p
+        self.collapse = collapse
+        self.use_bn = use_bn
+        self.encoders = nn.ModuleList()
+        self.decoders = nn.ModuleList()
+        self.translators = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
-        own, other = [shape[0] for shape in student], [shape[0] for shape in teacher]
-        factors = [max(1, int(self.k * c)) for c in other]
+        student_channels = [shape[0] for shape in student]
+        teacher_channels = [shape[0] for shape in teacher]
+        factors = [max(1, int(self.k * c)) for c in teacher_channels]
         self.encoders = nn.ModuleList(
-            convolutions(nn.Conv2d, (c, c, f, f), self.use_bn) for c, f in zip(other, factors, strict=True))
+            convolutions(nn.Conv2d, (c, c, f, f), self.use_bn)
+            for c, f in zip(teacher_channels, factors, strict=True))
         self.decoders = nn.ModuleList(
             convolutions(nn.ConvTranspose2d, (f, f, c, c), self.use_bn)
-            for c, f in zip(other, factors, strict=True))
+            for c, f in zip(teacher_channels, factors, strict=True))
         self.translators = nn.ModuleList(
-            convolutions(nn.Conv2d, (c, c, f, f), True) for c, f in zip(own, factors, strict=True))
+            convolutions(nn.Conv2d, (c, c, f, f), True)
+            for c, f in zip(student_channels, factors, strict=True))
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
@@ -105,17 +115,18 @@ class FTLoss(FeatureLoss):
         return values
 
     def end_first_phase(self) -> None:
-        for part in (self.encoders, self.decoders):
-            part.requires_grad_(False)
+        self.encoders.requires_grad_(False)
+        self.decoders.requires_grad_(False)
 
     def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        # The second stage leaves the encoders in eval mode.
+        # `values` leaves the encoders in eval mode.
         self.encoders.train(self.training)
         losses = []
         for t, encoder, decoder in zip(teacher, self.encoders, self.decoders, strict=True):
             t = at_least_float32(t)
             losses.append(F.mse_loss(at_least_float32(decoder(encoder(t))), t))
         if self.training:
-            # Running statistics, which factors depend on later, are alike on all ranks and in checkpoints.
-            all_reduce_params([one for one in self.encoders.buffers() if one.is_floating_point()], op='mean')
+            # The factors depend on the running statistics, which must not differ between ranks.
+            statistics = [buffer for buffer in self.encoders.buffers() if buffer.is_floating_point()]
+            all_reduce_params(statistics, op='mean')
         return sum(losses)

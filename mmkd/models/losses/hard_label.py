@@ -3,12 +3,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import LogitLoss, at_least_float32
+from .base import LogitLoss
+from .tensors import at_least_float32
 
 
 @MODELS.register_module()
 class HardLabelLoss(LogitLoss):
-    r"""Cross-entropy with the teacher's most likely class as if it were the true one.
+    r"""Cross-entropy with the teacher's most likely class as the label.
 
     .. math:: -\log q_y, \quad y = \mathrm{argmax}_k \, t_k, \; q = softmax(s)
     """

@@ -6,40 +6,34 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
-def alignment(student_channels: int, teacher_channels: int) -> nn.Module:
-    """Return a 1×1 convolution from the student's channels to the teacher's, if they differ."""
-    if student_channels == teacher_channels:
-        return nn.Identity()
-    return nn.Conv2d(student_channels, teacher_channels, 1)
-
-
-def random_places(feature: Tensor, mask_ratio: float) -> Tensor:
-    """Return which places are kept ``(N, 1, H, W)``; each is masked with probability ``mask_ratio``."""
+def random_mask(feature: Tensor, mask_ratio: float) -> Tensor:
+    """Draw the positions to keep ``(N, 1, H, W)``; each is masked with probability ``mask_ratio``."""
     shape = (feature.shape[0], 1, *feature.shape[-2:])
     return torch.rand(shape, device=feature.device) >= mask_ratio
 
 
 @MODELS.register_module()
 class MGDLoss(FeatureLoss):
-    r"""MGD's loss: the student's map with places masked at random generates the teacher's whole map.
+    r"""MGD's loss: the student's map with randomly masked positions generates the teacher's whole map.
 
     .. math:: \sum_{c,h,w} \left( T - G(M \cdot f_{align}(S)) \right)^2, \quad
               G(x) = W_2 \, ReLU(W_1 x)
 
-    with 3×3 convolutions W, and M = 0 at the masked places, the same for all channels; summed over levels.
-    Every level has its own G and its own 1×1 convolution f_align, an identity where channels are equal. Maps
-    of another height or width are resampled to the student's.
+    with 3×3 convolutions W, and M = 0 at the masked positions, the same for all channels; summed over levels.
+    There is a G for every level. f_align is the preset's connector, a 1×1 convolution if channels differ.
+    Maps of another height or width are resampled to the student's.
 
     Released settings: weight 2e-5 and ratio 0.65 for one-stage detectors (the defaults), 5e-7 and 0.45 for
     two-stage ones, on every FPN level; for classifiers 7e-5 and 0.15 at the last map, where the released code
-    masks whole channels instead of places.
+    masks whole channels instead of positions.
 
     Args:
         weight: α.
-        mask_ratio: λ, the share of masked places, from 0 to 1.
+        mask_ratio: λ, the ratio of masked positions, from 0 to 1.
     """
 
     is_stochastic = True
@@ -47,14 +41,13 @@ class MGDLoss(FeatureLoss):
     def __init__(self, weight: float = 2e-5, mask_ratio: float = 0.65) -> None:
         super().__init__(weight)
         if not 0 <= mask_ratio <= 1:
-            raise MMKDError(f'`mask_ratio` of MGDLoss is a share from 0 to 1, not {mask_ratio}')
+            raise MMKDError(f'`mask_ratio` of MGDLoss must be between 0 and 1, not {mask_ratio}.')
         self.mask_ratio = mask_ratio
-        self.align = nn.ModuleList()
         self.generation = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
-        self.align = nn.ModuleList(alignment(s[0], t[0]) for s, t in zip(student, teacher, strict=True))
+        check_same_channels(student, teacher)
         self.generation = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1))
             for c, *_ in teacher)
@@ -62,9 +55,8 @@ class MGDLoss(FeatureLoss):
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
         values = []
-        for align, generation, s, t in zip(self.align, self.generation, student, teacher, strict=True):
-            keep = random_places(s, self.mask_ratio)
-            generated = generation(align(at_least_float32(s)) * keep)
+        for generation, s, t in zip(self.generation, student, teacher, strict=True):
+            generated = generation(at_least_float32(s) * random_mask(s, self.mask_ratio))
             target = resized(at_least_float32(t), s.shape[-2:])
             values.append((generated - target).square().sum(dim=(1, 2, 3)))
         return values

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, pooled_alike
 
 
 def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -15,22 +16,24 @@ def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: mean_{ij} \, k(s_i, s_j) + mean_{ij} \, k(t_i, t_j) - 2 \, mean_{ij} \, k(s_i, t_j), \quad
               k(x, y) = (x^T y)^2
 
-    s_i and t_j are the places of one channel, as a vector of length 1. With this kernel it equals
+    s_i and t_j are the values of a channel at all positions, as a vector of length 1. With this kernel, it
+    equals
 
     .. math:: \| S^T S / C - T^T T / C' \|_F^2
 
-    with a channel in every row of S and T, which is computed instead where there are fewer places than
-    channels: Gram matrices are then of the places.
+    with a channel in every row of S and T. This form, with Gram matrices of the positions, is computed if
+    there are fewer positions than channels.
 
     Args:
-        student: Feature map ``(N, C, H, W)``.
-        teacher: Feature map ``(N, C', H, W)``.
+        student: Student feature map ``(N, C, H, W)``.
+        teacher: Teacher feature map ``(N, C', H, W)``.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
     """
-    s, t = (F.normalize(at_least_float32(feature).flatten(2), dim=2) for feature in (student, teacher))
-    # Autocast would take the products in half precision.
+    s = F.normalize(at_least_float32(student).flatten(2), dim=2)
+    t = F.normalize(at_least_float32(teacher).flatten(2), dim=2)
+    # Autocast would compute the products in half precision.
     with torch.autocast(s.device.type, enabled=False):
         if s.shape[2] < max(s.shape[1], t.shape[1]):
             return (s.mT @ s / s.shape[1] - t.mT @ t / t.shape[1]).square().sum(dim=(1, 2))
@@ -41,7 +44,7 @@ def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
 class NSTLoss(FeatureLoss):
     """Neuron selectivity transfer with the polynomial kernel (d = 2, c = 0); see :func:`squared_mmd`.
 
-    Where heights or widths differ, the larger map is average pooled to the smaller.
+    If heights or widths differ, the larger map is average pooled to the size of the smaller.
 
     Args:
         weight: λ/2 in the paper.
@@ -54,5 +57,5 @@ class NSTLoss(FeatureLoss):
         return squared_mmd(*pooled_alike(student, teacher))
 
 
-def _mean_kernel(one: Tensor, two: Tensor) -> Tensor:
-    return (one @ two.mT).square().mean(dim=(1, 2))
+def _mean_kernel(x: Tensor, y: Tensor) -> Tensor:
+    return (x @ y.mT).square().mean(dim=(1, 2))

@@ -1,30 +1,31 @@
-"""PKD: General Distillation Framework for Object Detectors via Pearson Correlation (NeurIPS 2022)."""
+"""PKD: Distillation of Object Detectors via Pearson Correlation Coefficient (Cao et al., NeurIPS 2022)."""
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, check_same_channels, resized
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, check_same_channels, resized
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     r"""Mean over channels of ``1 - r``, with r Pearson's correlation of two feature maps.
 
-    Equation 4 of the paper: the MSE of features standardized per channel over batch and places equals
-    ``2 (1 - r)``; half of it is taken.
+    Equation 4 of the paper: the mean squared error of features that are standardized per channel over batch
+    and positions equals ``2 (1 - r)``; this is half of it.
 
     Args:
-        student: Feature map ``(N, C, H, W)``.
-        teacher: Feature map ``(N, C, H, W)``; no gradient flows into it when it is detached.
-        eps: Added to the standard deviation, so that a constant channel gives no division by zero. It is
-            standardized to zeros; so is a single value (one sample, 1x1), which costs nothing therefore.
+        student: Student feature map ``(N, C, H, W)``.
+        teacher: Teacher feature map ``(N, C, H, W)``.
+        eps: Added to the standard deviation to avoid a division by zero: a constant channel is standardized
+            to zeros, and so is a single value (one sample, 1x1).
 
     Returns:
         Tensor: A scalar, in float32 at least.
     """
     normed = []
-    # A single value has no sample variance, but its channel is constant.
+    # A single value has no sample variance; its channel counts as constant.
     correction = min(1, student.numel() // student.shape[1] - 1)
     for feature in (at_least_float32(student), at_least_float32(teacher)):
         std, mean = torch.std_mean(feature, dim=(0, 2, 3), correction=correction, keepdim=True)
@@ -34,7 +35,7 @@ def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
 
 @MODELS.register_module()
 class PKDLoss(FeatureLoss):
-    """PKD's imitation loss, summed over levels (equation 5: the weight α is 6 on FPN levels).
+    """PKD's imitation loss, summed over levels (equation 5, with α = 6 on FPN levels).
 
     Maps of another height or width are resampled to the student's.
 

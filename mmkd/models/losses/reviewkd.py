@@ -7,31 +7,33 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from .base import BatchNorm, FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import BatchNorm, at_least_float32
 
 
-def hierarchical_context_loss(student: Tensor, teacher: Tensor, pooled: Sequence[int] = (4, 2, 1)) -> Tensor:
-    r"""HCL: the squared error of two maps and of their averages over ever larger parts.
+def hierarchical_context_loss(student: Tensor, teacher: Tensor, sizes: Sequence[int] = (4, 2, 1)) -> Tensor:
+    r"""HCL: the mean squared error of two maps and of their averages over increasingly large regions.
 
     .. math:: \frac{\sum_i 2^{-i} \; MSE(pool_i(S), pool_i(T))}{\sum_i 2^{-i}}
 
-    with :math:`pool_0` the map itself. Sizes that are not smaller than the map are left out, and the halving
-    goes over those that remain. The paper gives no weights; these are the released code's.
+    with :math:`pool_0` the map itself. Sizes that are not smaller than the map are left out, and i counts
+    those that remain. The paper does not give weights; these are the released code's.
 
     Args:
-        student: Feature map ``(N, C, H, W)``.
-        teacher: Feature map ``(N, C, H, W)``.
-        pooled: Heights, and widths, that the maps are averaged to.
+        student: S, student feature map ``(N, C, H, W)``.
+        teacher: T, teacher feature map ``(N, C, H, W)``.
+        sizes: Heights and widths to which the maps are average pooled.
 
     Returns:
         Tensor: Shape ``(N,)``, in float32 at least.
     """
-    # Averaging is linear: the difference of averages is the average of the difference.
+    # Averaging is linear, so the difference of averages is the average of the difference.
     difference = at_least_float32(student) - at_least_float32(teacher)
-    sizes = [size for size in pooled if size < min(difference.shape[-2:])]
+    sizes = [size for size in sizes if size < min(difference.shape[-2:])]
     maps = [difference, *(F.adaptive_avg_pool2d(difference, size) for size in sizes)]
     weights = [0.5**i for i in range(len(maps))]
-    errors = (weight * one.square().mean(dim=(1, 2, 3)) for weight, one in zip(weights, maps, strict=True))
+    errors = [weight * level.square().mean(dim=(1, 2, 3))
+              for weight, level in zip(weights, maps, strict=True)]
     return sum(errors) / sum(weights)
 
 
@@ -41,16 +43,16 @@ class ReviewKDLoss(FeatureLoss):
 
     .. math:: \sum_i HCL(F_i, T_i), \quad F_i = ABF(S_i, F_{i+1})
 
-    with :math:`F_{i+1}` as it is before its last convolution, see :class:`AttentionBasedFusion`, and HCL
-    :func:`hierarchical_context_loss`. Levels go from shallow to deep: a classifier's stages, and at will its
-    pooled feature ``(N, C)`` as a map of size 1; or a detector's FPN levels. Sizes may differ from batch to
-    batch, and between the networks. The published weights depend on the pair of networks, and grow from 0
-    in the first epochs (``mmkd.WeightScheduleHook``).
+    with :math:`F_{i+1}` before its last convolution, see :class:`AttentionBasedFusion`, and HCL
+    :func:`hierarchical_context_loss`. Levels are ordered from shallow to deep: a classifier's stages and
+    optionally its pooled feature ``(N, C)``, as a map of size 1; or a detector's FPN levels. Sizes may vary
+    between batches and differ between the networks. The published weights depend on the pair of networks, and
+    increase from 0 in the first epochs (``mmkd.WeightScheduleHook``).
 
     Args:
-        mid_channels: Channels that levels are fused in. ``None``: those of the student's deepest level, 512
-            at most, as in the released code for CIFAR-100.
-        weight: Factor of the loss.
+        mid_channels: Number of channels in which levels are fused. ``None`` takes the number of channels of
+            the student's deepest level, at most 512, as in the released code for CIFAR-100.
+        weight: Loss weight.
     """
 
     def __init__(self, mid_channels: int | None = 256, weight: float = 1.0) -> None:
@@ -63,31 +65,32 @@ class ReviewKDLoss(FeatureLoss):
             raise MMKDError(f'ReviewKD goes from shallow to deep levels, but heights are {heights}')
         mid_channels = self.mid_channels or min(512, student[-1][0])
         self.fusions = nn.ModuleList(
-            AttentionBasedFusion(own[0], mid_channels, other[0], deepest=level == len(student) - 1)
-            for level, (own, other) in enumerate(zip(student, teacher, strict=True)))
+            AttentionBasedFusion(s[0], mid_channels, t[0], deepest=level == len(student) - 1)
+            for level, (s, t) in enumerate(zip(student, teacher, strict=True)))
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
-        values, fused = [], None
+        values: list[Tensor] = []
+        deeper = None
         levels = list(zip(self.fusions, student, teacher, strict=True))
-        for fusion, own, other in reversed(levels):
-            own, other = (level[..., None, None] if level.dim() == 2 else level for level in (own, other))
-            output, fused = fusion(at_least_float32(own), fused, other.shape[-2:])
-            values.append(hierarchical_context_loss(output, other))
+        for fusion, s, t in reversed(levels):
+            s, t = (level[..., None, None] if level.dim() == 2 else level for level in (s, t))
+            output, deeper = fusion(at_least_float32(s), deeper, t.shape[-2:])
+            values.append(hierarchical_context_loss(output, t))
         return values[::-1]
 
 
 class AttentionBasedFusion(nn.Module):
-    r"""ABF: adds a level and what comes from deeper levels, each weighted at every place.
+    r"""ABF: sums a level and the fused deeper levels, with weights for every position.
 
     .. math:: z = \sigma(conv_{1 \times 1}([x, y])), \quad z_1 x + z_2 y
 
-    with x the level in mid channels and y the deeper levels, enlarged to it.
+    with x the level in mid channels and y the fused deeper levels, resized to x.
 
     Args:
-        in_channels: Channels of the student's level.
-        mid_channels: Channels of what is fused.
-        out_channels: Channels of the teacher's level.
+        in_channels: Number of channels of the student's level.
+        mid_channels: Number of channels in which levels are fused.
+        out_channels: Number of channels of the teacher's level.
         deepest: Whether there is no deeper level to fuse with.
     """
 
@@ -102,16 +105,16 @@ class AttentionBasedFusion(nn.Module):
             nn.init.kaiming_uniform_(conv.weight, a=1)
 
     def forward(self, level: Tensor, deeper: Tensor | None, size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Fuse.
+        """Fuse a level with the deeper levels.
 
         Args:
-            level: ``(N, C, H, W)`` of the student.
-            deeper: The second of what this returned for the next deeper level.
+            level: The student's level ``(N, C, H, W)``.
+            deeper: The second output for the next deeper level; ``None`` at the deepest level.
             size: Height and width of the teacher's level.
 
         Returns:
-            tuple: What imitates the teacher's level, in its shape, and what goes to the next shallower level,
-            with mid channels.
+            tuple[Tensor, Tensor]: The output that is compared with the teacher's level, in its shape, and the
+            fused level for the next shallower level, with mid channels.
         """
         x = self.reduce_norm(self.reduce(level))
         if self.attention is not None:

@@ -5,21 +5,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import check_weight
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_weight
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def differences(feature: Tensor) -> tuple[Tensor, Tensor]:
     """Differences ``x_i - x_j`` of samples at ``[j, i]``, and their lengths.
 
-    Taken from the features themselves, not from their inner products, which would cancel between near
-    samples.
+    They are not computed from inner products, which would cancel for samples that are close.
 
     Args:
-        feature: ``(N, C, H, W)`` or ``(N, C)``; flattened per sample.
+        feature: Features ``(N, C, H, W)`` or ``(N, C)``, which are flattened per sample.
 
     Returns:
-        tuple[Tensor, Tensor]: ``(N, N, CHW)`` and ``(N, N)``, in float32 at least.
+        tuple[Tensor, Tensor]: Shapes ``(N, N, CHW)`` and ``(N, N)``, in float32 at least.
     """
     rows = at_least_float32(feature).flatten(1)
     difference = rows[None] - rows[:, None]
@@ -27,14 +28,14 @@ def differences(feature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def relative_distances(distance: Tensor, eps: float = 1e-12) -> Tensor:
-    r"""Distances over their mean μ between two different samples of the batch, ψ_D of the paper.
+    """Distances divided by their mean μ over pairs of different samples, ψ_D of the paper.
 
     Args:
-        distance: ``(N, N)``.
-        eps: Smallest μ.
+        distance: Distances ``(N, N)``.
+        eps: Lower bound of μ.
 
     Returns:
-        Tensor: ``(N, N)``.
+        Tensor: Shape ``(N, N)``.
     """
     n = len(distance)
     mean = distance.sum() / max(n * (n - 1), 1)
@@ -45,13 +46,12 @@ def cosines(difference: Tensor, distance: Tensor, eps: float = 1e-12) -> Tensor:
     """Cosines of the angles at sample j between samples i and k, ψ_A of the paper.
 
     Args:
-        difference: ``(N, N, C)``.
-        distance: Their lengths ``(N, N)``; a shorter one than eps has no direction: its cosines are 0,
-            without gradient.
-        eps: See above.
+        difference: Differences ``(N, N, C)`` from :func:`differences`.
+        distance: Lengths of the differences ``(N, N)``.
+        eps: A difference that is shorter has no direction: its cosines are 0, without gradient.
 
     Returns:
-        Tensor: ``(N, N, N)``, at ``[j, i, k]``.
+        Tensor: Shape ``(N, N, N)``, the cosine at ``[j, i, k]``.
     """
     direction = difference / distance.masked_fill(distance < eps, math.inf)[..., None]
     with torch.autocast(direction.device.type, enabled=False):
@@ -60,17 +60,17 @@ def cosines(difference: Tensor, distance: Tensor, eps: float = 1e-12) -> Tensor:
 
 @MODELS.register_module()
 class RKDLoss(FeatureLoss):
-    r"""Keeps the distances between pairs of samples and the angles of triplets.
+    r"""Preserves the distances between pairs of samples and the angles of triplets.
 
     .. math:: \lambda_D \, \mathrm{mean}_{ij} \, l(\psi_D(s_i, s_j), \psi_D(t_i, t_j)) +
               \lambda_A \, \mathrm{mean}_{ijk} \, l(\psi_A(s_i, s_j, s_k), \psi_A(t_i, t_j, t_k))
 
-    with l the Huber loss (δ = 1), :func:`relative_distances` and :func:`cosines`. As in the released code the
-    mean includes pairs and triplets in which a sample meets itself. It needs memory for ``(N, N, CHW)``:
-    pooled features are meant.
+    with l the Huber loss (δ = 1), :func:`relative_distances` and :func:`cosines`. As in the released code,
+    the means include pairs and triplets that contain a sample twice. It is meant for pooled features, because
+    it needs memory for ``(N, N, CHW)`` numbers.
 
     Args:
-        weight: Factor of both.
+        weight: Weight of both terms.
         distance_weight: λ_D.
         angle_weight: λ_A.
     """
@@ -86,7 +86,8 @@ class RKDLoss(FeatureLoss):
         self.angle_weight = angle_weight
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
-        s, t = differences(student), differences(teacher)
-        distance = F.smooth_l1_loss(relative_distances(s[1]), relative_distances(t[1]))
-        angle = F.smooth_l1_loss(cosines(*s), cosines(*t))
+        s_difference, s_distance = differences(student)
+        t_difference, t_distance = differences(teacher)
+        distance = F.smooth_l1_loss(relative_distances(s_distance), relative_distances(t_distance))
+        angle = F.smooth_l1_loss(cosines(s_difference, s_distance), cosines(t_difference, t_distance))
         return self.distance_weight * distance + self.angle_weight * angle

@@ -6,18 +6,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32
+from .base import FeatureLoss
+from .tensors import at_least_float32
 
 
 def similarities(feature: Tensor, eps: float = 1e-12) -> Tensor:
-    """Inner products of all pairs of samples, every row divided by its norm.
+    """Inner products of all pairs of samples, with every row divided by its norm.
 
     Args:
-        feature: ``(N, C, H, W)`` or ``(N, C)``; flattened per sample.
-        eps: A row of a smaller norm (a sample of zeros) becomes zeros, without gradient.
+        feature: Features ``(N, C, H, W)`` or ``(N, C)``, which are flattened per sample.
+        eps: Rows with a smaller norm (of a sample of zeros) become zeros, without gradient.
 
     Returns:
-        Tensor: ``(N, N)``, in float32 at least.
+        Tensor: Shape ``(N, N)``, in float32 at least.
     """
     rows = at_least_float32(feature).flatten(1)
     with torch.autocast(rows.device.type, enabled=False):  # in float16 the products would overflow
@@ -32,12 +33,12 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     .. math:: \frac{1}{N^2} \| G^T - G^S \|_F^2, \quad
               G_{i\cdot} = \tilde G_{i\cdot} / \|\tilde G_{i\cdot}\|_2, \; \tilde G = Q Q^\top
 
-    with Q the features flattened to ``(N, CHW)``. RepDistiller agrees; torchdistill 1.1.4 divides the rows by
-    their sum of magnitudes instead.
+    with Q the features, flattened to ``(N, CHW)``. RepDistiller agrees; torchdistill 1.1.4 divides the rows
+    by the sum of their magnitudes instead.
 
     Args:
-        student: ``(N, C, H, W)`` or ``(N, C)``.
-        teacher: The same of the teacher; its channels, height and width may differ.
+        student: Student features ``(N, C, H, W)`` or ``(N, C)``.
+        teacher: Teacher features; their channels, height and width may differ.
 
     Returns:
         Tensor: A scalar, in float32 at least.
@@ -47,10 +48,10 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 @MODELS.register_module()
 class SPLoss(FeatureLoss):
-    """Keeps which samples of a batch the teacher finds similar; see :func:`sp_loss`.
+    """Preserves the teacher's similarities between the samples of a batch; see :func:`sp_loss`.
 
     Args:
-        weight: γ; the paper and RepDistiller take 3000.
+        weight: γ; 3000 in the paper and in RepDistiller.
     """
 
     is_relational = True

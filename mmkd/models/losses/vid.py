@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...registry import MODELS
-from .base import FeatureLoss, at_least_float32, check_maps, pooled_alike
+from .base import FeatureLoss
+from .tensors import at_least_float32, check_maps, pooled_alike
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
@@ -15,15 +16,16 @@ def gaussian_nll(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
 
     .. math:: mean\left( \frac{(\mu - t)^2}{2 \sigma^2} + \frac{1}{2} \log \sigma^2 \right)
 
-    The constant is left out. The paper sums over channels and places; the mean is the community's form.
+    The constant term is left out. The paper sums over channels and positions; the mean is the community's
+    form.
 
     Args:
-        mean: μ, ``(N, C, H, W)``.
+        mean: μ, the student's prediction ``(N, C, H, W)``.
         variance: σ² of every channel, ``(C,)``.
-        teacher: t, ``(N, C, H, W)``.
+        teacher: t, teacher features ``(N, C, H, W)``.
 
     Returns:
-        Tensor: Shape ``(N,)``, in float32 at least; it may be negative.
+        Tensor: Shape ``(N,)``, in float32 at least; values may be negative.
     """
     variance = at_least_float32(variance)[:, None, None]
     error = (at_least_float32(mean) - at_least_float32(teacher)).square()
@@ -31,16 +33,16 @@ def gaussian_nll(mean: Tensor, variance: Tensor, teacher: Tensor) -> Tensor:
 
 
 class VariationalRegressor(nn.Module):
-    """Predicts the teacher's features from the student's, and how sure that is.
+    """Predicts the mean and variance of the teacher's features from the student's.
 
-    Three 1x1 convolutions with ReLU between them give the mean; the variance is trainable and the same at
-    all places: ``softplus(log_scale) + eps``.
+    Three 1x1 convolutions with ReLUs between them compute the mean; the variance is trainable and the same at
+    all positions: ``softplus(log_scale) + eps``.
 
     Args:
-        in_channels: Channels of the student.
-        out_channels: Channels of the teacher.
+        in_channels: Number of channels of the student.
+        out_channels: Number of channels of the teacher.
         initial_variance: Variance before training.
-        eps: Smallest variance.
+        eps: Lower bound of the variance.
     """
 
     def __init__(self, in_channels: int, out_channels: int, initial_variance: float, eps: float) -> None:
@@ -62,13 +64,13 @@ class VariationalRegressor(nn.Module):
 class VIDLoss(FeatureLoss):
     """Variational information distillation, summed over levels; see :func:`gaussian_nll`.
 
-    Every level has a :class:`VariationalRegressor` of its own. Where heights or widths differ, the larger
-    map is average pooled to the smaller.
+    There is a :class:`VariationalRegressor` for every level. If heights or widths differ, the larger map is
+    average pooled to the size of the smaller.
 
     Args:
-        weight: Factor of the loss.
+        weight: Loss weight.
         initial_variance: Variance of the regressors before training.
-        eps: Their smallest variance.
+        eps: Lower bound of the variance.
     """
 
     def __init__(self, weight: float = 1.0, initial_variance: float = 5.0, eps: float = 1e-5) -> None:
@@ -87,5 +89,6 @@ class VIDLoss(FeatureLoss):
         values = []
         for regressor, s, t in zip(self.regressors, student, teacher, strict=True):
             s, t = pooled_alike(at_least_float32(s), t)
-            values.append(gaussian_nll(*regressor(s), t))
+            mean, variance = regressor(s)
+            values.append(gaussian_nll(mean, variance, t))
         return values

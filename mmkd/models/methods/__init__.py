@@ -8,7 +8,7 @@ from .mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMe
 from .presets import DML, KD, SHAKE, SOKD, KDTuned
 from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
-from .spot_adaptive import SAKD, SpotAdaptiveDistill
+from .sakd import SAKD, SpotAdaptiveDistill
 from .table import METHODS, TASKS, MethodEntry
 from .zoo import (
     AB,

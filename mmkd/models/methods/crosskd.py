@@ -170,7 +170,7 @@ class CrossKD(Method):
             channels = 4 * (head.reg_max + 1)
             student_edges = flat(crossed[1], channels)
             teacher_edges = flat(target[1], channels)
-            divergence = edge_divergence(teacher_edges, student_edges, temperature=1.0)
+            divergence = edge_divergence(student_edges, teacher_edges, temperature=1.0)
             normalizer = mean_over_ranks(scores.sum())
         else:
             divergence = _box_loss(head, crossed[1], target[1])
@@ -178,7 +178,7 @@ class CrossKD(Method):
         if isinstance(head, ATSSHead):
             student_centerness = flat(crossed[2], 1)[locations.positive]
             teacher_centerness = flat(target[2], 1)[locations.positive]
-            divergence = bernoulli_kl_divergence(teacher_centerness, student_centerness)
+            divergence = bernoulli_kl_divergence(student_centerness, teacher_centerness)
             losses['loss_centerness'] = reg_weight * divergence.sum() / normalizer
         return losses
 

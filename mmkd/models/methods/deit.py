@@ -86,4 +86,4 @@ class DeiT(Method):
     def _token_loss(self, token_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         if self.hard:
             return F.cross_entropy(token_logits.float(), teacher_logits.argmax(dim=1))
-        return kl_divergence(teacher_logits, token_logits, self.temperature).mean()
+        return kl_divergence(token_logits, teacher_logits, self.temperature).mean()

@@ -123,7 +123,7 @@ class LD(Method):
             flat(outputs[1], outputs[1][0].shape[1])[region] for outputs in (student, *teachers)]
         weights = weights[region]
         num_bins = student_edges.shape[1] / 4
-        total = sum((weights * edge_divergence(edges, student_edges, self.temperature)).sum()
+        total = sum((weights * edge_divergence(student_edges, edges, self.temperature)).sum()
                     for edges in teacher_edges)
         total = total / (len(teacher_edges) * num_bins)
         return total / mean_over_ranks(weights.sum()) if self.normalize else total
@@ -132,7 +132,7 @@ class LD(Method):
         """Compare the class logits of head outputs at the locations of the main region."""
         student_logits, *teacher_logits = [
             self.layout.logits([outputs])[0][main] for outputs in (student, *teachers)]
-        total = sum(kl_divergence(logits, student_logits, self.kd_temperature).sum()
+        total = sum(kl_divergence(student_logits, logits, self.kd_temperature).sum()
                     for logits in teacher_logits)
         total = total / (len(teacher_logits) * student_logits.shape[1])
         return total / mean_over_ranks(main.sum().to(total), minimum=1)

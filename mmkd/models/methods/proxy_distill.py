@@ -189,11 +189,11 @@ class ProxyDistill(Method):
         if self.proxies and self.teacher_to_proxy > 0:
             divergence = _squared_error if self.teacher_loss == 'mse' else self._kl
             terms['loss_proxy_teacher'] = self.teacher_to_proxy * sum(
-                self._mean_over_samples(divergence, teacher, proxy, weights)
+                self._mean_over_samples(divergence, proxy, teacher, weights)
                 for teacher, proxy in zip(teachers, proxies, strict=True))
         if self.proxies and self.student_to_proxy > 0:
             terms['loss_proxy_student'] = self.student_to_proxy * sum(
-                self._mean_over_samples(self._kl, _detached(student), proxy, weights) for proxy in proxies)
+                self._mean_over_samples(self._kl, proxy, _detached(student), weights) for proxy in proxies)
         return terms
 
     def _sample_weights(self, step: Step, student_outputs: Sequence,
@@ -210,7 +210,7 @@ class ProxyDistill(Method):
 
     def _student_loss(self, student: list[Tensor], proxies: list[list[Tensor]],
                       weights: list[Tensor]) -> Tensor:
-        losses = [self._mean_over_samples(self._kl, _detached(proxy), student, weights) for proxy in proxies]
+        losses = [self._mean_over_samples(self._kl, student, _detached(proxy), weights) for proxy in proxies]
         if len(losses) == 1:
             return losses[0]
         if self.teacher_weights == 'equal':
@@ -232,18 +232,18 @@ class ProxyDistill(Method):
         logits = logits / self.temperature
         return logits.sigmoid() if self.layout.activation == 'sigmoid' else logits.softmax(dim=-1)
 
-    def _mean_over_samples(self, divergence: Callable[[Tensor, Tensor], Tensor], target: list[Tensor],
-                           prediction: list[Tensor], weights: list[Tensor]) -> Tensor:
+    def _mean_over_samples(self, divergence: Callable[[Tensor, Tensor], Tensor], student: list[Tensor],
+                           teacher: list[Tensor], weights: list[Tensor]) -> Tensor:
         """Return the weighted mean of a divergence over all samples, summed over the stages of a cascade."""
-        stages = zip(self.layout.stage_loss_weights, target, prediction, weights, strict=False)
+        stages = zip(self.layout.stage_loss_weights, student, teacher, weights, strict=False)
         return sum(
-            stage_weight * (weight * divergence(target_logits, logits)).sum() / mean_over_ranks(weight.sum())
-            for stage_weight, target_logits, logits, weight in stages)
+            stage_weight * (weight * divergence(s, t)).sum() / mean_over_ranks(weight.sum())
+            for stage_weight, s, t, weight in stages)
 
-    def _kl(self, target: Tensor, prediction: Tensor) -> Tensor:
+    def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.layout.activation == 'sigmoid':
-            return bernoulli_kl_divergence(target, prediction, self.temperature)
-        return kl_divergence(target, prediction, self.temperature)
+            return bernoulli_kl_divergence(student, teacher, self.temperature)
+        return kl_divergence(student, teacher, self.temperature)
 
     @torch.no_grad()
     def _agreement(self, first: list[Tensor], second: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -253,8 +253,8 @@ class ProxyDistill(Method):
         return agreeing / sum(weight.sum() for weight in weights).clamp(min=1e-6)
 
 
-def _squared_error(target: Tensor, prediction: Tensor) -> Tensor:
-    return (target - prediction).square().mean(dim=-1)
+def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:
+    return (teacher - student).square().mean(dim=-1)
 
 
 def _check_classifier(model: nn.Module, layout: LogitLayout, role: str) -> None:

@@ -6,7 +6,7 @@ from .base import Method
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
-from .spot_adaptive import SAKD
+from .sakd import SAKD
 
 TASKS = ('classifier', 'two-stage', 'dense')
 """The kinds of networks: classifiers, two-stage detectors and dense detectors."""

@@ -16,6 +16,7 @@ from .feature_distill import FeatureDistill
 from .logit_distill import LogitDistill
 from .protocols import PROTOCOLS
 
+
 @dataclass(frozen=True)
 class ZooEntry:
     """A method of this module.
@@ -123,6 +124,9 @@ def _documented_arguments(cls: type) -> dict[str, str]:
 
 
 _IF_SHAPES_DIFFER: Mapping[str, Any] = dict(type='mmkd.ConvConnector', relu=False, skip_same=True)
+_IF_CHANNELS_DIFFER: Mapping[str, Any] = dict(
+    type='mmkd.ConvConnector', kernel_size=1, norm=False, relu=False, skip_same=True)
+_CONV_BN: Mapping[str, Any] = dict(type='mmkd.ConvConnector', kernel_size=1, relu=False, pool=True)
 
 FitNet = _feature_method(
     'FitNet', 'FitNets: hints for thin deep nets (Romero et al., ICLR 2015)', losses.FitNetLoss,
@@ -146,7 +150,7 @@ KDSVD = _feature_method(
 
 AB = _feature_method(
     'AB', 'Activation boundaries (Heo et al., AAAI 2019)', losses.ABLoss,
-    classifier='preactivations', first_phase_epochs=30)
+    classifier='preactivations', connector=_CONV_BN, first_phase_epochs=30)
 
 FSP = _feature_method(
     'FSP', 'Flow of the solution procedure (Yim et al., CVPR 2017)', losses.FSPLoss,
@@ -159,7 +163,7 @@ FT = _feature_method(
 OFD = _feature_method(
     'OFD', 'Overhaul of feature distillation (Heo et al., ICCV 2019)', losses.OFDLoss,
     # The authors use 1/1000 on CIFAR-100 and 1/10000 on ImageNet.
-    classifier='preactivations', weight=1e-3)
+    classifier='preactivations', weight=1e-3, connector=_CONV_BN)
 
 ReviewKD = _feature_method(
     'ReviewKD', 'Knowledge review (Chen et al., CVPR 2021)', losses.ReviewKDLoss,
@@ -195,11 +199,11 @@ CWD = _feature_method(
 
 FGD = _feature_method(
     'FGD', 'Focal and global distillation (Yang et al., CVPR 2022)', losses.FGDLoss,
-    detector='neck', weight=1.0)
+    detector='neck', weight=1.0, connector=_IF_CHANNELS_DIFFER)
 
 MGD = _feature_method(
     'MGD', 'Masked generative distillation (Yang et al., ECCV 2022)', losses.MGDLoss,
-    classifier='last_stage', detector='neck', weight=2e-5)
+    classifier='last_stage', detector='neck', weight=2e-5, connector=_IF_CHANNELS_DIFFER)
 
 DKD = _logit_method('DKD', 'Decoupled knowledge distillation (Zhao et al., CVPR 2022)', losses.DKDLoss)
 

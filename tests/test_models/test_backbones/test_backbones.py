@@ -56,10 +56,10 @@ def test_stages(network):
     model.eval()
     backbone = model.backbone
     images = torch.randn(2, 3, 32, 32)
-    seen = {}
+    outputs = {}
     for name, _ in backbone.stages():
         backbone.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: seen.__setitem__(name, output))
+            lambda module, args, output, name=name: outputs.__setitem__(name, output))
     features = [backbone.stem(images)]
     for _, stage in backbone.stages():
         features.append(stage(features[-1]))
@@ -67,7 +67,7 @@ def test_stages(network):
     pooled = model.neck((last, ))[0]
     assert [list(feature.shape[1:]) for feature in [*features, pooled]] == FACTS[network]['feature_shapes']
     for (name, _), feature in zip(backbone.stages(), features[1:], strict=True):
-        assert seen[name] is feature
+        assert outputs[name] is feature
     (output, ) = backbone(images)
     assert torch.equal(output, last)
     backbone.out_indices = tuple(range(len(features) - 1))
@@ -90,10 +90,10 @@ def test_function(network, converter, tmp_path):
     features.append(model.neck((model.backbone.tail(features[-1]), ))[0])
     logits = model(images, mode='tensor')
     expected = compute(network)(reference, images)
-    for own, other in zip([*features, logits], expected, strict=True):
-        scale = other.abs().max()
-        assert other.std() > 0.01 * scale
-        torch.testing.assert_close(own / scale, other / scale, rtol=1e-9, atol=1e-12)
+    for value, target in zip([*features, logits], expected, strict=True):
+        scale = target.abs().max()
+        assert target.std() > 0.01 * scale
+        torch.testing.assert_close(value / scale, target / scale, rtol=1e-9, atol=1e-12)
     logits.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
@@ -122,9 +122,9 @@ def blocks(weights, prefix):
 
 
 def shuffle(x, groups):
-    """Channel j of group i goes to place j * groups + i."""
+    """Channel j of group i becomes channel j * groups + i."""
     size = x.shape[1] // groups
-    return x[:, [group * size + place for place in range(size) for group in range(groups)]]
+    return x[:, [group * size + index for index in range(size) for group in range(groups)]]
 
 
 def classify(weights, features, last, name):

@@ -33,6 +33,22 @@ def test_given_kernel_keeps_height_and_width(kernel_size):
     assert connector(torch.randn(2, 4, 9, 7)).shape == (2, 5, 9, 7)
 
 
+def test_same_shapes_need_no_layers():
+    for settings, student, skipped in ((dict(), (4, 8, 8), True), (dict(), (4, 4, 4), False),
+                                       (dict(kernel_size=1), (4, 4, 4), True),
+                                       (dict(kernel_size=1), (3, 8, 8), False)):
+        connector = connected(ConvConnector(skip_same=True, **settings), student, (4, 8, 8))
+        assert (not list(connector.parameters())) == skipped
+
+
+def test_larger_maps_are_pooled_before_the_convolution():
+    plain = connected(ConvConnector(1), (4, 4, 4), (5, 4, 4))
+    pooling = connected(ConvConnector(1, pool=True), (4, 8, 8), (5, 4, 4))
+    feature = torch.randn(2, 4, 16, 12)
+    assert torch.equal(pooling(feature), plain(F.avg_pool2d(feature, 2)))
+    assert len(connected(ConvConnector(1, pool=True), (4, 4, 4), (5, 8, 8)).layers) == 3
+
+
 def test_norm_and_relu_follow_and_can_be_left_out():
     feature = torch.randn(2, 4, 6, 6)
     full = connected(ConvConnector(), (4, 6, 6), (5, 6, 6))

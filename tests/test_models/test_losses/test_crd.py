@@ -268,7 +268,7 @@ def test_mistakes():
         loss.set_train_labels([[0, 1], [1, 1]])
     with pytest.raises(MMKDError, match='a memory for 7 samples, but the training set has 10'):
         CRDLoss(num_samples=7).set_train_labels(LABELS)
-    with pytest.raises(MMKDError, match="is 'exact' or 'any', not 'hard'"):
+    with pytest.raises(MMKDError, match=r"`mode` must be one of \('exact', 'any'\), not 'hard'"):
         CRDLoss(mode='hard')
     exact = CRDLoss(num_samples=10)
     exact.build([(6, )], [(5, )])
@@ -291,11 +291,11 @@ def worker(rank: int, port: int) -> None:
     together.memory = loss.memory.clone()
     for step in range(2):
         parts = [batch(seed=10 * step + other)[:2] for other in range(2)]
-        places = [[0, 3, 5], [5, 4, 0]]  # two of them in both processes
+        indices = [[0, 3, 5], [5, 4, 0]]  # two of them in both processes
         torch.manual_seed(rank)
-        loss(*parts[rank], at(places[rank]))
+        loss(*parts[rank], at(indices[rank]))
         student, teacher = (torch.cat([part[network][0] for part in parts]) for network in range(2))
-        together([student], [teacher], at(sum(places, [])))
+        together([student], [teacher], at([*indices[0], *indices[1]]))
         both = [torch.empty_like(loss.memory) for _ in range(2)]
         torch_dist.all_gather(both, loss.memory)
         assert torch.equal(*both)

@@ -1,4 +1,4 @@
-"""Losses of features where there is next to nothing to compare: one sample, one place, no differences."""
+"""Losses of degenerate features: a single sample, a single position, constants, zeros."""
 import pytest
 import torch
 from mmengine.structures import InstanceData
@@ -18,16 +18,17 @@ def random(*shape) -> torch.Tensor:
 
 
 CASES = {
-    'one place': (random(1, 4, 1, 1), random(1, 4, 1, 1).flip(1)),
-    'one place of zeros': (torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1)),
-    'one place against more': (random(1, 4, 1, 1), random(1, 4, 3, 3)),
+    'one position': (random(1, 4, 1, 1), random(1, 4, 1, 1).flip(1)),
+    'one position of zeros': (torch.zeros(1, 4, 1, 1), torch.zeros(1, 4, 1, 1)),
+    'one position against more': (random(1, 4, 1, 1), random(1, 4, 3, 3)),
     'one sample': (random(1, 4, 3, 3), random(1, 4, 3, 3).flip(1)),
     'zeros': (torch.zeros(2, 4, 3, 3), torch.zeros(2, 4, 3, 3)),
     'student of zeros': (torch.zeros(2, 4, 3, 3), random(2, 4, 3, 3)),
     'teacher of zeros': (random(2, 4, 3, 3), torch.zeros(2, 4, 3, 3)),
     'constants': (torch.full((3, 4, 3, 3), 2.0), torch.full((3, 4, 3, 3), -1.0)),
     'constant student': (torch.full((3, 4, 3, 3), 2.0), random(3, 4, 3, 3)),
-    'constant places': (random(3, 4, 1, 1).expand(3, 4, 3, 3), random(3, 4, 1, 1).flip(1).expand(3, 4, 3, 3)),
+    'constant positions': (random(3, 4, 1, 1).expand(3, 4, 3, 3),
+                           random(3, 4, 1, 1).flip(1).expand(3, 4, 3, 3)),
     'largest half': (65504 * random(2, 4, 3, 3).sign(), -65504 * random(2, 4, 3, 3).sign()),
 }
 

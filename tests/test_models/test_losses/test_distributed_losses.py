@@ -25,12 +25,12 @@ def check_same(value: torch.Tensor) -> None:
 def check_margins(rank: int) -> None:
     loss, together = OFDLoss(), OFDLoss()
     for one in (loss, together):
-        one.build([STUDENT], [TEACHER])
+        one.build([TEACHER], [TEACHER])
     for step in range(3):
         # Other sizes, and a channel that is negative in one process only.
         parts = [batch(10 * step + other, *TEACHER, size=2 + other) for other in range(2)]
         parts[0][:, 0].abs_()
-        student = batch(step, *STUDENT, size=2 + rank)
+        student = batch(step, *TEACHER, size=2 + rank)
         choices = [torch.full((len(student), ), float(rank))]
         loss.masked([student], [parts[rank]], choices) if step else loss([student], [parts[rank]])
         check_same(loss.margins[0].mean)
@@ -47,14 +47,14 @@ def check_paraphraser(rank: int) -> None:
     loss.build([STUDENT], [TEACHER])
     norm = loss.encoders[0][1]
     for step in range(2):
-        seen = []
+        inputs = []
         hook = norm.register_forward_hook(
-            lambda module, args, output, seen=seen: seen.append(args[0].detach()))
+            lambda module, args, output, inputs=inputs: inputs.append(args[0].detach()))
         before = norm.running_mean.clone()
-        # In the backward pass, too, nothing may be missed that was changed in place.
+        # Also the backward pass must not need tensors that were changed in place.
         loss.first_phase([batch(0, *STUDENT)], [batch(10 * step + rank, *TEACHER)]).backward()
         hook.remove()
-        mean = seen[0].mean(dim=(0, 2, 3))
+        mean = inputs[0].mean(dim=(0, 2, 3))
         torch_dist.all_reduce(mean)
         torch.testing.assert_close(norm.running_mean, 0.9 * before + 0.1 * mean / 2)
         for buffer in loss.encoders.buffers():

@@ -141,7 +141,7 @@ def test_at_against_torchdistill_atloss(form, mode):
 
 
 def test_at_by_hand():
-    # Two channels, two places: means of squares (5, 0) and (0, 2), so the attention is (1, 0) and (0, 1).
+    # Two channels, two positions: means of squares (5, 0) and (0, 2), so the attention is (1, 0) and (0, 1).
     s, t = torch.tensor([[[[1.0, 0.0]], [[-3.0, 0.0]]]]), torch.tensor([[[[0.0, 2.0]], [[0.0, 0.0]]]])
     assert attention(s).tolist() == [[1.0, 0.0]]
     assert ATLoss()([s], [t]).item() == pytest.approx(1.0)
@@ -177,7 +177,7 @@ def test_at_refuses_powers_without_a_gradient_at_zero():
 
 # Neuron selectivity transfer
 
-@pytest.mark.parametrize('channels', [(3, 4), (12, 17), (3, 17)], ids=['channels', 'places', 'mixed'])
+@pytest.mark.parametrize('channels', [(3, 4), (12, 17), (3, 17)], ids=['channels', 'positions', 'mixed'])
 def test_nst_against_loops(channels):
     (s, ), (t, ) = maps((channels[0], 2, 4)), maps((channels[1], 2, 4), seed=1)
 
@@ -246,12 +246,13 @@ def kdsvd_by_loops(student, teacher, k):
         levels = []
         for s, t in zip(student, teacher, strict=True):
             s, t = (f[sample].double().flatten(1).numpy().T for f in (s, t))
-            own, (_, scale, target) = np.linalg.svd(s)[2][:min(k + 3, *s.shape)], np.linalg.svd(t)
+            candidates = np.linalg.svd(s)[2][:min(k + 3, *s.shape)]
+            _, scale, target = np.linalg.svd(t)
             scale = scale[:k] / np.linalg.norm(scale[:k])
             pairs = []
             for j in range(k):
                 aim = target[j] * (1 if target[j].sum() > 0 else -1)
-                best = max(own, key=lambda v, aim=aim: abs(v @ aim))
+                best = max(candidates, key=lambda v, aim=aim: abs(v @ aim))
                 pairs.append((best * np.sign(best @ aim) * scale[j], aim * scale[j]))
             levels.append(pairs)
         for lower, higher in pairwise(levels):
@@ -279,24 +280,24 @@ def test_kdsvd_of_the_teacher_itself_is_zero():
     assert KDSVDLoss()(teacher, teacher).item() == pytest.approx(0, abs=1e-10)
 
 
-@pytest.mark.parametrize('places', [4, 7, 12], ids=['wide', 'square', 'tall'])
-def test_gradient_of_singular_vectors_against_finite_differences(places):
+@pytest.mark.parametrize('positions', [4, 7, 12], ids=['wide', 'square', 'tall'])
+def test_gradient_of_singular_vectors_against_finite_differences(positions):
     torch.manual_seed(0)
-    x = torch.randn(2, places, 7, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, positions, 7, dtype=torch.float64, requires_grad=True)
     aim = torch.randn(2, 7, 3, dtype=torch.float64)
     # Squares do not change with the arbitrary sign.
     assert torch.autograd.gradcheck(
         lambda x: ((_RightSingularVectors.apply(x, 3) * aim).sum(1)**2).sum(), x, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize('degenerate', ['equal', 'dead', 'one place', 'not finite'])
+@pytest.mark.parametrize('degenerate', ['equal', 'dead', 'one position', 'not finite'])
 def test_kdsvd_gradient_is_finite(degenerate):
     student, teacher = maps((8, 4, 4), (8, 4, 4)), maps((8, 4, 4), (8, 4, 4), seed=1)
     if degenerate == 'equal':
         student = [torch.eye(8).repeat(3, 1, 2).unflatten(2, (4, 4)) for _ in student]
     elif degenerate == 'dead':
         student = [s * (torch.arange(8) < 2)[:, None, None] for s in student]
-    elif degenerate == 'one place':
+    elif degenerate == 'one position':
         student, teacher = [s[..., :1, :1] for s in student], [t[..., :1, :1] for t in teacher]
     else:
         student[0][0, 0, 0, 0] = math.inf

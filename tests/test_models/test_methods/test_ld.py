@@ -20,10 +20,10 @@ from tests.helpers.tiny import build, distil
 IMPORTED = LD  # registers mmkd.LD
 
 
-def loops_edge_divergence(target, prediction, temperature):
+def loops_edge_divergence(student, teacher, temperature):
     """The same in Python: rows of 4 lists of bins."""
     values = []
-    rows = (one.unflatten(-1, (4, -1)).tolist() for one in (target, prediction))
+    rows = (one.unflatten(-1, (4, -1)).tolist() for one in (teacher, student))
     for t_box, s_box in zip(*rows, strict=True):
         total = 0.0
         for edges in zip(t_box, s_box, strict=True):
@@ -37,17 +37,17 @@ def loops_edge_divergence(target, prediction, temperature):
 @pytest.mark.parametrize('temperature', [1.0, 10.0])
 def test_edge_divergence_against_loops(temperature):
     torch.manual_seed(0)
-    target, prediction = 3 * torch.randn(2, 3, 4 * 5, dtype=torch.float64)
-    expected = loops_edge_divergence(target, prediction, temperature)
-    torch.testing.assert_close(edge_divergence(target, prediction, temperature), expected)
+    teacher, student = 3 * torch.randn(2, 3, 4 * 5, dtype=torch.float64)
+    expected = loops_edge_divergence(student, teacher, temperature)
+    torch.testing.assert_close(edge_divergence(student, teacher, temperature), expected)
 
 
 def test_edge_divergence_by_hand():
     # One edge of two bins differs: p = (3/4, 1/4), q = (1/2, 1/2); the three others agree.
-    target = torch.tensor([[math.log(3.0), 0.0, 5.0, 1.0, 0.0, 0.0, -2.0, 2.0]])
-    prediction = target.clone()
-    prediction[0, :2] = 0
-    value = edge_divergence(target, prediction, 1.0)
+    teacher = torch.tensor([[math.log(3.0), 0.0, 5.0, 1.0, 0.0, 0.0, -2.0, 2.0]])
+    student = teacher.clone()
+    student[0, :2] = 0
+    value = edge_divergence(student, teacher, 1.0)
     assert value.shape == (1, )
     assert value.item() == pytest.approx((0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 4, rel=1e-6)
 
@@ -58,7 +58,7 @@ def test_edge_divergence_of_half_precision_and_of_nothing(dtype):
     value = edge_divergence(one, two)
     assert value.dtype == torch.float32 and torch.isfinite(value).all()
     nothing = torch.zeros(0, 20, requires_grad=True)
-    edge_divergence(torch.zeros(0, 20), nothing).sum().backward()
+    edge_divergence(nothing, torch.zeros(0, 20)).sum().backward()
     assert nothing.grad.shape == (0, 20)
 
 
@@ -237,7 +237,7 @@ def test_vlr_against_loops():
                   for level, flag in zip(anchors[image], flags[image], strict=True)]
         region = loops_region(levels, sample.gt_instances.bboxes.double().tolist())
         assert 0 < (region > 0).sum() < len(region)
-        divergence = loops_edge_divergence(rows[1][image][valid], rows[0][image][valid], 10.0) / 17
+        divergence = loops_edge_divergence(rows[0][image][valid], rows[1][image][valid], 10.0) / 17
         total += 0.25 / 4 * (region * divergence).sum()
     term = distillation(model(**data, mode='loss'))['loss_vlr']
     torch.testing.assert_close(term.detach().double(), total, rtol=1e-4, atol=0)

@@ -16,7 +16,8 @@ pytest.importorskip('mmpretrain')
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.losses import FeatureLoss
-from mmkd.models.spots.policy import SpotPolicy
+from mmkd.models.methods.sakd import SAKD, SpotAdaptiveDistill
+from mmkd.models.methods.sakd.policy import SpotPolicy
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distil
 from tests.helpers.tiny import build
 from tests.helpers.two_processes import join, step_twice
@@ -69,12 +70,12 @@ def choose(model, choices, monkeypatch) -> None:
 def test_choices_are_hard_and_their_gradient_is_that_of_the_soft_ones():
     torch.manual_seed(0)
     policy = SpotPolicy(6, 3, temperature=5.0)
-    own, other = torch.randn(8, 2), torch.randn(8, 4)
+    student, teacher = torch.randn(8, 2), torch.randn(8, 4)
     torch.manual_seed(1)
-    hard = policy(own, other)
+    hard = policy(student, teacher)
     assert set(hard.unique().tolist()) <= {0.0, 1.0} and hard.shape == (8, 3)
     torch.manual_seed(1)
-    logits = policy.layer(torch.cat([own, other], dim=1)).unflatten(1, (3, 2))
+    logits = policy.layer(torch.cat([student, teacher], dim=1)).unflatten(1, (3, 2))
     noise = -torch.empty_like(logits).exponential_().log()
     soft = ((logits + noise) / 5).softmax(-1)[..., 1]
     assert torch.equal(hard.detach(), (soft > 0.5).float())
@@ -103,8 +104,8 @@ def test_without_any_choice_routed_logits_are_the_students_and_with_all_the_teac
     model = make(method)
     sakd = model.mmkd.methods['sakd']
     data = inputs(model)
-    seen = {}
-    monkeypatch.setattr(sakd, '_routing_losses', spy(sakd, seen))
+    routed = {}
+    monkeypatch.setattr(sakd, '_routing_losses', spy(sakd, routed))
     spots = len(sakd.spot_names)
     for value in (0.0, 1.0):
         choose(model, torch.full((6, spots), value), monkeypatch)
@@ -116,17 +117,16 @@ def test_without_any_choice_routed_logits_are_the_students_and_with_all_the_teac
                 expected, = model.mmkd.teacher(
                     data['inputs'], data['data_samples'], spots=['cls_outputs'])['cls_outputs']
         model.train()
-        torch.testing.assert_close(seen['z'], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(routed['z'], expected, rtol=1e-4, atol=1e-4)
 
 
-def spy(sakd, seen):
+def spy(sakd, routed):
+    """Return `_routing_losses` that puts the routed logits into a dict."""
     original = type(sakd)._routing_losses
 
     def run(step, choices, s, t, target):
         forward = sakd.routing.forward
-        sakd.routing.forward = lambda *args: seen.setdefault('z', None) or seen.update(
-            z=forward(*args)) or seen['z']
-        seen.pop('z', None)
+        sakd.routing.forward = lambda *args: routed.update(z=forward(*args)) or routed['z']
         try:
             return original(sakd, step, choices, s, t, target)
         finally:
@@ -138,8 +138,8 @@ def test_the_routing_loss_by_hand(monkeypatch):
     model = make('RKD')
     sakd = model.mmkd.methods['sakd']
     assert sakd.gamma == 2
-    seen = {}
-    monkeypatch.setattr(sakd, '_routing_losses', spy(sakd, seen))
+    routed = {}
+    monkeypatch.setattr(sakd, '_routing_losses', spy(sakd, routed))
     choices = torch.tensor([[1.0, 0], [0, 0], [1, 1], [0, 0], [0, 0], [0, 0]])
     choose(model, choices, monkeypatch)
     data = inputs(model)
@@ -147,9 +147,9 @@ def test_the_routing_loss_by_hand(monkeypatch):
     losses = model(**data, mode='loss')
     target = torch.arange(6) % CLASSES
     plain = F.cross_entropy(student.head(student.extract_feat(data['inputs'])), target, reduction='none')
-    routed = F.cross_entropy(seen['z'], target, reduction='none')
-    factors = torch.tensor([2.0 if r > p else 0.5 for r, p in zip(routed, plain, strict=True)])
-    torch.testing.assert_close(losses['sakd.loss_routing'], (factors * routed).mean(), rtol=1e-4, atol=1e-5)
+    entropy = F.cross_entropy(routed['z'], target, reduction='none')
+    factors = torch.tensor([2.0 if r > p else 0.5 for r, p in zip(entropy, plain, strict=True)])
+    torch.testing.assert_close(losses['sakd.loss_routing'], (factors * entropy).mean(), rtol=1e-4, atol=1e-5)
     assert losses['sakd.loss_balance'].item() == pytest.approx(3 - 1)
     assert losses['sakd.share_features'].item() == pytest.approx(2 / 6)
     assert losses['sakd.share_logits'].item() == pytest.approx(1 / 6)
@@ -187,19 +187,19 @@ def test_policy_and_adapters_have_their_own_learning_rate_and_decay():
         constructor='mmkd.DistillOptimWrapperConstructor',
         optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4)))
     sakd = model.mmkd.methods['sakd']
-    found = {id(p): (group['lr'], group['weight_decay']) for group in wrapper.param_groups
+    settings = {id(p): (group['lr'], group['weight_decay']) for group in wrapper.param_groups
              for p in group['params']}
     for part in (sakd.policy, sakd.routing):
-        assert {found[id(p)] for p in part.parameters()} == {(0.05, 1e-3)}
+        assert {settings[id(p)] for p in part.parameters()} == {(0.05, 1e-3)}
     others = [*sakd.inner.parameters(), *model.backbone.parameters()]
-    assert {found[id(p)] for p in others} == {(0.1, 5e-4)}
-    assert len(found) == sum(1 for _ in model.parameters())
+    assert {settings[id(p)] for p in others} == {(0.1, 5e-4)}
+    assert len(settings) == sum(1 for _ in model.parameters())
 
 
 # Choices
 
 
-@pytest.mark.parametrize('name', (*DISTILLERS, 'KDSVD', 'PKD', 'CWD', 'MGD', 'ReviewKD'))
+@pytest.mark.parametrize('name', [*DISTILLERS, 'KDSVD', 'PKD', 'CWD', 'MGD', 'ReviewKD'])
 def test_the_loss_of_chosen_samples_is_that_of_the_sub_batch_times_the_share(name):
     loss = loss_of(name)
     student, teacher = features(name, requires_grad=True), features(name)
@@ -238,7 +238,7 @@ def loss_of(name: str) -> FeatureLoss:
 
 
 @pytest.mark.parametrize('name', DISTILLERS)
-def test_nobody_chosen_is_exactly_zero_with_gradients(name):
+def test_no_chosen_samples_give_exactly_zero_with_gradients(name):
     model = make(name, strategy='never')
     losses = losses_of(model)
     key, = (key for key in losses if 'loss_feature' in key)
@@ -251,7 +251,7 @@ def test_nobody_chosen_is_exactly_zero_with_gradients(name):
 
 
 @pytest.mark.parametrize('name', [name for name in DISTILLERS if name != 'CRD'])  # whose memory has moved on
-def test_everybody_chosen_is_the_plain_method(name, monkeypatch):
+def test_all_samples_chosen_is_the_plain_method(name, monkeypatch):
     model = make(name, strategy='always')
     inner, steps = model.mmkd.methods['sakd'].inner, []
     forward = inner.forward
@@ -326,19 +326,19 @@ def test_an_epochs_report():
     report = model.mmkd.methods['sakd'].epoch_report()
     assert report['spots'] == ['stage3', 'logits']
     assert report['seen'] == [4, 2, 2, 2, 2]  # 6 images of 5 classes, twice
-    assert report['chosen'] == [[seen, seen] for seen in report['seen']]
+    assert report['chosen'] == [[number, number] for number in report['seen']]
     assert model.mmkd.methods['sakd'].epoch_report()['seen'] == [0] * 5
 
 
-@pytest.mark.parametrize(('settings', 'said'), [
+@pytest.mark.parametrize(('settings', 'message'), [
     (dict(strategy='sometimes'), "must be one of .*not 'sometimes'"),
     (dict(method='KD'), "features or of logits, not of 'KD'"),
     (dict(method='AB'), "spot 'preactivations' is none of 'stages'"),
     (dict(spot=['stage2', 'stage1']), 'in the order of the network'),
     (dict(spot='stage7'), "no spot 'stage7'"),
 ])
-def test_what_cannot_work_is_told(settings, said):
-    with pytest.raises(MMKDError, match=said):
+def test_what_cannot_work_says_why(settings, message):
+    with pytest.raises(MMKDError, match=message):
         make(**settings)
 
 
@@ -371,3 +371,12 @@ def test_two_processes(tmp_path):
     multiprocessing.spawn(worker, (23500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
     assert {path.name for path in tmp_path.iterdir()} == {
         f'{name}.{rank}' for name in (*DISTILLERS, 'never') for rank in range(2)}
+
+
+def test_the_preset_is_a_class():
+    sakd = make('RKD', kd_weight=0.5).mmkd.methods['sakd']
+    assert type(sakd) is SAKD and isinstance(sakd, SpotAdaptiveDistill)
+    assert (sakd.kd_weight, sakd.gamma, sakd.strategy) == (0.5, 2.0, 'adaptive')
+    assert sakd.inner.losses[0].weight == 1.0  # of the protocol 'sakd'
+    with pytest.raises(MMKDError, match="nearest names are 'FitNet'"):
+        make('FitNets')

@@ -56,7 +56,7 @@ def test_the_closed_form_of_the_gradient_is_autograds(activation, divergence):
     channels = method.layout.channels
     s, p = torch.randn(6, channels, requires_grad=True), torch.randn(6, channels)
     weights = torch.rand(6)
-    (weights * divergence(p, s, 3.0)).sum().div(weights.sum()).backward()
+    (weights * divergence(s, p, 3.0)).sum().div(weights.sum()).backward()
     ratio = s.grad.flatten() / method._gradient([s], [p], [weights])
     assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-3)  # up to one factor
     assert ratio[0] > 0

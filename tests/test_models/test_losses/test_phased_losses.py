@@ -1,4 +1,4 @@
-"""AB, FSP and FT, which have a first stage, and OFD, which shares AB's connectors."""
+"""AB, FSP and FT, which have a first phase, and OFD, which has the same connectors as AB."""
 import math
 
 import pytest
@@ -6,11 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from mmkd.errors import MMKDError
+from mmkd.models.connectors import ConvConnector
 from mmkd.models.losses.ab import ABLoss, activation_boundary_distance
-from mmkd.models.losses.base import pooled_alike
 from mmkd.models.losses.fsp import FSPLoss, flow_matrix
 from mmkd.models.losses.ft import FTLoss, factor_distance
 from mmkd.models.losses.ofd import NegativeMean, OFDLoss, margin_from_batch_norm, partial_l2
+from mmkd.models.losses.tensors import pooled_alike
 from mmkd.registry import MODELS
 
 
@@ -23,6 +24,17 @@ def connected(loss, student, teacher):
     torch.manual_seed(0)
     loss.build([tuple(s.shape[1:]) for s in student], [tuple(t.shape[1:]) for t in teacher])
     return loss.to(student[0].dtype if student[0].dtype.itemsize >= 4 else torch.float32)
+
+
+def connectors(student, teacher):
+    """The connectors in the presets of AB and OFD, in eval mode."""
+    torch.manual_seed(0)
+    built = []
+    for s, t in zip(student, teacher, strict=True):
+        connector = ConvConnector(kernel_size=1, relu=False, pool=True)
+        connector.build(tuple(s.shape[1:]), tuple(t.shape[1:]))
+        built.append(connector.eval())
+    return built
 
 
 def oracle(name):
@@ -101,7 +113,7 @@ def test_maps_are_needed(loss_class):
 
 
 @pytest.mark.parametrize('loss_class', [ABLoss, FSPLoss])
-def test_no_loss_after_the_first_stage_of_ab_and_fsp(loss_class):
+def test_no_loss_after_the_first_phase_of_ab_and_fsp(loss_class):
     student = [s.requires_grad_() for s in maps(*STUDENT)]
     teacher = maps(*TEACHER, seed=1)
     loss = connected(loss_class(first_weight=2.0), student, teacher)
@@ -144,14 +156,16 @@ def test_ab_against_torchdistill_alt_act_transfer_loss(margin):
 def test_ab_connects_every_level_and_halves_towards_the_first():
     student = maps((2, 3, 8, 8), (2, 5, 4, 4), (2, 7, 4, 4))
     teacher = maps((2, 4, 4, 4), (2, 6, 4, 4), (2, 8, 8, 8), seed=1)
-    loss = connected(ABLoss(), student, teacher).eval()
-    values = loss.values(student, teacher)
-    plain = connected(ABLoss(level_weights=(1, 1, 1)), student, teacher).eval().values(student, teacher)
+    convs = connectors(student, teacher)
+    outputs = [conv(s) for conv, s in zip(convs, student, strict=True)]
+    values = connected(ABLoss(), outputs, teacher).values(outputs, teacher)
+    plain = connected(ABLoss(level_weights=(1, 1, 1)), outputs, teacher).values(outputs, teacher)
     torch.testing.assert_close(torch.stack(values), torch.stack(plain) * torch.tensor([[0.25], [0.5], [1.0]]))
+    first, last = convs[0].layers[-2:], convs[2].layers  # behind the pooling of the connector
     torch.testing.assert_close(
-        plain[0], activation_boundary_distance(loss.connectors[0](F.avg_pool2d(student[0], 2)), teacher[0]))
+        plain[0], activation_boundary_distance(first(F.avg_pool2d(student[0], 2)), teacher[0]))
     torch.testing.assert_close(
-        plain[2], activation_boundary_distance(loss.connectors[2](student[2]), F.avg_pool2d(teacher[2], 2)))
+        plain[2], activation_boundary_distance(last(student[2]), F.avg_pool2d(teacher[2], 2)))
 
 
 # FSP
@@ -188,6 +202,12 @@ def test_fsp_against_loops(max_pool):
                     expected += (entry[0] - entry[1])**2 / (2 * c1 * c2)
     loss = FSPLoss(first_weight=50.0, max_pool=max_pool)
     torch.testing.assert_close(loss.first_phase(student, teacher), 50 * expected)
+
+
+@pytest.mark.parametrize('loss_class', [ABLoss, OFDLoss])
+def test_ab_and_ofd_need_the_same_channels(loss_class):
+    with pytest.raises(MMKDError, match='channels'):
+        loss_class().build([(4, 8, 8)], [(8, 8, 8)])
 
 
 def test_fsp_needs_the_same_channels_and_two_levels():
@@ -231,7 +251,7 @@ def test_factors_of_different_sizes_are_average_pooled():
 
 
 @pytest.mark.parametrize('use_bn', [False, True])
-def test_ft_first_stage_trains_the_paraphraser_alone(use_bn):
+def test_ft_first_phase_trains_the_paraphraser_alone(use_bn):
     student, teacher = maps(*STUDENT), maps(*TEACHER, seed=1)
     loss = connected(FTLoss(use_bn=use_bn), student, teacher)
     encoder, decoder = loss.encoders[1], loss.decoders[1]
@@ -250,7 +270,7 @@ def test_ft_first_stage_trains_the_paraphraser_alone(use_bn):
     assert all(p.grad is not None for module in (loss.encoders, loss.decoders) for p in module.parameters())
 
 
-def test_ft_second_stage_leaves_the_paraphraser_as_it_is():
+def test_ft_second_phase_leaves_the_paraphraser_as_it_is():
     student = [s.requires_grad_() for s in maps(*STUDENT)]
     teacher = maps(*TEACHER, seed=1)
     loss = connected(FTLoss(use_bn=True), student, teacher)
@@ -266,7 +286,7 @@ def test_ft_second_stage_leaves_the_paraphraser_as_it_is():
 
 
 @pytest.mark.parametrize('use_bn', [False, True])
-def test_ft_without_a_first_stage_never_changes_the_paraphraser(use_bn):
+def test_ft_without_a_first_phase_never_changes_the_paraphraser(use_bn):
     student, teacher = maps(*STUDENT), maps(*TEACHER, seed=1)
     loss = connected(FTLoss(use_bn=use_bn), student, teacher)
     loss.end_first_phase()
@@ -363,8 +383,10 @@ def test_ofd_forgets_what_overflowed(bad):
 
 def test_ofd_halves_towards_the_first_level_and_pools():
     student, teacher = maps((2, 3, 8, 8), (2, 5, 4, 4)), maps((2, 4, 4, 4), (2, 6, 8, 8), seed=1)
-    loss = connected(OFDLoss(weight=0.1), student, teacher).eval()
-    s = [loss.connectors[0](F.avg_pool2d(student[0], 2)), loss.connectors[1](student[1])]
+    convs = connectors(student, teacher)
+    outputs = [conv(s) for conv, s in zip(convs, student, strict=True)]
+    loss = connected(OFDLoss(weight=0.1), outputs, teacher).eval()
+    s = [convs[0].layers[-2:](F.avg_pool2d(student[0], 2)), convs[1].layers(student[1])]
     t = [teacher[0], F.avg_pool2d(teacher[1], 2)]
     levels = [partial_l2(one, two, torch.zeros(one.shape[1])).mean() for one, two in zip(s, t, strict=True)]
-    torch.testing.assert_close(loss(student, teacher), 0.1 * (levels[0] / 2 + levels[1]))
+    torch.testing.assert_close(loss(outputs, teacher), 0.1 * (levels[0] / 2 + levels[1]))

@@ -1,0 +1,3 @@
+from .method import SAKD, SpotAdaptiveDistill
+
+__all__ = ['SAKD', 'SpotAdaptiveDistill']

@@ -1,0 +1,303 @@
+"""SAKD, which chooses for every sample at which spots to distil."""
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from mmengine.dist import all_reduce
+from torch import Tensor, nn
+
+from ....errors import MMKDError, check_choice, check_weight, nearest_names
+from ....random_state import separate_random_state
+from ....registry import MODELS
+from ...losses import kl_divergence
+from ...spots import is_classifier, logit_layout, probe, resolve_spot
+from ...spots.splitting import split
+from ...step import Step
+from ...teachers import Teacher
+from ..base import Method
+from ..feature_distill import FeatureDistill
+from ..logit_distill import LogitDistill
+from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
+from ..protocols import PROTOCOLS
+from .policy import SpotPolicy
+from .routing import POOLED, Routing, stage_numbers
+
+STRATEGIES = ('adaptive', 'always', 'never', 'random', 'reversed')
+
+
+@MODELS.register_module()
+class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, EpochReports, Method):
+    r"""Distils every sample only at the spots that suit it (SAKD, Song et al., IEEE TIP 2022).
+
+    .. math::
+        L &= CE(S, Y) + \frac{1}{N} \sum_n \Big( \sum_i a_{in} L_{in} + \alpha a_{Kn} KL(T_n ‖ S_n) \Big) \\
+        L_{routing} &= \frac{1}{N} \sum_n w_n CE(z_n, Y_n) + \max(0, N/2 - \sum_n a_{Kn})
+
+    L_i is the loss of an inner method at spot i, with that method's weight, and a are the choices of a
+    :class:`~mmkd.models.methods.sakd.policy.SpotPolicy`, which learns from the routing loss. There, z are the
+    logits of a :class:`~mmkd.models.methods.sakd.routing.Routing`, which sends every sample through stages of
+    the student and the teacher by the same choices, and w is γ if z has a larger cross-entropy than the
+    student, else 1/γ. The routing loss trains only the policy and the adapters of the routing. For losses
+    that compare samples with one another, L_i is the loss of the chosen samples, multiplied by their share of
+    the batch.
+
+    It is for classifiers. The policy, the adapters and the teacher are not needed after training.
+
+    Args:
+        method: Config of the inner method, which distils features or logits. ``None`` distils only logits, by
+            the KL divergence.
+        strategy: ``'adaptive'``, or one of the paper's controls: ``'always'``, ``'never'``, ``'random'``
+            (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
+        kd_weight: α.
+        temperature: τ of the KL divergence.
+        gamma: γ; 2 in the released settings of AT, VID and RKD.
+        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
+        same_family: Whether both networks belong to one family, for which the policy starts by distilling at
+            every spot. By default, whether their backbones have the same class.
+        lr_mult: Learning rate of policy and adapters, relative to the student's.
+        weight_decay: Weight decay of policy and adapters.
+    """
+
+    def __init__(self,
+                 method: Mapping | None = None,
+                 strategy: str = 'adaptive',
+                 kd_weight: float = 1.0,
+                 temperature: float = 4.0,
+                 gamma: float = 1.0,
+                 gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None,
+                 lr_mult: float = 0.5,
+                 weight_decay: float = 1e-3) -> None:
+        super().__init__()
+        check_choice(strategy, STRATEGIES, 'strategy')
+        self.inner = _build_inner(method)
+        check_weight(kd_weight, 'kd_weight')
+        self.strategy = strategy
+        self.kd_weight = kd_weight
+        self.temperature = temperature
+        self.gamma = gamma
+        self.gumbel_temperature = gumbel_temperature
+        self.same_family = same_family
+        settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
+        self.optimizer_settings = dict(policy=settings, routing=settings) if self._has_policy else {}
+        if isinstance(self.inner, FeatureDistill):
+            self.first_phase_epochs = self.inner.first_phase_epochs
+            self.trains_student_first = self.inner.trains_student_first
+            self.needs_train_labels = self.inner.needs_train_labels
+        self.policy, self.routing = nn.Module(), nn.Module()
+
+    @property
+    def _has_policy(self) -> bool:
+        return self.strategy in ('adaptive', 'reversed')
+
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        if not is_classifier(student):
+            raise MMKDError('SAKD is for classifiers.')
+        if len(teachers) != 1:
+            raise MMKDError(f'SAKD learns from one teacher, not from {len(teachers)}.')
+        teacher, = teachers
+        if self._has_policy and teacher.inference.precision != 'fp32':
+            raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
+        self.layout = logit_layout(student, 'student')
+        if self.layout.activation != 'softmax':
+            raise MMKDError('SAKD is for classifiers that choose one class.')
+        teacher.require_logits(self.layout)
+        self._teacher = (teacher, )  # in a tuple, so that it is not a submodule
+        student_spots, teacher_spots = ['cls_outputs', 'features'], ['cls_outputs', 'features']
+        if self.inner is not None:
+            self.inner.build(student, teachers, student_cfg)
+            student_spots += self.inner.student_spots
+            teacher_spots += self.inner.teacher_spots
+        self.student_spots = tuple(dict.fromkeys(student_spots))
+        self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
+        self._add_spots(student, teacher.model)
+        num_classes = self.layout.num_classes
+        self.register_buffer('sample_counts', torch.zeros(num_classes), False)
+        self.register_buffer('distilled_counts', torch.zeros(num_classes, len(self.spot_names)), False)
+
+    def _add_spots(self, student: nn.Module, teacher: nn.Module) -> None:
+        """Find the stages of the inner method's spots, and build the policy and the routing."""
+        stages, shapes = [], []
+        if isinstance(self.inner, FeatureDistill):
+            student_stages = stage_numbers(
+                self.inner.student_spots, len(split(student.backbone).stages), 'student')
+            teacher_stages = stage_numbers(
+                self.inner.teacher_spots, len(split(teacher.backbone).stages), 'teacher')
+            stages = list(zip(student_stages, teacher_stages, strict=True))
+            shapes = list(zip(*self.inner.shapes, strict=True))
+        names = ['features' if stage == POOLED else f'stage{stage}' for stage, _ in stages]
+        self.spot_names = [*names, 'logits']
+        if self._has_policy:
+            same_family = self.same_family
+            if same_family is None:
+                same_family = type(student.backbone) is type(teacher.backbone)
+            channels = _pooled_channels(student) + _pooled_channels(teacher)
+            bias = 10.0 if same_family else 0.0
+            self.policy = SpotPolicy(channels, len(self.spot_names), self.gumbel_temperature, bias)
+            self.routing = Routing(stages, shapes)
+
+    def set_train_labels(self, labels: Sequence[int]) -> None:
+        if isinstance(self.inner, FeatureDistill):
+            self.inner.set_train_labels(labels)
+
+    def end_first_phase(self) -> None:
+        if isinstance(self.inner, FeatureDistill):
+            self.inner.end_first_phase()
+
+    def forward(self, step: Step) -> dict[str, Tensor]:
+        """See :meth:`Method.forward`.
+
+        Returns:
+            dict: ``loss_feature`` or ``loss_logit`` of the inner method, ``loss_kd``, with a policy also
+            ``loss_routing`` and ``loss_balance``; and ``share_<spot>``, the share of the samples that are
+            distilled at a spot.
+        """
+        if isinstance(self.inner, FeatureDistill):
+            self.inner.in_first_phase = self.in_first_phase
+            if self.in_first_phase:
+                return self._with_all_parameters(self.inner(step))
+        s, = self.layout.logits(step.student_outputs['cls_outputs'])
+        t, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
+        target = _target(step.data_samples, s)
+        choices = self._choose(step, len(s))
+        losses = {}
+        if self._has_policy:
+            losses.update(self._routing_losses(step, choices, s, t, target))
+        used = 1 - choices.detach() if self.strategy == 'reversed' else choices.detach()
+        if self.inner is not None and self.inner.active:
+            inner_choices = used[:, :-1] if isinstance(self.inner, FeatureDistill) else used[:, -1:]
+            losses.update(self.inner(step, inner_choices.unbind(dim=1)))
+        divergence = kl_divergence(s, t.detach(), self.temperature)
+        losses['loss_kd'] = self.kd_weight * (used[:, -1] * divergence).mean()
+        self._count(used, target)
+        shares = used.mean(dim=0)
+        losses.update({f'share_{name}': share for name, share in zip(self.spot_names, shares, strict=True)})
+        return self._with_all_parameters(losses)
+
+    def _choose(self, step: Step, number: int) -> Tensor:
+        """Return the choices of a batch of ``number`` samples, ``(N, spots + 1)``."""
+        shape = number, len(self.spot_names)
+        if self.strategy in ('always', 'never'):
+            return torch.full(shape, float(self.strategy == 'always'), device=step.inputs.device)
+        with separate_random_state():
+            if self.strategy == 'random':
+                return (torch.rand(shape, device=step.inputs.device) < 0.5).float()
+            return self.policy(_pooled(step.student_outputs['features']),
+                               _pooled(step.teacher_outputs[0]['features']))
+
+    def _routing_losses(self, step: Step, choices: Tensor, s: Tensor, t: Tensor, target: Tensor) -> dict:
+        teacher, = self._teacher
+        teacher_feature = None
+        if isinstance(self.inner, FeatureDistill):
+            teacher_feature = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
+        z = self.routing(step.student, teacher, step.inputs, teacher_feature, t, choices)
+        routed = F.cross_entropy(z.float(), target, reduction='none')
+        plain = F.cross_entropy(s.detach().float(), target, reduction='none')
+        factor = torch.where(routed.detach() > plain, self.gamma, 1 / self.gamma)
+        return dict(loss_routing=(factor * routed).mean(),
+                    loss_balance=(len(s) / 2 - choices[:, -1].sum()).clamp(min=0))
+
+    def _with_all_parameters(self, losses: dict) -> dict:
+        """Make every parameter part of the losses, because DDP waits for those that no sample needed."""
+        name = next(name for name in losses if 'loss' in name)
+        zeros = [parameter.sum() * 0 for parameter in self.parameters() if parameter.requires_grad]
+        return {**losses, name: losses[name] + sum(zeros)}
+
+    @torch.no_grad()
+    def _count(self, used: Tensor, target: Tensor) -> None:
+        classes = target if target.dim() == 1 else target.argmax(dim=1)
+        self.distilled_counts.index_add_(0, classes, used.to(self.distilled_counts))
+        self.sample_counts.index_add_(0, classes, torch.ones_like(classes, dtype=self.sample_counts.dtype))
+
+    def epoch_report(self) -> dict:
+        """Return the numbers of samples since the last report, and of those distilled, by class and spot.
+
+        Returns:
+            dict: ``spots``, their names; ``seen``, the number of samples of each of K classes; and
+            ``chosen``, for each class the number of samples distilled at every spot. The numbers are sums
+            over all ranks.
+        """
+        counts = [self.sample_counts.clone(), self.distilled_counts.clone()]
+        for count in counts:
+            all_reduce(count)
+        self.sample_counts.zero_()
+        self.distilled_counts.zero_()
+        return dict(spots=self.spot_names, seen=counts[0].tolist(), chosen=counts[1].tolist())
+
+
+@MODELS.register_module()
+class SAKD(SpotAdaptiveDistill):
+    """SAKD in the setting of its paper (Song et al., IEEE TIP 2022), on top of a method of the zoo.
+
+    FSP, which has no first phase here, has weight 50.
+
+    Args:
+        method: Name of the inner method.
+        strategy: See :class:`SpotAdaptiveDistill`.
+        kd_weight: α, see :class:`SpotAdaptiveDistill`.
+        temperature: τ of the KL divergence.
+        gamma: γ; by default the released settings: 2 for AT, VID and RKD, else 1.
+        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
+        same_family: Whether both networks belong to one family, see :class:`SpotAdaptiveDistill`.
+        lr_mult: Learning rate of policy and adapters, relative to the student's.
+        weight_decay: Weight decay of policy and adapters.
+        **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; the default weight is
+            from the protocol ``'sakd'``.
+    """
+
+    def __init__(self,
+                 method: str = 'FitNet',
+                 strategy: str = 'adaptive',
+                 kd_weight: float = 1.0,
+                 temperature: float = 4.0,
+                 gamma: float | None = None,
+                 gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None,
+                 lr_mult: float = 0.5,
+                 weight_decay: float = 1e-3,
+                 **method_settings: Any) -> None:
+        names = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
+        if method not in names:
+            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, names)}.')
+        defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
+        if method in PROTOCOLS['sakd']:
+            defaults.update(protocol='sakd')
+        if method == 'FSP':  # a first phase would have no choices
+            defaults.update(weight=50.0, first_phase_epochs=0)
+        if gamma is None:
+            gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
+        super().__init__({**defaults, **method_settings}, strategy, kd_weight, temperature, gamma,
+                         gumbel_temperature, same_family, lr_mult, weight_decay)
+
+
+_NOT_SUPPORTED = 'SAKD chooses spots of methods of features or of logits, not of {!r}'
+
+
+def _build_inner(config: Mapping | None) -> FeatureDistill | LogitDistill | None:
+    if config is None:
+        return None
+    method = MODELS.build(dict(config))
+    if not isinstance(method, (FeatureDistill, LogitDistill)):
+        raise MMKDError(_NOT_SUPPORTED.format(config['type']) + '.')
+    return method
+
+
+def _pooled(calls: list) -> Tensor:
+    """Return the last recorded feature, averaged over positions, ``(N, C)``."""
+    feature = calls[-1]
+    while isinstance(feature, (tuple, list)):
+        feature = feature[-1]
+    return feature.flatten(2).mean(dim=2) if feature.dim() == 4 else feature
+
+
+def _pooled_channels(model: nn.Module) -> int:
+    outputs = probe(model, dict(features=resolve_spot(model, 'features', 'network')))
+    return _pooled(outputs['features']).shape[1]
+
+
+def _target(samples: Sequence, logits: Tensor) -> Tensor:
+    """Return labels ``(N,)``, or probabilities ``(N, K)`` of mixed images."""
+    if 'gt_score' in samples[0]:
+        return torch.stack([sample.gt_score for sample in samples]).to(logits.device).float()
+    return torch.cat([sample.gt_label for sample in samples]).to(logits.device)

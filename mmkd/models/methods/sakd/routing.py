@@ -1,0 +1,201 @@
+"""SAKD's multi-path routing, in which samples pass through stages of the student and of the teacher."""
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....errors import MMKDError
+from ...connectors import ConvConnector, LinearConnector
+from ...spots.splitting import split
+from ...teachers import Teacher
+
+POOLED = -1
+"""Stands for the output of a network's neck among the numbers of its stages, which start at 1."""
+
+
+class Adapter(nn.Module):
+    """Gives a feature of one network the shape of the other network's feature.
+
+    It is a 1×1 convolution with batch norm, or a linear layer for vectors.
+
+    Args:
+        source: Shape of a sample's feature, ``(C, H, W)`` or ``(C,)``.
+        target: Shape of a sample's feature in the other network.
+    """
+
+    def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
+        super().__init__()
+        self.connector = LinearConnector() if len(source) == 1 else ConvConnector(kernel_size=1, relu=False)
+        self.connector.build(source, target)
+
+    def forward(self, feature: Tensor, like: Tensor) -> Tensor:
+        """Return the feature in the shape of ``like``; a map is resampled to its height and width."""
+        feature = self.connector(feature)
+        size = like.shape[-2:]
+        if feature.dim() != 4 or feature.shape[-2:] == size:
+            return feature
+        if feature.shape[-1] > like.shape[-1]:
+            return nn.functional.adaptive_avg_pool2d(feature, size)
+        return nn.functional.interpolate(feature, size=size, mode='nearest')
+
+
+class Routing(nn.Module):
+    r"""Runs student and teacher side by side, and lets every sample change networks after every spot.
+
+    At a spot with the choice a and adapters A,
+
+    .. math:: f_T \leftarrow (1 - a) A_{S→T}(f_S) + a f_T, \\
+              f_S \leftarrow (1 - a) f_S + a A_{T→S}(f_T)
+
+    and at the output :math:`z = (1 - a_K) z_S + a_K z_T`.
+
+    Args:
+        stages: For every spot, the numbers of the student's and of the teacher's stage, or :data:`POOLED`;
+            see :func:`stage_numbers`.
+        shapes: For every spot, the shapes of a sample's feature in student and teacher.
+    """
+
+    def __init__(self, stages: Sequence[tuple[int, int]],
+                 shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+        super().__init__()
+        self.stages = tuple(stages)
+        self.to_teacher = nn.ModuleList(Adapter(student, teacher) for student, teacher in shapes)
+        self.to_student = nn.ModuleList(Adapter(teacher, student) for student, teacher in shapes)
+
+    def forward(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
+                teacher_logits: Tensor, choices: Tensor) -> Tensor:
+        """Compute routed logits.
+
+        The student's parameters and batch statistics do not change: gradients reach only the adapters and
+        the choices.
+
+        Args:
+            student: The student classifier.
+            teacher: The teacher, frozen and in eval mode.
+            images: The student's preprocessed batch ``(N, 3, H, W)``.
+            teacher_feature: The teacher's feature at the first spot; ``None`` if there are no spots.
+            teacher_logits: The teacher's logits ``(N, K)``, used if there are no spots.
+            choices: The choices ``(N, spots + 1)``, the last for the logits.
+
+        Returns:
+            Tensor: Logits ``(N, K)``.
+        """
+        parameters = {f'network.{name}': parameter.detach() for name, parameter in student.named_parameters()
+                      if not name.startswith('mmkd.')}
+        with _in_eval(student):
+            return torch.func.functional_call(
+                _Routed(student), parameters,
+                (self, teacher, images, teacher_feature, teacher_logits, choices))
+
+    def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
+            teacher_logits: Tensor, choices: Tensor) -> Tensor:
+        """Run both networks; arguments as for :meth:`forward`."""
+        student_path, teacher_path = _Path(student), _Path(teacher.model)
+        with torch.no_grad():  # nothing before the first spot is trained here
+            x = student_path.advance(student_path.start(images), self.stages[0][0] if self.stages else None)
+        if not self.stages:
+            return _mixed(choices[:, -1], x, teacher_logits)
+        y = teacher_path.resume(teacher_feature, self.stages[0][1])
+        for index, (student_stage, teacher_stage) in enumerate(self.stages):
+            if index:
+                x = student_path.advance(x, student_stage)
+                y = teacher_path.advance(y, teacher_stage)
+            choice = choices[:, index]
+            routed_x = _mixed(choice, x, self.to_student[index](y, x))
+            y = _mixed(choice, self.to_teacher[index](x, y), y)
+            x = routed_x
+        logits, = teacher.class_mapping.outputs([teacher_path.advance(y, None)])
+        return _mixed(choices[:, -1], student_path.advance(x, None), logits)
+
+
+class _Routed(nn.Module):
+    """Holds the student during one call in which its parameters are replaced."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, routing: Routing, *args: Any) -> Tensor:
+        return routing.run(self.network, *args)
+
+
+class _Path:
+    """Runs a classifier stage by stage."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.parts = split(model.backbone)
+        self.stage = 0
+
+    def start(self, images: Tensor) -> Any:
+        return self.parts.stem(images)
+
+    def resume(self, feature: Any, stage: int) -> Any:
+        """Continue with the output of a stage."""
+        self.stage = stage
+        return feature
+
+    def advance(self, feature: Any, stage: int | None) -> Any:
+        """Run up to the output of a stage, of the neck (:data:`POOLED`) or of the head (``None``)."""
+        runs_neck = stage in (None, POOLED)
+        last = len(self.parts.stages) if stage is None or stage == POOLED else stage
+        if self.stage != POOLED:
+            for _, module in self.parts.stages[self.stage:last]:
+                feature = module(feature)
+            self.stage = last
+            if runs_neck:
+                feature = self.parts.tail(feature)
+                feature = (self.model.neck(feature) if self.model.with_neck else feature)[-1]
+                self.stage = POOLED
+        return self.model.head((feature, )) if stage is None else feature
+
+
+def _mixed(choice: Tensor, if_zero: Tensor, if_one: Tensor) -> Tensor:
+    choice = choice.to(if_one.dtype).reshape(-1, *[1] * (if_one.dim() - 1))
+    return (1 - choice) * if_zero + choice * if_one
+
+
+@contextmanager
+def _in_eval(student: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for name, module in student.named_modules()
+             if name.split('.')[0] != 'mmkd']
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def stage_numbers(spots: Sequence[str], num_stages: int, role: str) -> list[int]:
+    """Return the number of the stage that every spot reads, or :data:`POOLED` for ``features``.
+
+    Args:
+        spots: Names of spots, as in a config.
+        num_stages: Number of stages of the network.
+        role: ``'student'`` or ``'teacher'``, for error messages.
+
+    Raises:
+        MMKDError: If a spot is not the output of a stage, or the spots are not in the network's order.
+    """
+    numbers: list[int] = []
+    for spot in spots:
+        if spot == 'stages':
+            numbers += range(1, num_stages + 1)
+        elif spot == 'last_stage':
+            numbers.append(num_stages)
+        elif spot == 'features':
+            numbers.append(POOLED)
+        elif spot.startswith('stage') and spot[5:].isdigit() and 1 <= int(spot[5:]) <= num_stages:
+            numbers.append(int(spot[5:]))
+        else:
+            raise MMKDError(f"SAKD routes at the ends of stages; the {role}'s spot {spot!r} is none of "
+                            f"'stages', 'stage1' to 'stage{num_stages}', 'last_stage' and 'features'.")
+    order = [num_stages + 1 if number == POOLED else number for number in numbers]
+    if order != sorted(set(order)):
+        raise MMKDError(f"SAKD needs the {role}'s spots in the order of the network, each of them once, not "
+                        f'{list(spots)}.')
+    return numbers
