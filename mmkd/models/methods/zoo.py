@@ -16,6 +16,7 @@ from .feature_distill import FeatureDistill
 from .logit_distill import LogitDistill
 from .protocols import PROTOCOLS
 
+
 @dataclass(frozen=True)
 class ZooEntry:
     """A method of this module.
