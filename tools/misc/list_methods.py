@@ -29,7 +29,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def row(entry: MethodEntry) -> tuple[str, ...]:
-    """Return a method's name, the networks it is for, a config or how to use it without one, and its paper."""
+    """Return a method's name, the networks it is for, a config (or an option) that uses it, and its paper."""
     return entry.name, ', '.join(entry.task), entry.config or f'--distill {entry.name.lower()}', entry.paper
 
 

@@ -376,7 +376,7 @@ def test_what_cannot_be_crossed_says_why():
         pair('gfl', wide)
     with pytest.raises(MMKDError, match='must lie between 1 and 2, the depth of the towers of the student'):
         pair('gfl', layer=3)
-    with pytest.raises(MMKDError, match='anchors per place'):
+    with pytest.raises(MMKDError, match='anchors per location'):
         pair('retinanet', 'fcos')
     with pytest.raises(MMKDError, match='CrossKD learns from a teacher'):
         build(dict(type='mmkd.DetectorDistiller', student=detector('gfl'),
