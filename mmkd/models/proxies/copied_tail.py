@@ -165,7 +165,7 @@ class CopiedTail(Proxy):
 
 
 def _run_last_stage(backbone: nn.Module, features: Any) -> Any:
-    """Return a backbone's last output, given the output of its last stage but one."""
+    """Return the last output of a backbone, from the output of the stage before the last one."""
     parts = split(backbone)
     _, stage = parts.stages[-1]
     (output, ) = parts.tail(stage(features))
@@ -177,7 +177,7 @@ def _copied_last_stage(backbone: nn.Module, features: Any) -> nn.Module:
 
     Args:
         backbone: The backbone.
-        features: An output of its last stage but one.
+        features: An output of the stage before the last one.
     """
     backbone = copy.deepcopy(backbone).requires_grad_(True)
     if hasattr(backbone, 'frozen_stages'):
@@ -204,7 +204,7 @@ def _keep(module: nn.Module, prefix: str, called: set[str], unreached: set[int])
         path = f'{prefix}{name}'
         if path in called:
             continue
-        if any(other.startswith(f'{path}.') for other in called):
+        if any(descendant.startswith(f'{path}.') for descendant in called):
             _keep(child, f'{path}.', called, unreached)
         else:
             setattr(module, name, nn.Identity())

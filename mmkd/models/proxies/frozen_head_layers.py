@@ -50,8 +50,7 @@ class FrozenHeadLayers(Proxy):
     def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         teacher_outputs = step.teacher_outputs[index]
         if self.fuses_stages:
-            stages = [teacher_outputs[spot][0] for spot in self.teacher_spots]
-            maps = [stage if isinstance(stage, Tensor) else stage[-1] for stage in stages]
+            maps = [teacher_outputs[spot][0] for spot in self.teacher_spots]
             outputs = self.teacher.classify_map(self.module(maps))
         else:
             outputs = self.teacher.run_frozen_head(

@@ -7,7 +7,15 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import MMKDError
-from ..spots import classification_heads, is_two_stage, probe, resolve_spot, stage_names
+from ..spots import (
+    HookPoint,
+    classification_heads,
+    is_two_stage,
+    module_hooks,
+    probe,
+    resolve_spot,
+    stage_names,
+)
 
 
 class PyramidFusion(BaseModule):
@@ -116,35 +124,47 @@ def fused_spots(model: nn.Module, number: int = 3) -> dict[str, int]:
         number: The number of resolutions.
 
     Returns:
-        dict: Spot and number of channels of each map. The last one is the map that the head classifies; it is
-        the last element of what is recorded at its spot.
+        dict: Spot and number of channels of each map; the last one is the map that the head classifies.
 
     Raises:
-        MMKDError: If there are fewer resolutions, or the backbone returns no map.
+        MMKDError: If there are fewer resolutions, or the head does not classify a map.
     """
-    spots = _map_spots(model)
+    spots, output = _map_spots(model)
     points = {spot: resolve_spot(model, spot, 'teacher') for spot in spots}
     last_maps: dict[tuple[int, ...], tuple[str, int]] = {}
-    for spot, (output, *_) in (probe(model, points) if points else {}).items():
-        features = output[-1] if isinstance(output, tuple) else output
+    shapes = []
+    for spot, (features, *_) in (probe(model, points) if points else {}).items():
+        shapes.append(getattr(features, 'shape', None))
         if isinstance(features, Tensor) and features.dim() == 4:
             last_maps[tuple(features.shape[-2:])] = (spot, features.shape[1])
     maps = list(last_maps.values())
-    if len(maps) < number or maps[-1][0] != spots[-1]:
+    if len(maps) < number or output not in (None, shapes[-1]):
         raise MMKDError(f'The teacher {type(model).__name__} has feature maps of {len(maps)} resolutions; '
                         f'{number} are needed to fuse them: a convolutional network with that many known '
-                        'stages, whose last map is what is classified.')
+                        'stages, whose head classifies the last map.')
     return dict(maps[-number:])
 
 
-def _map_spots(model: nn.Module) -> list[str]:
-    """Return the spots of a classifier's stages, and the spot of the map that the head classifies."""
-    if hasattr(model, 'backbone'):
-        return [*(f'backbone.{name}' for name in stage_names(model.backbone)), 'backbone']
-    network = getattr(model, 'model', nn.Identity())
-    # The heads of timm's networks start with the pooling.
-    pooling = [f'model.{name}:input' for name, _ in network.named_modules() if name.endswith('global_pool')]
-    return [*(f'model.{name}' for name in stage_names(network)), *pooling[:1]]
+def _map_spots(model: nn.Module) -> tuple[list[str], tuple[int, ...] | None]:
+    """Return the spots of a classifier's stages and of the map that the head classifies.
+
+    Returns:
+        tuple: The spots; and the shape that the map must have, where that is not certain.
+    """
+    if not hasattr(model, 'backbone'):
+        network = getattr(model, 'model', nn.Identity())
+        # The heads of timm's networks start with the pooling.
+        pooling = [f'{name}:input' for name, _ in network.named_modules() if name.endswith('global_pool')]
+        return [f'model.{name}' for name in [*stage_names(network), *pooling[:1]]], None
+    # The map is the output of the backbone's last module: a ReLU that is not a module may follow in the
+    # backbone, but the fusion ends with a ReLU as well.
+    called: list[str] = []
+    hooks = [(module, lambda *_, name=name: called.append(name))
+             for name, module in model.backbone.named_modules() if name]
+    with module_hooks(forward=hooks):
+        (outputs, ) = probe(model, dict(outputs=HookPoint('backbone')))['outputs']
+    spots = [f'backbone.{name}' for name in [*stage_names(model.backbone), called[-1]]]
+    return spots, getattr(outputs[-1], 'shape', ())  # some transformers return several tensors
 
 
 def build_fusion(teacher: nn.Module) -> PyramidFusion | RoIFusion:

@@ -97,7 +97,7 @@ def _check_boxes(config: Config, weights: Mapping[str, Tensor], teacher: Teacher
         boxes, improved_boxes = _boxes(teacher.model, features), _boxes(improved, features)
     if not all(torch.equal(before, after) for before, after in zip(boxes, improved_boxes, strict=True)):
         raise MMKDError(f'The boxes of the {type(teacher.model).__name__} (or their centerness) are computed '
-                        'by layers that were trained for classes, so they would suffer; it cannot be written.')
+                        'by layers that were trained for classes, so they would suffer; not exported.')
 
 
 def _boxes(model: Any, features: Sequence[Tensor]) -> list[Tensor]:

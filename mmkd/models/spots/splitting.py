@@ -102,7 +102,7 @@ def _parts(backbone: nn.Module) -> tuple[Split, int]:
     if all(hasattr(backbone, part) for part in ('stem', 'stages', 'tail')):
         return _staged(backbone)
     for kind, (family, layers) in FAMILIES.items():
-        # A subclass with a forward pass of its own may call the same modules in another way.
+        # A subclass that overrides `forward` may call the same modules in another way.
         if type(backbone).forward is kind.forward:
             return family(backbone), len(getattr(backbone, layers))
     names = ', '.join(dict.fromkeys(kind.__name__ for kind in FAMILIES))
@@ -160,9 +160,9 @@ def _convnext(backbone: ConvNeXt) -> Split:
         norm = getattr(backbone, f'norm{len(backbone.stages) - 1}')
         return norm(x.mean([-2, -1], keepdim=True)).flatten(1) if backbone.gap_before_final_norm else norm(x)
 
-    stem, *others = ([f'downsample_layers.{index}', f'stages.{index}']
+    stem, *later = ([f'downsample_layers.{index}', f'stages.{index}']
                      for index in range(len(backbone.stages)))
-    return _chained(backbone, stem[:1], [stem[1:], *others], [tail])
+    return _chained(backbone, stem[:1], [stem[1:], *later], [tail])
 
 
 def _vision_transformer(backbone: VisionTransformer | DistilledVisionTransformer) -> Split:

@@ -187,16 +187,16 @@ def test_the_copy_learns_and_becomes_a_teacher(family):
 @pytest.mark.usefixtures('_of_classifiers')
 @pytest.mark.parametrize('family', ['swin', 'vit', 'convnext'])
 def test_the_copy_can_be_resumed_and_averaged(family):
-    model, other = make(family, 'random'), make(family, 'teacher')
-    other.load_state_dict(model.state_dict())
-    proxy = other.mmkd.methods.sokd.proxies[0]
+    model, resumed = make(family, 'random'), make(family, 'teacher')
+    resumed.load_state_dict(model.state_dict())
+    proxy = resumed.mmkd.methods.sokd.proxies[0]
     images = torch.randn(2, 3, 64, 64)
-    logits, _ = logits_of_both(model.mmkd.methods.sokd.proxies[0], other.mmkd.teacher.model, images)
+    logits, _ = logits_of_both(model.mmkd.methods.sokd.proxies[0], resumed.mmkd.teacher.model, images)
     averaged = copy.deepcopy(proxy)
     with torch.no_grad():
         for parameter in proxy.parameters():
             parameter.zero_()
-    assert torch.equal(logits_of_both(averaged, other.mmkd.teacher.model, images)[0], logits)
+    assert torch.equal(logits_of_both(averaged, resumed.mmkd.teacher.model, images)[0], logits)
 
 
 @pytest.mark.usefixtures('_of_classifiers')

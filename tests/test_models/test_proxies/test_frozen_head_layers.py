@@ -6,7 +6,6 @@ from mmengine.registry import MODELS
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import FrozenHeadLayers
 from mmkd.models.proxies.fusion import fused_spots
-from mmkd.models.spots import record, resolve_spot
 from tests.helpers.classifiers import batch, classifier, deit, distil, teacher_of
 from tests.helpers.tiny import build
 
@@ -16,16 +15,13 @@ SHAKE = dict(type='mmkd.SHAKE', placement='teacher')
 
 
 def test_released_fusion_takes_the_last_three_stages():
-    model = MODELS.build(teacher_of()).eval()
-    channels = {'backbone.layer2': 32, 'backbone.layer3': 64, 'backbone': 128}
-    assert fused_spots(model) == channels
-    points = {spot: resolve_spot(model, spot, 'teacher') for spot in (*channels, 'backbone.layer4')}
-    outputs = record(model, points, torch.randn(1, 3, 64, 64))
-    assert outputs['backbone'][0][-1] is outputs['backbone.layer4'][0]
+    model = MODELS.build(teacher_of())
+    assert list(fused_spots(model).items()) == [
+        ('backbone.layer2', 32), ('backbone.layer3', 64), ('backbone.layer4', 128)]
     bottlenecks = teacher_of(depth=50, size=8)
     bottlenecks.head.in_channels *= 4
     fifty = MODELS.build(bottlenecks)
-    assert list(fused_spots(fifty)) == ['backbone.layer2', 'backbone.layer3', 'backbone']
+    assert list(fused_spots(fifty)) == ['backbone.layer2', 'backbone.layer3', 'backbone.layer4']
 
 
 def teacher_with(backbone: dict, channels: int) -> dict:
@@ -37,15 +33,15 @@ def teacher_with(backbone: dict, channels: int) -> dict:
 
 @pytest.mark.parametrize(('backbone', 'spots', 'channels'), [
     # What follows the last stage belongs to the map that is classified.
-    (dict(type='MobileNetV2', widen_factor=0.25), ['backbone.layer3', 'backbone.layer5', 'backbone'], 1280),
-    (dict(type='mmkd.CRDWideResNet', depth=10, width=1), ['backbone.block1', 'backbone.block2', 'backbone'],
-     64),
+    (dict(type='MobileNetV2', widen_factor=0.25), ['layer3', 'layer5', 'conv2'], 1280),
+    (dict(type='mmkd.CRDWideResNet', depth=10, width=1), ['block1', 'block2', 'bn1'], 64),
     # Two stages of one resolution: the last one counts.
-    (dict(type='mmkd.CRDVGG', depth=8), ['backbone.block1', 'backbone.block2', 'backbone'], 512),
+    (dict(type='mmkd.CRDVGG', depth=8), ['block1', 'block2', 'block4'], 512),
 ])
 def test_the_last_map_of_every_resolution_is_fused(backbone, spots, channels):
     model = build(distil(classifier(), teacher_with(backbone, channels), shake=SHAKE))
-    assert list(model.mmkd.methods.shake.proxies[0].teacher_spots) == spots
+    assert list(model.mmkd.methods.shake.proxies[0].teacher_spots) == [
+        f'backbone.{spot}' for spot in spots]
     total, log = model.parse_losses(model(**batch(model), mode='loss'))
     total.backward()
     assert torch.isfinite(total) and log['shake.loss_student'] > 0
@@ -57,6 +53,17 @@ def test_the_stages_of_a_network_of_timm():
                          ('resnet18', ['layer2', 'layer3', 'global_pool:input'])):
         model = MODELS.build(dict(type='mmpretrain.TimmClassifier', model_name=name, num_classes=5))
         assert list(fused_spots(model)) == [f'model.{stage}' for stage in stages]
+
+
+@pytest.mark.parametrize('backbone', [
+    dict(type='ResNet', depth=18, out_indices=(1, 2)),
+    dict(type='ConvNeXt', arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32])),
+])
+def test_a_head_that_does_not_classify_the_last_map(backbone):
+    teacher = teacher_with(backbone, 32)
+    teacher['neck'] = None
+    with pytest.raises(MMKDError, match='whose head classifies the last map'):
+        fused_spots(MODELS.build(teacher))
 
 
 def test_a_transformer_has_no_stages_to_fuse():

@@ -150,16 +150,16 @@ def test_parts_run_with_replaced_parameters(case):
         def forward(self, images):
             return run(parts, images)[-1]
 
-    others = {name: value.detach() + 0.01 for name, value in backbone.named_parameters()}
+    replaced = {name: value.detach() + 0.01 for name, value in backbone.named_parameters()}
     images = torch.randn(1, 3, 32, 32, requires_grad=True)
-    output = functional_call(Parts(), {f'backbone.{name}': value for name, value in others.items()}, images)
-    assert_equal(output, functional_call(backbone, others, images)[-1])
+    output = functional_call(Parts(), {f'backbone.{name}': value for name, value in replaced.items()}, images)
+    assert_equal(output, functional_call(backbone, replaced, images)[-1])
     assert values(output) != values(run(parts, images)[-1])
     # Weighted, as the sum over normalized features is constant.
     last = output[-1] if isinstance(output, tuple) else output
     (last * torch.randn(last.shape)).sum().backward()
     assert images.grad.any()
-    assert all(value.grad is None for value in [*others.values(), *backbone.parameters()])
+    assert all(value.grad is None for value in [*replaced.values(), *backbone.parameters()])
 
 
 @pytest.mark.parametrize('name', ['vit', 'vit_average', 'swin', 'resnet18'])
