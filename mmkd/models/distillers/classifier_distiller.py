@@ -22,7 +22,7 @@ def ClassifierDistiller(student: dict,
             :class:`~mmkd.models.teachers.Teacher`. A list for several teachers; ``None`` if no method needs a
             teacher (``DML``).
         data_preprocessor: The data preprocessor of a student whose config has none. MMPretrain's configs
-            have it at the top level, and MMEngine passes it on. The teacher's is that of its own config.
+            have it at the top level, and MMEngine passes it on. A teacher has that of the teacher's config.
 
     Returns:
         BaseClassifier: An instance of the student's class, extended by

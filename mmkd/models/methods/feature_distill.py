@@ -24,7 +24,7 @@ Shape = tuple[int, ...]
 class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     """The student's features at some spots imitate the teacher's.
 
-    Every one of several teachers has its own loss and connectors; the losses are averaged.
+    There is one loss, with its connectors, for each of several teachers; the losses are averaged.
 
     Args:
         loss: The config of a :class:`~mmkd.models.losses.FeatureLoss`.
