@@ -325,7 +325,7 @@ def test_classes_of_the_teacher_are_mapped():
     teacher = detector('retinanet', 16)
     teacher.bbox_head.num_classes = 5
     cfg = distil(detector('retinanet'), teacher, crosskd=dict(type='mmkd.CrossKD', layer=1))
-    with pytest.raises(MMKDError, match='knows 5 classes and the student 3'):
+    with pytest.raises(MMKDError, match='has 5 classes and the student 3'):
         build(cfg)
     cfg['teacher']['class_mapping'] = [4, 0, 2]
     model = build(cfg)
@@ -372,7 +372,7 @@ def test_what_cannot_be_crossed_says_why():
         pair('gfl', wide)
     with pytest.raises(MMKDError, match='must lie between 1 and 2, the depth of the towers of the student'):
         pair('gfl', layer=3)
-    with pytest.raises(MMKDError, match='anchors per place'):
+    with pytest.raises(MMKDError, match='anchors per location'):
         pair('retinanet', 'fcos')
     with pytest.raises(MMKDError, match='CrossKD learns from a teacher'):
         build(dict(type='mmkd.DetectorDistiller', student=detector('gfl'),
