@@ -109,13 +109,13 @@ def test_trainings_with_and_without_a_cache_agree(run, files, tmp_path, request)
     cached = run(TRAIN, files / 'distilling.py', '--work-dir', tmp_path / 'cached',
                  '--cfg-options', slowly, f'model.teacher.cache={out}')
     assert cached.code == 0, cached.err
-    expected, cached = losses(tmp_path / 'running'), losses(tmp_path / 'cached')
-    assert len(cached) == len(expected) == 9 and expected[0]['kd.loss_student'] > 0.1
-    for step, reference in zip(cached, expected, strict=True):
+    expected, cached_losses = losses(tmp_path / 'running'), losses(tmp_path / 'cached')
+    assert len(cached_losses) == len(expected) == 9 and expected[0]['kd.loss_student'] > 0.1
+    for step, reference in zip(cached_losses, expected, strict=True):
         assert step == pytest.approx(reference, rel=5e-4)
     (log, ) = glob(f'{tmp_path}/cached/*/*.log')
     with open(log) as file:
-        assert f'its top-1 accuracy was {top1:.2f} %' in file.read()
+        assert f'its top-1 accuracy on the cached images was {top1:.2f} %' in file.read()
     stock = load_checkpoint(f'{tmp_path}/cached/epoch_3.pth')['meta']['cfg']
     assert 'mmkd' not in stock and 'DefaultSampler' in stock
 
@@ -161,16 +161,16 @@ def test_images_in_memory(run, files, tmp_path, teacher_at_rest):
 
 def test_an_interrupted_run_goes_on(run, files, tmp_path, monkeypatch):
     out = tmp_path / 'logits'
-    look = Teacher.look
+    forward = Teacher.forward
     batches = []
 
     def interrupted(*args, **kwargs):
         batches.append(0)
         if len(batches) == 5:
             raise KeyboardInterrupt
-        return look(*args, **kwargs)
+        return forward(*args, **kwargs)
 
-    monkeypatch.setattr(Teacher, 'look', interrupted)
+    monkeypatch.setattr(Teacher, 'forward', interrupted)
     with pytest.raises(KeyboardInterrupt):  # in the second batch of view 1
         run(TOOL, files / 'distilling.py', '--views', 3, '--out', out)
     assert [TeacherCache(str(out)).has(view) for view in range(3)] == [True, False, False]
@@ -202,12 +202,12 @@ def test_what_is_refused(run, refused, files, tmp_path):
     refused(TRAIN, [*training, 'train_dataloader.num_batch_per_epoch=1'], 'num_batch_per_epoch')
     refused(TRAIN, [*training, 'train_dataloader.sampler.type=InfiniteSampler'], 'InfiniteSampler')
     refused(TRAIN, [*training[:-1], 'model.teacher.cache=nowhere'], "no teacher cache in 'nowhere'")
-    refused(TOOL, [files / 'distilling.py', '--out', out, '--top-k', 2], 'holds 3 logits of each image')
+    refused(TOOL, [files / 'distilling.py', '--out', out, '--top-k', 2], 'holds 3 logits per image')
     refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'new', '--top-k', 4], '--top-k 4')
     refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'new', '--cfg-options',
-                   'model.methods.kd.type=mmkd.FitNet'], "asks the teacher for 'stage2'")
+                   'model.methods.kd.type=mmkd.FitNet'], "needs 'stage2' of the teacher")
     refused(TOOL, [files / 'distilling.py', '--out', tmp_path / 'new', '--cfg-options',
-                   'model.teacher.checkpoint=random'], 'another one in every run')
+                   'model.teacher.checkpoint=random'], 'different weights in every run')
     refused(TOOL, [files / 'teacher.py', '--out', tmp_path / 'new'], 'neither distills')
     assert not (tmp_path / 'new').exists()
 

@@ -214,8 +214,8 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
         raise MMKDError(f'{start}only one of them is a classifier, and the other is a detector.')
     if student.dense != teacher.dense:
         kinds = ['dense' if layout.dense else 'two-stage' for layout in (student, teacher)]
-        raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} detector, '
-                        f'so they classify different boxes.{end}')
+        raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} one, so '
+                        f'they classify different boxes.{end}')
     if student.activation != teacher.activation:
         raise MMKDError(f'{start}the student classifies with a {student.activation} and the teacher with '
                         f'a {teacher.activation}.{end}')

@@ -107,6 +107,7 @@ class ClassMapping:
             return
         if 'pred_score' in sample:
             scores = sample.pred_score[self.indices]
+            sample.set_field(len(scores), 'num_classes', field_type='metainfo')  # checked below
             sample.set_pred_score(scores).set_pred_label(scores.argmax(dim=0, keepdim=True))
             return
         instances = sample.pred_instances

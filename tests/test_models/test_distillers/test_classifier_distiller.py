@@ -357,7 +357,7 @@ def test_deit_needs_a_distillation_token():
 @pytest.mark.parametrize('method', ['kd', 'sokd', 'shake_teacher', 'kdtuned', 'kdtuned_head'])
 def test_class_mapping(method):
     cfg = distil(classifier(), teacher_of(classes=7), **{method: METHODS[method]})
-    with pytest.raises(MMKDError, match='knows 7 classes and the student 5'):
+    with pytest.raises(MMKDError, match='has 7 classes and the student 5'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [6, 0, 2, 1, 5]
     model = build(cfg)
@@ -380,7 +380,7 @@ def test_several_teachers(weights, method):
 
 def test_a_detector_cannot_teach_a_classifier():
     from tests.helpers.families import detector
-    with pytest.raises(MMKDError, match='RetinaNet is no MMPretrain classifier'):
+    with pytest.raises(MMKDError, match='RetinaNet is not an MMPretrain classifier'):
         build(dict(distil(classifier(), None, kd=METHODS['kd']), teacher=dict(
             config=dict(default_scope='mmdet', model=detector('retinanet')), checkpoint='random')))
 

@@ -325,7 +325,7 @@ def test_classes_of_the_teacher_are_mapped():
     teacher = detector('retinanet', 16)
     teacher.bbox_head.num_classes = 5
     cfg = distil(detector('retinanet'), teacher, crosskd=dict(type='mmkd.CrossKD', layer=1))
-    with pytest.raises(MMKDError, match='knows 5 classes and the student 3'):
+    with pytest.raises(MMKDError, match='has 5 classes and the student 3'):
         build(cfg)
     cfg['teacher']['class_mapping'] = [4, 0, 2]
     model = build(cfg)

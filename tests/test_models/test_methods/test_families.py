@@ -176,10 +176,11 @@ def test_features_of_any_pair(student, teacher):
 @pytest.mark.parametrize(('student', 'teacher', 'why'), [
     ('faster_rcnn', 'retinanet', 'the student is a two-stage detector and the teacher a dense one'),
     ('fcos', 'faster_rcnn', 'the student is a dense detector and the teacher a two-stage one'),
-    ('retinanet', 'fcos', r'\[9, 9, 9, 9, 9\] anchors per place in the student and \[1, 1, 1, 1, 1\]'),
+    ('retinanet', 'fcos', r'\[9, 9, 9, 9, 9\] anchors per location in the student and \[1, 1, 1, 1, 1\]'),
     ('fcos', 'rtmdet', r'strides \[8, 16, 32, 64, 128\] in the student and \[8, 16, 32\]'),
-    ('faster_rcnn', 'cascade_rcnn', 'the student has 1 stages and the teacher 3'),
-    ('yolox', 'rtmdet', "scores of the student are class times objectness, the scores of the teacher class alone"),
+    ('faster_rcnn', 'cascade_rcnn', 'the student has 1 cascade stages and the teacher 3'),
+    ('yolox', 'rtmdet', 'scores of the student are class times objectness, the scores of the teacher class '
+     'alone'),
 ])
 @pytest.mark.parametrize('method', ['kd', 'shake', 'sokd'])
 def test_pairs_that_cannot_be_compared_say_why(student, teacher, why, method):
@@ -212,7 +213,7 @@ def test_class_mapping_of_every_kind(family, method):
     for head in heads:
         head.num_classes = 5
     cfg = distil(detector(family), teacher, **{method: METHODS[method]})
-    with pytest.raises(MMKDError, match='knows 5 classes and the student 3'):
+    with pytest.raises(MMKDError, match='has 5 classes and the student 3'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [4, 0, 2]
     model = build(cfg)
