@@ -2,14 +2,15 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-# The options are shown without an environment: any Python will do for that.
+help=
 for argument in "$@"; do
     if [[ "$argument" == --help || "$argument" == -h ]]; then
-        exec "${MMKD_PYTHON:-python3}" "$ROOT/tools/quickstart.py" --help
+        help=yes  # not worth a set-up that takes minutes
+        "$(find_python)" -c 'import mmengine' 2>/dev/null || die "run 'bash tools/setup_env.sh' first"
     fi
 done
 
-if [[ -z "${MMKD_PYTHON:-}" ]]; then
+if [[ -z "${MMKD_PYTHON:-}" && -z "$help" ]]; then
     bash "$ROOT/tools/setup_env.sh"
 else
     # Nothing is written into a foreign environment, so mmkd must be found from here.

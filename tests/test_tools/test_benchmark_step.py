@@ -9,16 +9,17 @@ from tests.helpers.tiny import load_tool
 
 def test_everything_is_measured(run, tmp_path):
     ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/shake.py', '--against',
-                'configs/examples/quickstart/kd.py', '--random-teacher', '--size', '64', '--batch', '1', '--iters',
-                '2', '--device', 'cpu', '--json', tmp_path / 'found.json')
+                'configs/examples/quickstart/kd.py', '--random-teacher', '--size', '64', '--batch', '1',
+                '--iters', '2', '--device', 'cpu', '--json', tmp_path / 'found.json')
     assert ended.code == 0, ended.err
     found = json.loads((tmp_path / 'found.json').read_text())
     seconds, ratios = found['seconds'], found['ratios']
-    assert set(seconds) == {'student', 'teacher', 'asked', 'proxy', 'distill', 'ended', 'against', 'floor'}
+    assert set(seconds) == {
+        'student', 'teacher', 'mmkd_teacher', 'proxy', 'distill', 'ended', 'against', 'floor'}
     assert all(value > 0 for value in seconds.values())
     assert seconds['floor'] == seconds['student'] + seconds['teacher'] + seconds['proxy']
     assert set(found['memory']) == {*seconds} - {'floor'}
-    assert ratios['teacher'] == seconds['asked'] / seconds['teacher']
+    assert ratios['teacher'] == seconds['mmkd_teacher'] / seconds['teacher']
     assert ratios['ended'] == seconds['ended'] / seconds['student']
     assert found['memory']['distill'] > found['memory']['proxy'] > 0
     assert set(found['profile']['student']) == {'backward', 'optimizer', 'forward'}
@@ -54,13 +55,14 @@ def test_a_part_that_allocates_nothing_has_no_peak():
     ['configs/examples/quickstart/shake.py', '--against-options',
      'model.student.roi_head.bbox_head.fc_out_channels=24']])
 def test_against_another_student(refused, other):
-    refused('analysis_tools/benchmark_step.py', ['configs/examples/quickstart/kd.py', '--random-teacher', '--against',
-                                                 *other], '--against must have the same student', other[0])
+    refused('analysis_tools/benchmark_step.py',
+            ['configs/examples/quickstart/kd.py', '--random-teacher', '--against', *other],
+            '--against must have the same student', other[0])
 
 
-def test_own_data_that_are_not_there(refused):
+def test_train_data_that_are_not_there(refused):
     refused('analysis_tools/benchmark_step.py', [
-        'configs/examples/quickstart/kd.py', '--random-teacher', '--own-data', '--cfg-options',
+        'configs/examples/quickstart/kd.py', '--random-teacher', '--train-data', '--cfg-options',
         'train_dataloader.dataset.ann_file=none.json'], 'none.json', 'train_dataloader')
 
 
@@ -70,15 +72,15 @@ def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
     model = tool.build(cfg, 'cpu')
     step = tool.Step(model, cfg, tool.random_batch(model, 1, 64))
     calls = []
-    monkeypatch.setattr(model.mmkd.teachers[0].engine, 'record', lambda *_: calls.append('teacher'))
+    monkeypatch.setattr(model.mmkd.teachers[0].inference, 'record', lambda *_: calls.append('teacher'))
     monkeypatch.setattr(model.mmkd.methods['shake'], 'forward', lambda *_: calls.append('method'))
     tool.after_the_end(step)()
     assert calls == [] and model.mmkd.methods['shake'].active
 
 
-def test_a_config_that_does_not_distil(run):
+def test_a_config_that_does_not_distill(run):
     ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/student.py')
-    assert ended.code != 0 and 'does not distil' in ended.err
+    assert ended.code != 0 and 'does not distill' in ended.err
 
 
 def test_figures_for_a_folder_that_does_not_exist(run, tmp_path):

@@ -273,7 +273,7 @@ def test_data_with_views_stay(cached):
 
 def test_the_step_benchmark_reads_a_cache(run, files, tmp_path, request):
     assert run(TOOL, files / 'distilling.py', '--out', tmp_path / 'logits').code == 0
-    measured = run('analysis_tools/benchmark_step.py', files / 'distilling.py', '--own-data', '--iters', 2,
+    measured = run('analysis_tools/benchmark_step.py', files / 'distilling.py', '--train-data', '--iters', 2,
                    '--device', 'cpu', '--json', tmp_path / 'found.json', '--cfg-options',
                    f'model.teacher.cache={tmp_path / "logits"}')
     assert measured.code == 0, measured.err

@@ -38,7 +38,7 @@ def test_picture(run, tmp_path):
 
 @pytest.mark.parametrize(('content', 'said'), [
     (None, 'holds no files METHOD_epochs.jsonl'), ('', 'no epoch has ended'),
-    ('{"a": 1}\n', 'no file of reports')])
+    ('{"a": 1}\n', 'not a file of reports')])
 def test_bad_input(tmp_path, content, said):
     if content is not None:
         (tmp_path / 'sakd_epochs.jsonl').write_text(content)
@@ -56,4 +56,4 @@ def test_a_picture_that_cannot_be_written(run, tmp_path, out):
 def test_an_epoch_that_is_not_there(run, tmp_path):
     write(tmp_path / 'sakd_epochs.jsonl', 1, 2)
     ended = run('analysis_tools/plot_spots.py', tmp_path, '--epoch', '7')
-    assert ended.code != 0 and 'epochs 1 to 2, not of 7' in ended.err
+    assert ended.code != 0 and 'epochs 1 to 2, not epoch 7' in ended.err

@@ -1,18 +1,16 @@
-"""Measure how fast a config's training images come, ready for the network.
+"""Measure how fast the training images of a config are loaded and preprocessed.
 
     python tools/analysis_tools/benchmark_loading.py CONFIG
     python tools/analysis_tools/benchmark_loading.py CONFIG --against OTHER_CONFIG --seconds 20
 
-That is the train dataloader with its workers, which start anew every epoch as in mmkd's training, and the
-student's data preprocessor on the training's device. No network runs beside it. Two configs take turns.
-Images a second are medians over the turns; compare them only within one run.
+This is the train dataloader with its workers, which start again every epoch as in mmkd's training, and the
+student's data preprocessor on the device of the training. No network runs beside it. Two configs take turns.
+Images per second are medians over the turns; compare them only within one run.
 """
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -24,36 +22,21 @@ from torch.utils.data import DataLoader
 
 from mmkd.apis import prepare_config, student_config
 from mmkd.apis.config import check_annotation_files, model_config
-from mmkd.cli import (
-    OptionsAction,
-    check_training_config,
-    merge_options,
-    read_config,
-    run_tool,
-)
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-from benchmarking import name_of, now, run_benchmark
+from mmkd.cli import check_training_config, merge_options, read_config, run_tool
+from mmkd.experiments.benchmarking import benchmark_parser, device_name, now, run_benchmark
 
 TURNS = 5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a training config, distilling or not')
-    parser.add_argument('--against', metavar='CONFIG', help='another one, to measure beside it')
+    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to measure')
     parser.add_argument('--seconds', type=float, default=20,
                         help=f'how long each config is measured, in {TURNS} turns')
-    parser.add_argument('--json', metavar='FILE', help='where to write the figures')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
-                        help='change settings of both configs')
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Return the images a second of each config, medians over turns, and their ratio."""
+    """Return the images per second of each config, medians over turns, and their ratio."""
     streams = {name: Stream(*build(path, args.cfg_options))
                for name, path in (('config', args.config), ('against', args.against)) if path}
     rates = {name: [] for name in streams}
@@ -61,10 +44,12 @@ def measure(args: argparse.Namespace) -> dict:
         for name, stream in streams.items():
             rates[name].append(stream.measure(args.seconds / TURNS))
     medians = {name: statistics.median(values) for name, values in rates.items()}
-    found = dict(config=args.config, against=args.against, seconds=args.seconds,
-                 device=name_of(get_device()),
-                 threads=torch.get_num_threads(), images_per_second=medians)
-    return dict(found, ratio=medians['config'] / medians['against']) if args.against else found
+    figures = dict(config=args.config, against=args.against, seconds=args.seconds,
+                   device=device_name(get_device()), threads=torch.get_num_threads(),
+                   images_per_second=medians)
+    if args.against:
+        figures['ratio'] = medians['config'] / medians['against']
+    return figures
 
 
 def build(path: str, cfg_options: dict | None) -> tuple[DataLoader, nn.Module]:
@@ -79,7 +64,7 @@ def build(path: str, cfg_options: dict | None) -> tuple[DataLoader, nn.Module]:
 
 
 def build_preprocessor(cfg: Config) -> nn.Module:
-    """Build the student for its data preprocessor: classes of models have their own defaults."""
+    """Build the student for its data preprocessor, whose defaults depend on the student's class."""
     return MODELS.build(model_config(student_config(cfg))).data_preprocessor.to(get_device())
 
 
@@ -97,8 +82,8 @@ class Stream:
         self.batches = self._batches()
 
     def measure(self, seconds: float) -> float:
-        """Return how many images a second come, for as long as this."""
-        # What workers prepared during others' turns is not counted.
+        """Measure for some seconds and return the number of images per second."""
+        # What the workers prepared while the other config was measured is not counted.
         for _ in range(1 + self.loader.num_workers * (self.loader.prefetch_factor or 0)):
             next(self.batches)
         images, start = 0, now()
@@ -117,11 +102,11 @@ class Stream:
             epoch += 1
 
 
-def describe(found: dict) -> list[str]:
+def describe(figures: dict) -> list[str]:
     """Return the figures as lines of text."""
-    lines = [f'{found[name]}: {rate:.0f} images/s' for name, rate in found['images_per_second'].items()]
-    if 'ratio' in found:
-        lines.append(f'the first / the second: {found["ratio"]:.2f}')
+    lines = [f'{figures[name]}: {rate:.0f} images/s' for name, rate in figures['images_per_second'].items()]
+    if 'ratio' in figures:
+        lines.append(f'the first / the second: {figures["ratio"]:.2f}')
     return lines
 
 

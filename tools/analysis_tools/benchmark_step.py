@@ -1,25 +1,24 @@
-r"""Measure what a training step costs, against the least that it can cost.
+r"""Measure the time and the memory of a training step, and their lower bound.
 
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \\
         --against configs/kd_faster_rcnn_r50.py
 
-The least is the student's own step, plus the teacher's backbone, neck and, where logits are asked for, head,
-plus forward and backward of what else is trained (a proxy, connectors); all of that is measured on the plain
-networks, in the same process, taking turns with the distilling step. Images are noise, or with --own-data a
-batch of the config's training data. All have the same student's weights, which stay as they are (learning
-rates are 0), so that all have the same boxes to deal with. Seconds are medians; compare them only within one
-run. Memory is the peak of a step above what lies there before it: weights and optimizer states.
+The lower bound ("floor") is the student's step without distillation, plus the teacher's backbone, neck and,
+where logits are needed, head, plus forward and backward of everything else that is trained (a proxy,
+connectors). All of it is measured on the plain networks, in the same process, in turns with the distilling
+step. Images are noise, or with --train-data a batch of the config's training data. All networks have the same
+student weights, which do not change (learning rates are 0), so that all have the same boxes. Seconds are
+medians; compare them only within one run. Memory is the peak of a step above what is allocated before it:
+weights and optimizer states.
 """
 import argparse
 import copy
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from operator import methodcaller
-from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -32,34 +31,24 @@ from mmkd.apis.config import check_annotation_files
 from mmkd.checkpoints import student_state_dict
 from mmkd.cli import OptionsAction, at_least, device, run_tool
 from mmkd.errors import MMKDError
+from mmkd.experiments.benchmarking import benchmark_parser, device_name, now, run_benchmark
+from mmkd.experiments.trial import build, load, random_batch
 from mmkd.models.spots import classify
-
-sys.path[:0] = [str(Path(__file__).resolve().parents[level]) for level in (0, 1)]
-
-from benchmarking import name_of, now, run_benchmark  # noqa: E402
-from misc.dry_run import build, load, random_batch  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='a distilling config')
-    parser.add_argument('--against', metavar='CONFIG',
-                        help='another distilling config of the same student, to measure beside it')
+    parser = benchmark_parser(__doc__, 'a distilling config',
+                              'another distilling config of the same student, to measure beside it')
     parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the images')
-    parser.add_argument('--batch', type=at_least(1), default=2, help='images a step')
-    parser.add_argument('--own-data', action='store_true',
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
+    parser.add_argument('--train-data', action='store_true',
                         help="measure on a batch of the config's training data, not on noise")
     parser.add_argument('--iters', type=at_least(1), default=20, help='how often everything is measured')
     parser.add_argument('--random-teacher', action='store_true',
-                        help="do not look for the teacher's and the backbone's weights")
+                        help="do not load the weights of the teacher and of the student's backbone")
     parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--json', metavar='FILE', help='where to write the figures')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
-                        help='change settings of both configs')
     parser.add_argument('--against-options', nargs='+', action=OptionsAction, default={},
-                        metavar='KEY=VALUE',
-                        help='change settings of the other config alone')
+                        metavar='KEY=VALUE', help='change settings of the config of --against alone')
     return parser.parse_args()
 
 
@@ -69,15 +58,17 @@ def measure(args: argparse.Namespace) -> dict:
     configs = dict(distill=load(args.config, options, args.random_teacher))
     if args.against:
         configs['against'] = load(args.against, {**options, **args.against_options}, args.random_teacher)
-    if args.own_data:
+    if args.train_data:
         check_annotation_files(configs['distill'].train_dataloader, 'train_dataloader')
     models = {name: build(cfg, args.device) for name, cfg in configs.items()}
     if len({frozenset(shapes_of(model).items()) for model in models.values()}) > 1:
-        raise MMKDError(f'--against must have the same student, and that of {args.against!r} has other '
-                        'weights.')
+        raise MMKDError(f'--against must have the same student, and that of {args.against!r} has '
+                        'different weights.')
     alone = student_config(configs['distill'])
-    data = own_batch(configs['distill'], models.values()) if args.own_data else random_batch(
-        models['distill'], args.batch, args.size)
+    if args.train_data:
+        data = first_batch(configs['distill'], models.values())
+    else:
+        data = random_batch(models['distill'], args.batch, args.size)
     if args.random_teacher:
         settle_norms(models, data)
     weights = student_state_dict(dict(state_dict=models['distill'].state_dict()))
@@ -99,12 +90,13 @@ def measure(args: argparse.Namespace) -> dict:
                   ended=seconds['ended'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
-    if 'asked' in seconds:
-        ratios['teacher'] = seconds['asked'] / seconds['teacher']
+    if 'mmkd_teacher' in seconds:
+        ratios['teacher'] = seconds['mmkd_teacher'] / seconds['teacher']
     return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
-                against_options=args.against_options, own_data=args.own_data,
+                against_options=args.against_options, train_data=args.train_data,
                 size=list(data['inputs'][0].shape[-2:]), batch=len(data['inputs']), iters=args.iters,
-                device=name_of(args.device), threads=torch.get_num_threads(), seconds=seconds, ratios=ratios,
+                device=device_name(args.device), threads=torch.get_num_threads(), seconds=seconds,
+                ratios=ratios,
                 memory={name: peak_memory(part, device) for name, part in parts.items()},
                 profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
                 loading=loading(configs['distill'], args.iters))
@@ -116,8 +108,8 @@ def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
-def own_batch(cfg: Config, models: Iterable[nn.Module]) -> dict:
-    """Return the first batch of a config's training data; as in training, teachers' caches must fit them."""
+def first_batch(cfg: Config, models: Iterable[nn.Module]) -> dict:
+    """Return the first batch of a config's training data, which must fit the teachers' caches."""
     loader = Runner.build_dataloader(cfg.train_dataloader, seed=0)
     for model in models:
         for teacher in model.mmkd.teachers:
@@ -127,14 +119,14 @@ def own_batch(cfg: Config, models: Iterable[nn.Module]) -> dict:
 
 
 def preprocessed(model: nn.Module, data: dict) -> dict:
-    """Return a batch as the network takes it; ``data`` can be used again."""
+    """Return a batch as the network takes it; ``data`` does not change."""
     return model.data_preprocessor(copy.deepcopy(data), True)
 
 
 def settle_norms(models: Mapping[str, nn.Module], data: dict) -> None:
     """Give the batch norms of students and teachers with random weights the statistics of a batch.
 
-    Else frozen ones, which change nothing, let activations fade, and a detector's boxes are just its anchors.
+    Otherwise frozen batch norms let activations fade, and a detector's boxes are just its anchors.
     """
     for model in models.values():
         batch = preprocessed(model, data)
@@ -172,23 +164,23 @@ class Step:
         self.model.train_step(copy.deepcopy(self.data), self.optimizer)
 
     def profile(self, iters: int) -> dict[str, float]:
-        """Return the median seconds of the teachers, the methods, backward, optimizer, and the rest: forward.
+        """Return the median seconds of teachers, methods, backward, optimizer, and the rest, ``forward``.
 
-        What runs on a GPU is waited for after each of them, so that they add up to more than a plain step.
+        The GPU is synchronized after each part, so the parts add up to more than a plain step.
         """
         owners = dict(backward=[(self.optimizer, 'backward')], optimizer=[(self.optimizer, 'step')])
         if hasattr(self.model, 'mmkd'):
             owners['teacher'] = [(teacher.inference, 'record') for teacher in self.model.mmkd.teachers]
             owners['methods'] = [(method, 'forward') for method in self.model.mmkd.methods.values()]
-        found = {name: [] for name in (*owners, 'forward')}
+        measured = {name: [] for name in (*owners, 'forward')}
         for _ in range(iters):
             with timed(owners) as seconds:
                 start = now()
                 self()
                 seconds['forward'] = now() - start - sum(seconds.values())
             for name, value in seconds.items():
-                found[name].append(value)
-        return {name: statistics.median(values) for name, values in found.items()}
+                measured[name].append(value)
+        return {name: statistics.median(values) for name, values in measured.items()}
 
 
 def after_the_end(step: Step) -> Callable[[], None]:
@@ -207,7 +199,7 @@ def after_the_end(step: Step) -> Callable[[], None]:
 
 @contextmanager
 def timed(owners: dict[str, list[tuple[object, str]]]):
-    """Add up the seconds that are spent in some methods of objects inside the block, by name."""
+    """Add up the seconds that are spent in methods of objects inside the block, by name."""
     seconds = dict.fromkeys(owners, 0.0)
 
     def clocked(name, function):
@@ -218,21 +210,22 @@ def timed(owners: dict[str, list[tuple[object, str]]]):
             return result
         return call
 
-    places = [(name, owner, method) for name, found in owners.items() for owner, method in found]
+    timed_methods = [(name, owner, method) for name, pairs in owners.items() for owner, method in pairs]
     try:
-        for name, owner, method in places:
+        for name, owner, method in timed_methods:
             setattr(owner, method, clocked(name, getattr(owner, method)))
         yield seconds
     finally:
-        for _, owner, method in places:
+        for _, owner, method in timed_methods:
             owner.__dict__.pop(method, None)
 
 
 def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], None]]:
-    """Return the teachers' forward pass as far as the methods ask for it.
+    """Return the teachers' forward pass as far as the methods need it.
 
     Returns:
-        dict: ``teacher``, on copies of the plain networks; ``asked``, as mmkd runs them with their options.
+        dict: ``teacher``, on copies of the plain networks; ``mmkd_teacher``, as mmkd runs
+            them with their options.
     """
     spots = model.mmkd.teacher_spots
     if not spots:
@@ -257,17 +250,17 @@ def teachers_forward(model: nn.Module, data: dict) -> dict[str, Callable[[], Non
             if any(spot.startswith('cls_') or 'head' in spot for spot in spots):
                 classify(network, features, rois)
 
-    def asked():
+    def mmkd_teacher():
         for teacher in teachers:
             teacher(**batch, rois=rois, spots=spots)
 
-    return dict(teacher=forward, asked=asked)
+    return dict(teacher=forward, mmkd_teacher=mmkd_teacher)
 
 
 def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
-    """Return forward and backward of all layers that methods train, on what they are given in a step.
+    """Return forward and backward of all layers that methods train, on their inputs of a step.
 
-    Those are the outermost modules with parameters that are called with tensors alone.
+    These are the outermost modules with parameters that are called with nothing but tensors.
     """
     calls, depth = [], 0
     modules = [module for method in model.mmkd.methods.values() for module in method.modules()
@@ -296,27 +289,27 @@ def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
 
     def forward_and_backward():
         outputs = [_tensors(module(*args)) for module, args in calls]
-        sum(one.sum() for given in outputs for one in given if one.requires_grad).backward()
+        sum(tensor.sum() for tensors in outputs for tensor in tensors if tensor.requires_grad).backward()
 
     return forward_and_backward
 
 
 def _only_tensors(value) -> bool:
     if isinstance(value, (tuple, list)):
-        return bool(value) and all(_only_tensors(one) for one in value)
+        return bool(value) and all(_only_tensors(part) for part in value)
     return isinstance(value, Tensor)
 
 
 def _tensors(value) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
-        return [one for part in value for one in _tensors(part)]
+        return [tensor for part in value for tensor in _tensors(part)]
     return [value] if isinstance(value, Tensor) else []
 
 
 def _leaves(value):
-    """Return values that are no results of anything, which ask for a gradient where the given ones did."""
+    """Return copies of tensors that are leaves of the graph and require a gradient where the originals do."""
     if isinstance(value, (tuple, list)):
-        return [_leaves(one) for one in value]
+        return [_leaves(part) for part in value]
     return value.detach().clone().requires_grad_(value.requires_grad)
 
 
@@ -356,46 +349,49 @@ def peak_memory(part: Callable, device: torch.device) -> int:
 
 
 def loading(cfg: Config, batches: int) -> dict:
-    """Return how long the config's own data loader takes for a batch, or why that cannot be told."""
+    """Return how long the config's data loader takes for a batch, or why it cannot be measured."""
     loader = copy.deepcopy(cfg.train_dataloader)
     if 'CIFAR' in str(loader.dataset.type):
         loader.dataset.download = False
     try:
-        batches_of = iter(Runner.build_dataloader(loader, seed=0))
-        next(batches_of)  # workers start, and fill their queues
+        iterator = iter(Runner.build_dataloader(loader, seed=0))
+        next(iterator)  # workers start, and fill their queues
         start = time.perf_counter()
-        number = sum(1 for _, _ in zip(range(batches), batches_of, strict=False))
+        number = sum(1 for _, _ in zip(range(batches), iterator, strict=False))
         return dict(batch_size=loader.batch_size, workers=loader.num_workers,
                     seconds=(time.perf_counter() - start) / max(number, 1))
     except (FileNotFoundError, OSError, RuntimeError) as error:
         return dict(missing=str(error))
 
 
-def describe(found: dict) -> list[str]:
+def describe(figures: dict) -> list[str]:
     """Return the figures as lines of text."""
     titles = dict(student='student alone, its step', teacher="teacher's forward pass",
-                  asked='the same as mmkd runs it',
-                  proxy='what else is trained, forward and backward', floor='floor: all of these together',
-                  distill='distilling step', ended='the same after all methods have ended',
-                  against=f'step of {found["against"]}')
-    lines = [f'{title:44s} {1000 * found["seconds"][name]:9.1f} ms' + (
-        f'   peak {found["memory"][name] / 2**20:8.1f} MiB' if name in found['memory'] else '')
-        for name, title in titles.items() if name in found['seconds']]
+                  mmkd_teacher='the same as mmkd runs it', proxy='what else is trained, forward and backward',
+                  floor='floor: all of these together', distill='distilling step',
+                  ended='the same after all methods have ended', against=f'step of {figures["against"]}')
+    lines = []
+    for name, title in titles.items():
+        if name in figures['seconds']:
+            line = f'{title:44s} {1000 * figures["seconds"][name]:9.1f} ms'
+            if name in figures['memory']:
+                line += f'   peak {figures["memory"][name] / 2**20:8.1f} MiB'
+            lines.append(line)
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
-                  against='distilling step / the other one',
+                  against='distilling step / step of --against',
                   ended='step after the end / student alone',
                   teacher="teacher as mmkd runs it / its forward pass")
-    lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in found['ratios'].items()]
+    lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in figures['ratios'].items()]
     lines += ['', 'where the time goes:              student   distilling']
-    for name, value in found['profile']['distill'].items():
-        alone = found['profile']['student'].get(name)
-        lines.append(f'    {name:24s} ' + (f'{1000 * alone:9.1f} ms' if alone is not None else ' ' * 12)
-                     + f' {1000 * value:9.1f} ms')
-    of = found['loading']
-    if 'missing' in of:
-        return [*lines, '', f'data loading: not measured ({of["missing"]})']
-    return [*lines, '', f'data loading, {of["batch_size"]} images, {of["workers"]} workers: '
-            f'{1000 * of["seconds"]:.1f} ms a batch']
+    for name, value in figures['profile']['distill'].items():
+        alone = figures['profile']['student'].get(name)
+        text = ' ' * 12 if alone is None else f'{1000 * alone:9.1f} ms'
+        lines.append(f'    {name:24s} {text} {1000 * value:9.1f} ms')
+    loader = figures['loading']
+    if 'missing' in loader:
+        return [*lines, '', f'data loading: not measured ({loader["missing"]})']
+    return [*lines, '', f'data loading, {loader["batch_size"]} images, {loader["workers"]} workers: '
+            f'{1000 * loader["seconds"]:.1f} ms per batch']
 
 
 if __name__ == '__main__':

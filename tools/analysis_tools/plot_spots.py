@@ -1,4 +1,4 @@
-"""Plot where SAKD distils: the share of samples at every spot, by epoch and by class.
+"""Plot where SAKD distills: the share of samples at every spot, by epoch and by class.
 
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at --epoch 100 --out spots.png
@@ -18,7 +18,7 @@ def main() -> None:
     path = find_reports(args.work_dir)
     reports = read_reports(path)
     if args.epoch is not None and args.epoch not in reports:
-        raise MMKDError(f'{path} tells of the epochs {min(reports)} to {max(reports)}, not of {args.epoch}.')
+        raise MMKDError(f'{path} has the epochs {min(reports)} to {max(reports)}, not epoch {args.epoch}.')
     out = args.out or path.with_suffix('.png')
     plot(reports, args.epoch or max(reports), out)
     print(f'Written to {out}.')
@@ -29,21 +29,21 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='work directory of a training, or METHOD_epochs.jsonl')
     parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last one)')
-    parser.add_argument('--out', type=Path, help='picture to write (default: beside what is read)')
+    parser.add_argument('--out', type=Path, help='picture to write (default: beside the reports)')
     return parser.parse_args()
 
 
 def find_reports(path: Path) -> Path:
     """Return the file of reports that a path names or holds."""
-    found = [path] if path.is_file() else sorted(path.glob('*_epochs.jsonl'))
-    if len(found) != 1:
+    files = [path] if path.is_file() else sorted(path.glob('*_epochs.jsonl'))
+    if len(files) != 1:
         raise MMKDError(
-            f'{path} holds {len(found) or "no"} files METHOD_epochs.jsonl; name one that SAKD wrote.')
-    return found[0]
+            f'{path} holds {len(files) or "no"} files METHOD_epochs.jsonl; name one that SAKD wrote.')
+    return files[0]
 
 
 def read_reports(path: Path) -> dict[int, dict]:
-    """Read the reports of all epochs; of an epoch that was repeated after resuming, the last one."""
+    """Read the reports of all epochs; the last report of an epoch that was repeated after resuming counts."""
     reports = {}
     for line in path.read_text().splitlines():
         try:
@@ -51,7 +51,7 @@ def read_reports(path: Path) -> dict[int, dict]:
             reports[report['epoch']] = dict(
                 spots=report['spots'], seen=report['seen'], chosen=report['chosen'])
         except (ValueError, KeyError, TypeError):
-            raise MMKDError(f'{path} is no file of reports that SAKD wrote.') from None
+            raise MMKDError(f'{path} is not a file of reports that SAKD wrote.') from None
     if not reports:
         raise MMKDError(f'{path} is empty: no epoch has ended yet.')
     return reports
@@ -72,7 +72,7 @@ def plot(reports: dict[int, dict], epoch: int, out: Path) -> None:
     import matplotlib.pyplot as plt
     spots = reports[epoch]['spots']
     epochs = sorted(reports)
-    overall = [shares(reports[one])[0] for one in epochs]
+    overall = [shares(reports[number])[0] for number in epochs]
     by_class = shares(reports[epoch])[1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
     for index, spot in enumerate(spots):

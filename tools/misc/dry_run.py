@@ -7,20 +7,12 @@ import time
 from typing import Any
 
 import torch
-from mmdet.testing import demo_mm_inputs
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
-from mmpretrain.structures import DataSample
-from torch import nn
 
-from mmkd.apis import is_distillation, prepare_config
-from mmkd.apis.config import model_config, teacher_configs
-from mmkd.cli import OptionsAction, at_least, device, merge_options, read_config, run_tool
+from mmkd.cli import OptionsAction, at_least, device, run_tool
 from mmkd.errors import MMKDError
-from mmkd.models.methods import TrainLabelsMethod
-from mmkd.models.spots import classification_heads, is_classifier, logit_layout
+from mmkd.experiments.trial import build, load, random_batch
 
 
 def parse_args() -> argparse.Namespace:
@@ -44,59 +36,6 @@ def describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return ', '.join(describe(item) for item in value)
     return type(value).__name__
-
-
-def random_batch(model: nn.Module, number: int, size: int) -> dict:
-    """Return a batch as from a data loader: images of noise, with random objects or labels."""
-    if not is_classifier(model):
-        heads = classification_heads(model)
-        return demo_mm_inputs(number, [[3, size, size]] * number,
-                              num_classes=heads[0].num_classes if heads else 1)
-    classes = logit_layout(model, 'student').num_classes
-    labels = torch.randint(classes, (number, )).tolist()
-    samples = [DataSample(metainfo=dict(num_classes=classes, sample_idx=index)).set_gt_label(label)
-               for index, label in enumerate(labels)]
-    return dict(inputs=torch.randint(256, (number, 3, size, size), dtype=torch.uint8), data_samples=samples)
-
-
-def set_train_labels(model: nn.Module) -> None:
-    """Set the labels of a made-up training set in methods that need the labels of the training set."""
-    for method in model.mmkd.methods.values():
-        if isinstance(method, TrainLabelsMethod) and method.needs_train_labels:
-            method.set_train_labels(list(range(logit_layout(model, 'student').num_classes)) * 2)
-
-
-def load(path: str, cfg_options: dict | None, random_teacher: bool) -> Config:
-    """Read and prepare a distilling config.
-
-    Args:
-        path: The config.
-        cfg_options: Changes of the config, by dotted keys.
-        random_teacher: Whether the weights of the teacher and the backbone are not loaded.
-
-    Raises:
-        MMKDError: If the config does not distill.
-    """
-    cfg = read_config(path)
-    merge_options(cfg, cfg_options)
-    if not is_distillation(cfg):
-        raise MMKDError(f'{path!r} does not distill.')
-    if random_teacher:
-        for teacher in teacher_configs(cfg):
-            teacher.checkpoint = 'random'
-        if 'backbone' in cfg.model.student:
-            cfg.model.student.backbone.init_cfg = None
-    return prepare_config(cfg)
-
-
-def build(cfg: Config, device: str) -> nn.Module:
-    """Build and initialize the network of a config as MMEngine's Runner does, in train mode."""
-    init_default_scope(cfg.get('default_scope', 'mmdet'))
-    model = MODELS.build(model_config(cfg))
-    model.init_weights()
-    if hasattr(model, 'mmkd'):
-        set_train_labels(model)
-    return model.to(device).train()
 
 
 def main() -> None:

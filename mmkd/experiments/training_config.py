@@ -1,0 +1,177 @@
+"""What an experiment has to know about a training config, and the digits that some configs train on."""
+import argparse
+import functools
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+
+from ..apis.config import check_annotation_files
+from ..cli import OptionsAction
+from ..errors import MMKDError, one_line
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The checkout with ``tools/`` and ``configs/``, relative to which configs name teachers and data."""
+SPLITS = ('train', 'val', 'test')
+SMOKE_BATCHES = 2
+"""Number of batches that a smoke run takes from data that are not drawn here."""
+
+
+class Digits(NamedTuple):
+    """A dataset of digits: the module that draws it, and its images and seed in real and in smoke runs."""
+
+    module: str
+    images: dict[str, int]
+    smoke_images: dict[str, int]
+
+
+DIGITS = dict(
+    digits_det=Digits('digits_detection', dict(train=600, val=150, seed=0), dict(train=24, val=8, seed=0)),
+    digits_cls=Digits('digits_classification', dict(train=3000, val=2000, seed=0),
+                      dict(train=130, val=40, seed=0)))
+"""The datasets of digits by the name of their folder."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The facts of a training config that an experiment depends on.
+
+    Args:
+        path: The config file.
+        epochs: Length of the training.
+        iterations: The same in iterations.
+        metric: The score in the validation records of MMEngine's log.
+        options: Config options that all trainings of the experiment have.
+        digits: Name of the dataset of digits that it trains on, if any.
+        images: How the digits are drawn; empty for other data.
+        folder: Folder of the digits, if any.
+        teacher: The teacher's config, if the config names a teacher.
+        settings: Settings of methods, which the config has under ``comparison``.
+        digest: Hash of the whole config.
+    """
+
+    path: Path
+    epochs: int
+    iterations: int
+    metric: str
+    options: dict[str, object]
+    digits: str | None
+    images: dict[str, int]
+    folder: Path | None
+    teacher: str | None
+    settings: dict[str, dict]
+    digest: str
+
+
+@functools.lru_cache
+def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Path | None = None,
+                         smoke: bool = False) -> TrainingConfig:
+    """Read the facts of a training config.
+
+    Args:
+        path: The config file.
+        cfg_options: Config options ``KEY=VALUE`` of the experiment.
+        data: Folder of the digits, if not the default.
+        smoke: Whether the experiment only proves that the pipeline works.
+
+    Raises:
+        MMKDError: If the file cannot be read or is not a training config, or its data do not exist.
+    """
+    cfg = load_config(path, cfg_options)
+    if not (cfg.get('model') and cfg.get('train_dataloader') and cfg.get('train_cfg', {}).get('max_epochs')):
+        raise MMKDError(f'{path} is not a training config: it has no model, no train_dataloader or no '
+                        'train_cfg.max_epochs.')
+    loader = cfg.train_dataloader
+    metric = 'accuracy/top1' if cfg.get('default_scope') == 'mmpretrain' else 'coco/bbox_mAP'
+    options: dict[str, object] = {}
+    options.update({option.partition('=')[0]: option.partition('=')[2] for option in cfg_options})
+    name = Path(loader.dataset.get('data_root') or '').name
+    images, folder = {}, None
+    if name in DIGITS:
+        images = DIGITS[name].smoke_images if smoke else DIGITS[name].images
+        number = images['train']
+        folder = data or CHECKOUT / f'data/{name}{"_smoke" if smoke else ""}'
+        options.update({f'{split}_dataloader.dataset.data_root': f'{folder}/' for split in SPLITS})
+        if metric == 'coco/bbox_mAP':
+            options.update({f'{split}_evaluator.ann_file': f'{folder}/annotations/instances_val.json'
+                            for split in SPLITS[1:]})
+    else:
+        for part in ('train_dataloader', 'val_dataloader', 'val_evaluator'):
+            check_annotation_files(cfg.get(part), part)
+        number = SMOKE_BATCHES * loader.batch_size
+        if smoke:
+            options.update({f'{split}_dataloader.dataset.indices': number for split in SPLITS})
+        else:
+            init_default_scope(cfg.default_scope)
+            number = len(DATASETS.build(loader.dataset))
+    epochs = 1 if smoke else cfg.train_cfg.max_epochs
+    if smoke:
+        options.update({'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
+    rounded_up = 0 if loader.get('drop_last', False) else loader.batch_size - 1
+    return TrainingConfig(
+        path=path, epochs=epochs, iterations=epochs * ((number + rounded_up) // loader.batch_size),
+        metric=metric, options=options, digits=name if images else None, images=images, folder=folder,
+        teacher=(cfg.get('teacher') or {}).get('config'), settings=cfg.get('comparison', {}),
+        digest=digest(cfg.to_dict()))
+
+
+def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:
+    """Load a config file with config options ``KEY=VALUE``.
+
+    Raises:
+        MMKDError: If the file cannot be read.
+    """
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is Python code, and may raise anything
+        raise MMKDError(f'The config {path} cannot be read ({one_line(error)}).') from error
+    cfg.merge_from_dict(parse_options(cfg_options))
+    return cfg
+
+
+def parse_options(cfg_options: Iterable[str], parser: argparse.ArgumentParser | None = None) -> dict:
+    """Parse config options ``KEY=VALUE`` as the tools do.
+
+    Args:
+        cfg_options: The options.
+        parser: The parser that reports an option that cannot be parsed.
+
+    Returns:
+        dict: Values by dotted keys.
+    """
+    namespace = argparse.Namespace(cfg_options={})
+    action = OptionsAction(['--cfg-options'], 'cfg_options', nargs='+')
+    action(parser or argparse.ArgumentParser(), namespace, list(cfg_options), '--cfg-options')
+    return namespace.cfg_options
+
+
+def make_digits(configs: Iterable[TrainingConfig]) -> None:
+    """Draw the digits that some configs train on, where they are missing.
+
+    Raises:
+        MMKDError: If they cannot be drawn, or configs with different digits have the same folder.
+    """
+    by_folder: dict[Path, TrainingConfig] = {}
+    for config in configs:
+        if config.folder and by_folder.setdefault(config.folder, config).digits != config.digits:
+            raise MMKDError('--data is a single folder, but the configs use several datasets.')
+    for folder, config in by_folder.items():
+        # It needs scikit-learn, which other data do not.
+        module = import_module(f'mmkd.datasets.{DIGITS[str(config.digits)].module}')
+        try:
+            made = module.make(folder, **config.images)
+        except OSError as error:
+            raise MMKDError(str(error)) from error
+        print(f'Digits {"drawn" if made else "found"} in {folder}', flush=True)
+
+
+def digest(content: object) -> str:
+    """Return a short hash of settings."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
