@@ -41,7 +41,7 @@ def deit(**settings) -> ConfigDict:
         data_preprocessor=dict(STUDENT), **settings)
 
 
-def distil(student, teacher, **methods) -> dict:
+def distill(student, teacher, **methods) -> dict:
     """Return a ClassifierDistiller's config with a random teacher."""
     return dict(type='mmkd.ClassifierDistiller', student=student,
                 teacher=dict(config=teacher, checkpoint='random'), methods=methods)

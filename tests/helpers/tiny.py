@@ -51,7 +51,7 @@ def point_at(cfg: Config, data: str) -> None:
         evaluator.ann_file = f'{data}/annotations/instances_val.json'
 
 
-def distil(student, teacher_cfg: str | dict, checkpoint: str = 'random', **methods) -> dict:
+def distill(student, teacher_cfg: str | dict, checkpoint: str = 'random', **methods) -> dict:
     """Return a DetectorDistiller's config."""
     return dict(
         type='mmkd.DetectorDistiller', student=student,

@@ -19,7 +19,7 @@ def step_twice(model, inputs: Callable, name: str, folder: str, rank: int) -> No
     """Take two steps, on other data in each process, and check that the gradients are the same in both.
 
     Args:
-        model: A network that distils.
+        model: A network that distills.
         inputs: Called with the model and a seed; returns a preprocessed batch.
         name: Of a file to write into ``folder`` when all is well, with the rank behind it.
         folder: Where to write it.

@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
 from mmkd.apis.config import check_annotation_files
 from mmkd.errors import MMKDError
-from tests.helpers.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distill, tiny_config
 
 STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
 PURE_PYTHON = """
@@ -281,7 +281,7 @@ def test_stock_config_in_pure_python(tmp_path):
 
 
 @pytest.mark.parametrize(('model', 'expected'), [
-    (distil(dict(), 'teacher.py'), True), (dict(type='DetectorDistiller'), True),
+    (distill(dict(), 'teacher.py'), True), (dict(type='DetectorDistiller'), True),
     (dict(type='FasterRCNN'), False), (dict(), False)])
 def test_is_distillation(model, expected):
     assert is_distillation(Config(dict(model=model))) is expected

@@ -17,7 +17,7 @@ from mmkd.apis import prepare_config
 from mmkd.apis.config import safe_source
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
-from tests.helpers.classifiers import classifier, distil, teacher_of
+from tests.helpers.classifiers import classifier, distill, teacher_of
 from tests.helpers.tiny import forget_runs
 
 CLASSES = ('blue', 'green', 'red')
@@ -329,7 +329,7 @@ def test_batches_that_would_be_collated(folder):
 
 def train(folder: Path, work_dir: Path, resume_from: Path | None = None) -> list[dict]:
     """Train a student for three epochs; return all logged losses."""
-    model = distil(classifier(classes=3), teacher_of(classes=3), shake=dict(type='mmkd.SHAKE'),
+    model = distill(classifier(classes=3), teacher_of(classes=3), shake=dict(type='mmkd.SHAKE'),
                    crd=dict(type='mmkd.CRD', negatives=8))
     evaluation = loader_of(whole(folder), 'DefaultSampler')
     cfg = prepare_config(Config(dict(

@@ -3,7 +3,7 @@ import copy
 import torch
 from mmengine.optim import build_optim_wrapper
 
-from tests.helpers.tiny import build, distil, tiny_config
+from tests.helpers.tiny import build, distill, tiny_config
 
 PARAMWISE = dict(custom_keys={'head': dict(lr_mult=0.1)}, norm_decay_mult=0.0)
 
@@ -24,7 +24,7 @@ def settings(wrapper, model) -> dict:
 
 def test_the_users_rules_apply_to_the_student_only(teacher_config):
     stock = build(tiny_config().model)
-    model = build(distil(tiny_config().model, teacher_config))
+    model = build(distill(tiny_config().model, teacher_config))
     expected = settings(wrapper_for(stock, False), stock)
     found = settings(wrapper_for(model, True, extra=dict(lr=0.03)), model)
     assert {name: value for name, value in found.items() if not name.startswith('mmkd.')} == expected
@@ -36,7 +36,7 @@ def test_the_users_rules_apply_to_the_student_only(teacher_config):
 
 def test_the_student_is_clipped_as_without_distillation(teacher_config):
     stock = build(tiny_config().model)
-    model = build(distil(tiny_config().model, teacher_config))
+    model = build(distill(tiny_config().model, teacher_config))
     for network in (stock, model):
         torch.manual_seed(0)
         for parameter in network.parameters():
@@ -53,7 +53,7 @@ def test_the_student_is_clipped_as_without_distillation(teacher_config):
 
 
 def test_without_trainable_extras_nothing_is_added(teacher_config):
-    model = build(distil(tiny_config().model, teacher_config, kd=dict(type='mmkd.KD')))
+    model = build(distill(tiny_config().model, teacher_config, kd=dict(type='mmkd.KD')))
     wrapper = wrapper_for(model, True)
     assert len(wrapper.optimizer.param_groups) == wrapper.number_of_student_groups
     copied = copy.deepcopy(wrapper.optimizer.state_dict())

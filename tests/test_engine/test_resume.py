@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmkd.checkpoints import latest_checkpoint, load_checkpoint
-from tests.helpers.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distill, tiny_config
 
 KILLER = '''
 import os, signal
@@ -39,7 +39,7 @@ def config(tmp_path_factory, digits, teacher_config, teacher_checkpoint) -> str:
     folder = tmp_path_factory.mktemp('resume')
     (folder / 'killer.py').write_text(KILLER)
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint, shake=dict(type='mmkd.SHAKE'),
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint, shake=dict(type='mmkd.SHAKE'),
                        dml=dict(type='mmkd.DML'))
     cfg.train_cfg.update(max_epochs=3, val_interval=1)
     cfg.train_dataloader.dataset.pipeline.insert(-1, dict(type='RandomFlip', prob=0.5))

@@ -13,12 +13,12 @@ from mmkd.engine.hooks import TeacherGapHook
 from mmkd.errors import MMKDError
 from mmkd.models.spots import Recorder, resolve_spot
 from tests.helpers.families import CHANNELS, CLASSES, detector
-from tests.helpers.tiny import build, distil, tiny_config
+from tests.helpers.tiny import build, distill, tiny_config
 
 
 def test_gap_on_the_validation_set(digits, teacher_config, teacher_checkpoint, tmp_path):
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint, kd=dict(type='mmkd.KD'))
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint, kd=dict(type='mmkd.KD'))
     cfg.custom_hooks = [dict(type='mmkd.TeacherGapHook')]
     cfg.work_dir = str(tmp_path)
     runner = Runner.from_cfg(prepare_config(cfg))
@@ -46,7 +46,7 @@ def test_gap_on_the_validation_set(digits, teacher_config, teacher_checkpoint, t
 
 def test_a_student_that_is_its_teacher_has_no_gap(digits, teacher_config, teacher_checkpoint, tmp_path):
     cfg = tiny_config('teacher', digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint, kd=dict(type='mmkd.KD'))
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint, kd=dict(type='mmkd.KD'))
     cfg.custom_hooks = [dict(type='mmkd.TeacherGapHook')]
     cfg.work_dir = str(tmp_path)
     runner = Runner.from_cfg(prepare_config(cfg))
@@ -63,7 +63,7 @@ def test_pairs_without_comparable_logits_are_refused_at_the_start(digits, tmp_pa
     for part in (cfg.model.rpn_head, cfg.model.roi_head.bbox_head):
         part.in_channels = retinanet.neck.out_channels
     cfg.model.roi_head.bbox_roi_extractor.out_channels = retinanet.neck.out_channels
-    cfg.model = distil(cfg.model, retinanet, pkd=dict(type='mmkd.PKD'))
+    cfg.model = distill(cfg.model, retinanet, pkd=dict(type='mmkd.PKD'))
     cfg.custom_hooks = [dict(type='mmkd.TeacherGapHook')]
     cfg.work_dir = str(tmp_path)
     with pytest.raises(MMKDError, match='cannot be compared'):
@@ -89,7 +89,7 @@ def with_shared_extractor(family: str, size: int):
 
 @pytest.mark.parametrize(('family', 'stages'), [('mask_rcnn', 1), ('cascade_rcnn', 3)])
 def test_masks_that_share_the_extractor_of_boxes(family, stages):
-    model = build(distil(with_shared_extractor(family, 8), with_shared_extractor(family, 16),
+    model = build(distill(with_shared_extractor(family, 8), with_shared_extractor(family, 16),
                          kd=dict(type='mmkd.KD')))
     data = demo_mm_inputs(1, [[3, 128, 128]], num_classes=CLASSES, num_items=[2], with_mask=True)
     runner, hook = SimpleNamespace(model=model.eval()), TeacherGapHook()
@@ -121,7 +121,7 @@ def test_boxes_that_are_judged_in_training_are_none_of_masks(family, stages):
 
 @pytest.mark.parametrize('part', ['data_preprocessor', 'backbone', 'roi_head'])
 def test_no_hook_outlives_a_validation_step_that_fails(part, monkeypatch):
-    model = build(distil(detector('faster_rcnn', 8), detector('faster_rcnn', 16),
+    model = build(distill(detector('faster_rcnn', 8), detector('faster_rcnn', 16),
                          kd=dict(type='mmkd.KD'))).eval()
     data = demo_mm_inputs(1, [[3, 128, 128]], num_classes=CLASSES, num_items=[2])
     runner, hook = SimpleNamespace(model=model), TeacherGapHook()

@@ -13,7 +13,7 @@ from mmkd.apis import prepare_config
 from mmkd.checkpoints import load_checkpoint
 from mmkd.engine.hooks import WeightScheduleHook
 from mmkd.errors import MMKDError
-from tests.helpers.tiny import REPO, distil, tiny_config
+from tests.helpers.tiny import REPO, distill, tiny_config
 
 
 def test_warm_up():
@@ -40,7 +40,7 @@ def test_wrong_settings():
 def config(digits, teacher_config, teacher_checkpoint, **schedule):
     """SHAKE and KD for three epochs of four iterations, with a schedule."""
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint, shake=dict(type='mmkd.SHAKE'),
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint, shake=dict(type='mmkd.SHAKE'),
                        kd=dict(type='mmkd.KD'))
     cfg.train_cfg.update(max_epochs=3, val_interval=10)
     cfg.param_scheduler = []
@@ -125,7 +125,7 @@ def test_stopped_and_resumed_in_two_processes(digits, teacher_config, teacher_ch
 def iteration_runner(digits, tmp_path, iters=12, **schedule) -> Runner:
     """KD of four iterations an epoch, in a loop that counts iterations."""
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, tiny_config('teacher').model, kd=dict(type='mmkd.KD'))
+    cfg.model = distill(cfg.model, tiny_config('teacher').model, kd=dict(type='mmkd.KD'))
     cfg.train_cfg = dict(type='IterBasedTrainLoop', max_iters=iters, val_interval=1000)
     cfg.train_dataloader.sampler = dict(type='InfiniteSampler')
     cfg.param_scheduler = []

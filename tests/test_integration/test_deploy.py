@@ -10,7 +10,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 
 from mmkd.checkpoints import load_checkpoint
-from tests.helpers.tiny import distil, load_tool, tiny_config
+from tests.helpers.tiny import distill, load_tool, tiny_config
 
 WITHOUT_MMKD = '''
 import importlib.abc, json, sys
@@ -49,7 +49,7 @@ def run(tmp_path_factory, digits, teacher_config, teacher_checkpoint):
     folder = tmp_path_factory.mktemp('deploy')
     cfg = tiny_config(data=digits)
     cfg.dump(folder / 'student.py')
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint)
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint)
     cfg.train_cfg.update(max_epochs=2, val_interval=2)
     cfg.dump(folder / 'shake.py')
     train = load_tool('train.py')

@@ -14,7 +14,7 @@ from torch import multiprocessing
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from mmkd.checkpoints import load_checkpoint
-from tests.helpers.tiny import REPO, build, distil, tiny_config
+from tests.helpers.tiny import REPO, build, distill, tiny_config
 
 
 @TASK_UTILS.register_module()
@@ -30,7 +30,7 @@ def model_with_fixed_sampling(teacher_config: str, checkpoint: str):
     student.train_cfg.rpn.sampler.type = 'FirstSampler'
     student.train_cfg.rcnn.sampler.type = 'FirstSampler'
     student.backbone.norm_eval = True  # batch statistics would differ between one and two processes
-    return build(distil(student, teacher_config, checkpoint, shake=dict(type='mmkd.SHAKE'),
+    return build(distill(student, teacher_config, checkpoint, shake=dict(type='mmkd.SHAKE'),
                         kd=dict(type='mmkd.KD')))
 
 
@@ -55,7 +55,7 @@ def worker(rank: int, port: int, folder: str, teacher_config: str, checkpoint: s
     half = {key: value[2 * rank:2 * rank + 2] for key, value in whole.items()}
     data = model.data_preprocessor(half, True)
     losses = wrapped(**data, mode='loss')
-    total, log = model.parse_losses(losses)
+    total, _ = model.parse_losses(losses)
     total.backward()
     if rank == 0:
         torch.save(dict(grads={name: p.grad for name, p in model.named_parameters()}, sent=sum(sent)),
@@ -92,7 +92,7 @@ def test_no_more_is_sent_than_the_trainable_parameters(two_processes, teacher_co
 
 def test_dist_train_script(tmp_path, digits, teacher_config, teacher_checkpoint):
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint)
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint)
     cfg.train_cfg.update(max_epochs=1)
     cfg.train_dataloader.update(batch_size=4, num_workers=1)
     cfg.dump(tmp_path / 'config.py')

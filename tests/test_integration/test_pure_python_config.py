@@ -40,7 +40,7 @@ def check(cfg: Config) -> None:
 
 
 def test_a_pure_python_distilling_config(tmp_path):
-    path = write(tmp_path / 'distil.py', repr(tiny_config().model.to_dict()),
+    path = write(tmp_path / 'distill.py', repr(tiny_config().model.to_dict()),
                  "model = dict(type=DetectorDistiller, student=student, methods=dict(s=dict(type=SHAKE)),\n"
                  "             teacher=dict(config=dict(model=student), checkpoint='random'))\ndel student")
     check(read_config(path))

@@ -10,14 +10,14 @@ from mmengine.registry import MODELS
 
 from mmkd.checkpoints import load_checkpoint, student_state_dict
 from tests.helpers.families import detector
-from tests.helpers.tiny import distil, forget_runs, load_tool, tiny_config
+from tests.helpers.tiny import distill, forget_runs, load_tool, tiny_config
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
     """Run tools/train.py for four iterations and return its work directory."""
     cfg = tiny_config(data=digits)
-    cfg.model = distil(cfg.model, teacher_config, teacher_checkpoint)
+    cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint)
     cfg.train_cfg.update(max_epochs=1, val_interval=10)
     cfg.param_scheduler = []
     cfg.default_hooks.logger.interval = 1

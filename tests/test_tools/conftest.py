@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import init_default_scope
 
-from tests.helpers.tiny import REPO, build, distil, forget_runs, tiny_config
+from tests.helpers.tiny import REPO, build, distill, forget_runs, tiny_config
 
 
 @dataclass
@@ -101,7 +101,7 @@ def small(cfg: Config) -> Config:
 
 @pytest.fixture(scope='session')
 def files(digits, tmp_path_factory) -> Files:
-    """A student, a teacher with (random) weights, and the config that distils the one from the other."""
+    """A student, a teacher with (random) weights, and the config that distills the one from the other."""
     root = tmp_path_factory.mktemp('tools')
     teacher = small(tiny_config('teacher', digits))
     student = small(tiny_config('student', digits))
@@ -113,6 +113,6 @@ def files(digits, tmp_path_factory) -> Files:
     torch.save(
         dict(meta=dict(dataset_meta=dict(classes=tuple('0123456789'))),
              state_dict=build(teacher.model).state_dict()), made.weights)
-    student.model = distil(student.model, made.teacher, made.weights)
+    student.model = distill(student.model, made.teacher, made.weights)
     student.dump(made.distilling)
     return made

@@ -478,8 +478,8 @@ def test_a_launcher_that_did_not_start_this(refused, files, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(('tool', 'arguments', 'said'), [
-    ('misc/dry_run.py', [], 'does not distil'),
-    ('model_converters/export_teacher.py', ['out.pth', '--config'], 'does not distil'),
+    ('misc/dry_run.py', [], 'does not distill'),
+    ('model_converters/export_teacher.py', ['out.pth', '--config'], 'does not distill'),
     ('analysis_tools/benchmark_loading.py', [], 'not a training config')])
 def test_a_config_without_a_model(refused, files, tool, arguments, said):
     schedule = str(REPO / 'configs/_base_/schedules/crd_240e.py')

@@ -24,7 +24,7 @@ IMAGES = 10
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
-    """Folder with ten images, a teacher's config and weights, and a config that distils."""
+    """Folder with ten images, a teacher's config and weights, and a config that distills."""
     root = tmp_path_factory.mktemp('cache')
     generator = np.random.default_rng(0)
     for number in range(IMAGES):

@@ -10,16 +10,16 @@ from mmengine.registry import MODELS
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
 from tests.helpers.families import detector
-from tests.helpers.tiny import build, distil, load_tool
+from tests.helpers.tiny import build, distill, load_tool
 
 
 def run(monkeypatch, tmp_path, family: str, method: dict, teacher=None):
-    """Distil a little, write the improved teacher, and return model, stock teacher and file."""
+    """Distill a little, write the improved teacher, and return model, stock teacher and file."""
     teacher_cfg = teacher or detector(family, 16)
     torch.manual_seed(1)
     weights = MODELS.build(teacher_cfg).state_dict()
     torch.save(dict(state_dict=weights), tmp_path / 'teacher.pth')
-    cfg = Config(dict(model=distil(detector(family), teacher_cfg, str(tmp_path / 'teacher.pth'), m=method)))
+    cfg = Config(dict(model=distill(detector(family), teacher_cfg, str(tmp_path / 'teacher.pth'), m=method)))
     cfg.dump(tmp_path / 'config.py')
     model = build(cfg.model)
     with torch.no_grad():

@@ -12,7 +12,7 @@ def listed(monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, 'argv', ['list_methods.py', *words])
         load_tool('misc/list_methods.py').main()
-        head, *lines = capsys.readouterr().out.splitlines()
+        _, *lines = capsys.readouterr().out.splitlines()
         return {line.split()[0]: line for line in lines}
     return run
 

@@ -1,4 +1,4 @@
-"""The plot of where SAKD distils."""
+"""The plot of where SAKD distills."""
 import json
 import math
 

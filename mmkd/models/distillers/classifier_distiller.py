@@ -13,7 +13,7 @@ def ClassifierDistiller(student: dict,
                         methods: Mapping[str, dict],
                         teacher: dict | Sequence[dict] | None = None,
                         data_preprocessor: dict | None = None) -> BaseClassifier:
-    """Build a student classifier that distils while it trains.
+    """Build a student classifier that distills while it trains.
 
     Args:
         student: The student's model config, unchanged from MMPretrain.

@@ -13,7 +13,7 @@ def DetectorDistiller(student: dict,
                       methods: Mapping[str, dict],
                       teacher: dict | Sequence[dict] | None = None,
                       data_preprocessor: dict | None = None) -> BaseDetector:
-    """Build a student detector that distils while it trains.
+    """Build a student detector that distills while it trains.
 
     Args:
         student: The student's model config, unchanged from MMDetection.

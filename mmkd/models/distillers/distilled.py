@@ -58,7 +58,7 @@ def build_distilled(student: dict,
                     registry: Registry,
                     base: type,
                     kind: str) -> nn.Module:
-    """Build a student that distils while it trains.
+    """Build a student that distills while it trains.
 
     Args:
         student: The student's model config.

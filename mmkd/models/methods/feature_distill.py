@@ -28,7 +28,7 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
 
     Args:
         loss: The config of a :class:`~mmkd.models.losses.FeatureLoss`.
-        spot: Where to distil: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, a list of
+        spot: Where to distill: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, a list of
             such names, or a dict with the choice for a ``classifier`` and for a ``detector``.
         teacher_spot: Where to read the teacher; by default at the same spots.
         connector: The config of the module that gives every level of the student the teacher's shape, such
@@ -111,7 +111,7 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
 
         Args:
             step: The outputs that were recorded in the training step.
-            choices: For every level, which samples to distil, ``(N,)``; by default all of them. See
+            choices: For every level, which samples to distill, ``(N,)``; by default all of them. See
                 :meth:`~mmkd.models.losses.FeatureLoss.masked`.
 
         Returns:

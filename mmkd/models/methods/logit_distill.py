@@ -22,7 +22,7 @@ class LogitDistill(Method):
 
     This is for classifiers and for the boxes of two-stage detectors, whose classes compete (softmax). The
     loss is the mean over images or boxes and over teachers; in a cascade, the cascade stages are summed by
-    the cascade's loss weights. :class:`ProxyDistill` distils logits by KL, for dense detectors as well.
+    the cascade's loss weights. :class:`ProxyDistill` distills logits by KL, for dense detectors as well.
 
     Args:
         loss: The config of a :class:`~mmkd.models.losses.LogitLoss`.
@@ -71,7 +71,7 @@ class LogitDistill(Method):
 
         Args:
             step: The outputs that were recorded in the training step.
-            choices: Classifiers: which images to distil, one tensor ``(N,)``; by default all of them.
+            choices: Classifiers: which images to distill, one tensor ``(N,)``; by default all of them.
 
         Returns:
             dict: ``loss_logit``.

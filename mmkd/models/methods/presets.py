@@ -1,4 +1,4 @@
-"""The methods that distil logits through a proxy, named as in the papers: settings of ProxyDistill."""
+"""The methods that distill logits through a proxy, named as in the papers: settings of ProxyDistill."""
 from ...errors import MMKDError, check_choice
 from ...registry import MODELS
 from .proxy_distill import ProxyDistill

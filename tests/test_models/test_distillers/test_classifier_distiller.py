@@ -15,7 +15,7 @@ pytest.importorskip('mmpretrain')
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.spots import logit_layout
-from tests.helpers.classifiers import CLASSES, batch, classifier, deit, distil, teacher_of
+from tests.helpers.classifiers import CLASSES, batch, classifier, deit, distill, teacher_of
 from tests.helpers.tiny import build, load_tool
 from tests.helpers.two_processes import join, step_twice
 
@@ -54,7 +54,7 @@ def _scope():
 
 
 def make(method: str, **settings):
-    model = build(distil(classifier(**settings), teacher_of(), **{method: METHODS[method]}))
+    model = build(distill(classifier(**settings), teacher_of(), **{method: METHODS[method]}))
     # A random teacher is sure of nothing; this one has opinions.
     with torch.no_grad():
         model.mmkd.teacher.model.head.fc.weight.mul_(50)
@@ -158,7 +158,7 @@ def test_teacher_and_proxies_see_the_mixed_images_and_soft_labels(augment):
     settings = dict(train_cfg=dict(augments=dict(type=augment, alpha=1.0)))
     student = classifier(**settings)
     student.head.loss = dict(type='CrossEntropyLoss', use_soft=True)
-    model = build(distil(student, teacher_of(), sokd=METHODS['sokd']))
+    model = build(distill(student, teacher_of(), sokd=METHODS['sokd']))
     data = batch(model)
     scores = torch.stack([sample.gt_score for sample in data['data_samples']])
     assert ((scores > 0) & (scores < 1)).any(), 'nothing was mixed'
@@ -198,7 +198,7 @@ def step_of(model, data):
 def test_preprocessor_at_the_top_of_the_config_reaches_the_student():
     student = classifier()
     preprocessor = student.pop('data_preprocessor')
-    cfg = distil(student, teacher_of(), kd=METHODS['kd'])
+    cfg = distill(student, teacher_of(), kd=METHODS['kd'])
     model = MODELS.build(dict(cfg, data_preprocessor=preprocessor))
     assert model.data_preprocessor.mean.flatten().tolist() == preprocessor['mean']
     assert model.mmkd.teacher.model.data_preprocessor.mean.flatten().tolist() == [100.0, 110.0, 120.0]
@@ -210,7 +210,7 @@ def test_preprocessor_at_the_top_of_the_config_reaches_the_student():
 @pytest.mark.parametrize('standardize_task', [False, True])
 def test_all_terms_of_the_released_shake(standardize_task):
     """With β = 1 and τ = 4: KL(sg S‖P) + KL(sg P‖S) + CE(P, y) + MSE(P, T), and CE(S, y)."""
-    model = build(distil(classifier(), teacher_of(), shake=dict(
+    model = build(distill(classifier(), teacher_of(), shake=dict(
         type='mmkd.SHAKE', placement='teacher', standardize_task=standardize_task)))
     data = batch(model)
     labels = torch.tensor([sample.gt_label.item() for sample in data['data_samples']])
@@ -296,7 +296,7 @@ def of_timm(name: str = 'resnet18') -> dict:
 @pytest.mark.parametrize('method', ['kd', 'kdtuned', 'shake', 'shake_teacher'])
 def test_a_teacher_of_timm(method):
     pytest.importorskip('timm')
-    model = build(distil(classifier(), of_timm('regnety_002'), **{method: METHODS[method]}))
+    model = build(distill(classifier(), of_timm('regnety_002'), **{method: METHODS[method]}))
     total, log = model.parse_losses(model(**batch(model), mode='loss'))
     total.backward()
     assert log[f'{method}.loss_student'] > 0
@@ -305,8 +305,8 @@ def test_a_teacher_of_timm(method):
 
 def test_a_student_of_timm_can_be_resumed():
     pytest.importorskip('timm')
-    model = build(distil(of_timm(), teacher_of(), sokd=METHODS['sokd']))
-    other = build(distil(of_timm(), teacher_of(), sokd=METHODS['sokd']), seed=1)
+    model = build(distill(of_timm(), teacher_of(), sokd=METHODS['sokd']))
+    other = build(distill(of_timm(), teacher_of(), sokd=METHODS['sokd']), seed=1)
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(
         model.parameters(), other.parameters(), strict=True))
@@ -317,7 +317,7 @@ def test_a_student_of_timm_can_be_resumed():
 
 @pytest.mark.parametrize('hard', [True, False])
 def test_distillation_token(hard):
-    model = build(distil(deit(), teacher_of(), deit=dict(type='mmkd.DeiT', hard=hard)))
+    model = build(distill(deit(), teacher_of(), deit=dict(type='mmkd.DeiT', hard=hard)))
     with torch.no_grad():
         for name in ('head', 'head_dist'):
             getattr(model.head.layers, name).weight.normal_()
@@ -339,7 +339,7 @@ def test_distillation_token(hard):
 
 
 def test_shake_on_top_of_the_distillation_token():
-    model = build(distil(deit(), teacher_of(), deit=dict(type='mmkd.DeiT'), shake=METHODS['shake']))
+    model = build(distill(deit(), teacher_of(), deit=dict(type='mmkd.DeiT'), shake=METHODS['shake']))
     total, log = model.parse_losses(model(**batch(model), mode='loss'))
     total.backward()
     assert {'deit.loss_class', 'deit.loss_token', 'shake.loss_student'} <= set(log)
@@ -348,7 +348,7 @@ def test_shake_on_top_of_the_distillation_token():
 
 def test_deit_needs_a_distillation_token():
     with pytest.raises(MMKDError, match='DistilledVisionTransformer under a DeiTClsHead, not LinearClsHead'):
-        build(distil(classifier(), teacher_of(), deit=dict(type='mmkd.DeiT')))
+        build(distill(classifier(), teacher_of(), deit=dict(type='mmkd.DeiT')))
 
 
 # Pairs
@@ -356,7 +356,7 @@ def test_deit_needs_a_distillation_token():
 
 @pytest.mark.parametrize('method', ['kd', 'sokd', 'shake_teacher', 'kdtuned', 'kdtuned_head'])
 def test_class_mapping(method):
-    cfg = distil(classifier(), teacher_of(classes=7), **{method: METHODS[method]})
+    cfg = distill(classifier(), teacher_of(classes=7), **{method: METHODS[method]})
     with pytest.raises(MMKDError, match='has 7 classes and the student 5'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [6, 0, 2, 1, 5]
@@ -369,7 +369,7 @@ def test_class_mapping(method):
 @pytest.mark.parametrize('weights', ['equal', 'adaptive'])
 @pytest.mark.parametrize('method', ['KD', 'SHAKE', 'SOKD'])
 def test_several_teachers(weights, method):
-    cfg = distil(classifier(), teacher_of(), m=dict(type=f'mmkd.{method}', teacher_weights=weights))
+    cfg = distill(classifier(), teacher_of(), m=dict(type=f'mmkd.{method}', teacher_weights=weights))
     cfg['teacher'] = [cfg['teacher'], dict(config=teacher_of(24), checkpoint='random')]
     model = build(cfg)
     total, log = model.parse_losses(model(**batch(model), mode='loss'))
@@ -381,13 +381,13 @@ def test_several_teachers(weights, method):
 def test_a_detector_cannot_teach_a_classifier():
     from tests.helpers.families import detector
     with pytest.raises(MMKDError, match='RetinaNet is not an MMPretrain classifier'):
-        build(dict(distil(classifier(), None, kd=METHODS['kd']), teacher=dict(
+        build(dict(distill(classifier(), None, kd=METHODS['kd']), teacher=dict(
             config=dict(default_scope='mmdet', model=detector('retinanet')), checkpoint='random')))
 
 
 def test_places_are_for_detectors():
     with pytest.raises(MMKDError, match="sample_weight='foreground' is for detectors"):
-        build(distil(classifier(), teacher_of(), kd=dict(type='mmkd.KD', sample_weight='foreground')))
+        build(distill(classifier(), teacher_of(), kd=dict(type='mmkd.KD', sample_weight='foreground')))
 
 
 def test_the_layout_of_a_classifier():

@@ -10,7 +10,7 @@ from mmengine.utils import apply_to
 
 from mmkd.errors import MMKDError
 from mmkd.random_state import get_random_state
-from tests.helpers.tiny import build, distil, tiny_config
+from tests.helpers.tiny import build, distill, tiny_config
 
 SHAKE = dict(type='mmkd.SHAKE', temperature=2.0)
 METHODS = dict(shake=SHAKE, kd=dict(type='mmkd.KD'), pkd=dict(type='mmkd.PKD'))
@@ -18,7 +18,7 @@ METHODS = dict(shake=SHAKE, kd=dict(type='mmkd.KD'), pkd=dict(type='mmkd.PKD'))
 
 @pytest.fixture
 def model(teacher_config, teacher_checkpoint):
-    return build(distil(tiny_config().model, teacher_config, teacher_checkpoint, **METHODS))
+    return build(distill(tiny_config().model, teacher_config, teacher_checkpoint, **METHODS))
 
 
 def losses_of(model, batch) -> dict:
@@ -69,7 +69,7 @@ def test_every_parameter_has_a_gradient(model, batch):
 
 @pytest.mark.parametrize(('depth', 'extra'), [('head', 'fc_cls shared_fcs'), ('last_layer', 'layers')])
 def test_towers_of_the_shadow_head(teacher_config, batch, depth, extra):
-    model = build(distil(tiny_config().model, teacher_config, shake=dict(SHAKE, depth=depth)))
+    model = build(distill(tiny_config().model, teacher_config, shake=dict(SHAKE, depth=depth)))
     prefix = 'mmkd.methods.shake.proxies.0.'
     own = {name.removeprefix(prefix).removeprefix('heads.0.') for name in model.state_dict()
            if name.startswith('mmkd.')}
@@ -110,7 +110,7 @@ def test_building_and_initializing_leave_the_random_state_alone(teacher_config, 
     stock = MODELS.build(tiny_config().model)
     stock.init_weights()
     expected = torch.rand(3)
-    model = build(distil(tiny_config().model, teacher_config, teacher_checkpoint, **METHODS), seed=5)
+    model = build(distill(tiny_config().model, teacher_config, teacher_checkpoint, **METHODS), seed=5)
     assert torch.equal(torch.rand(3), expected)
     for name, value in stock.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
@@ -171,7 +171,7 @@ def test_a_frozen_spot_is_an_error(teacher_config, batch):
     cfg = tiny_config().model
     cfg.backbone.frozen_stages = 1
     same = tiny_config().model
-    model = build(distil(cfg, dict(same), m=dict(type='mmkd.PKD', spot='backbone.layer1')))
+    model = build(distill(cfg, dict(same), m=dict(type='mmkd.PKD', spot='backbone.layer1')))
     with pytest.raises(MMKDError, match="'backbone.layer1' carries no gradient"):
         losses_of(model, batch)
 
@@ -179,7 +179,7 @@ def test_a_frozen_spot_is_an_error(teacher_config, batch):
 def test_reentrant_checkpointing_around_a_spot_is_an_error_and_elsewhere_works(batch):
     from torch.utils.checkpoint import checkpoint
     for module, works in (('backbone.layer3', True), ('backbone', False)):
-        model = build(distil(tiny_config().model, dict(tiny_config().model), m=dict(
+        model = build(distill(tiny_config().model, dict(tiny_config().model), m=dict(
             type='mmkd.PKD', spot='backbone.layer2')))
         target = model.get_submodule(module)
         forward = target.forward

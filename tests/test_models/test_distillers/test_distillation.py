@@ -8,10 +8,10 @@ from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
 from mmkd.errors import MMKDError
-from tests.helpers.classifiers import STUDENT, classifier, deit, distil, teacher_of
+from tests.helpers.classifiers import STUDENT, classifier, deit, distill, teacher_of
 from tests.helpers.classifiers import batch as images
 from tests.helpers.tiny import build, tiny_config
-from tests.helpers.tiny import distil as distil_detector
+from tests.helpers.tiny import distill as distil_detector
 
 RULE = dict(init_cfg=[dict(type='TruncNormal', layer='Linear', std=0.5)])
 
@@ -27,7 +27,7 @@ def _scope():
 
 
 def make(**methods):
-    return build(distil(classifier(**RULE), teacher_of(8), **methods))
+    return build(distill(classifier(**RULE), teacher_of(8), **methods))
 
 
 def test_a_rule_for_the_whole_student_is_for_the_student_alone():
@@ -63,7 +63,7 @@ def losses_of(model) -> dict:
     (deit(), dict(type='mmkd.DeiT'), 'loss_class'),
 ])
 def test_a_schedule_leaves_the_labels_alone(student, method, task):
-    model = build(distil(student, teacher_of(), one=method)).eval()
+    model = build(distill(student, teacher_of(), one=method)).eval()
     before = losses_of(model)
     model.mmkd.methods['one'].scale = 0.25
     after = losses_of(model)
@@ -75,8 +75,8 @@ def test_a_schedule_leaves_the_labels_alone(student, method, task):
 
 def test_weights_of_the_task_multiply():
     shake, kd = dict(type='mmkd.SHAKE', standardize_task=True), dict(type='mmkd.KD')
-    plain = losses_of(build(distil(classifier(), teacher_of(), shake=shake, kd=kd)))
-    less = losses_of(build(distil(classifier(), teacher_of(), shake=shake, kd=dict(kd, student_task=0.1))))
+    plain = losses_of(build(distill(classifier(), teacher_of(), shake=shake, kd=kd)))
+    less = losses_of(build(distill(classifier(), teacher_of(), shake=shake, kd=dict(kd, student_task=0.1))))
     torch.testing.assert_close(less['shake.loss_task'], 0.1 * plain['shake.loss_task'])
     torch.testing.assert_close(less['kd.loss_student'], plain['kd.loss_student'])
     assert less['loss'] == 0
@@ -86,7 +86,7 @@ def test_weights_of_the_task_multiply():
 
 
 def build_with(**methods):
-    return build(distil(classifier(), teacher_of(), **methods))
+    return build(distill(classifier(), teacher_of(), **methods))
 
 
 def test_one_method_can_take_the_students_task():
@@ -101,7 +101,7 @@ def test_a_name_that_would_be_added_to_the_loss():
 
 
 def test_methods_in_a_list():
-    cfg = distil(classifier(), teacher_of())
+    cfg = distill(classifier(), teacher_of())
     cfg['methods'] = [dict(type='mmkd.KD')]
     with pytest.raises(MMKDError, match='`methods` must be a dict.*not a list'):
         build(cfg)
@@ -128,7 +128,7 @@ def test_labels_of_images_that_the_preprocessor_mixes():
     mixing = dict(STUDENT, num_classes=5, batch_augments=dict(augments=dict(type='Mixup', alpha=1.0)))
     student = ConfigDict(classifier(), data_preprocessor=mixing)
     with pytest.raises(MMKDError, match='DKD needs one true class'):
-        build(distil(student, teacher_of(), dkd=dict(type='mmkd.DKD')))
+        build(distill(student, teacher_of(), dkd=dict(type='mmkd.DKD')))
 
 
 def test_labels_of_images_that_the_data_mix():

@@ -12,7 +12,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.methods.crosskd import CrossKD, align_statistics, quality_focal_divergence
 from tests.helpers import families
 from tests.helpers.families import CLASSES
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 
 IMPORTED = CrossKD  # registers mmkd.CrossKD
 FAMILIES = ('retinanet', 'atss', 'gfl', 'fcos')
@@ -91,7 +91,7 @@ def pair(student: str | dict, teacher: str | dict | None = None, size: int = 16,
     student = detector(student) if isinstance(student, str) else student
     teacher = detector(teacher, size) if isinstance(teacher, str) else teacher
     method = dict(dict(type='mmkd.CrossKD', layer=1), **settings)
-    model = build(distil(student, teacher, crosskd=method))
+    model = build(distill(student, teacher, crosskd=method))
     with torch.no_grad():  # a random teacher is sure of nothing; this one has opinions
         for layer in sum(PREDICTORS.values(), ()):
             for name, parameter in model.mmkd.teacher.model.bbox_head.named_parameters():
@@ -294,7 +294,7 @@ def test_batch_norm_in_the_students_towers_counts_a_batch_once():
     for method in (dict(type='mmkd.CrossKD', layer=1), dict(type='mmkd.KD')):
         student = detector('gfl')
         student.bbox_head.norm_cfg = dict(type='BN')
-        model = build(distil(student, detector('gfl', 16), m=method))
+        model = build(distill(student, detector('gfl', 16), m=method))
         model(**batch(model), mode='loss')
         counts.append({name: buffer for name, buffer in model.bbox_head.named_buffers()})
     assert any(name.endswith('running_mean') for name in counts[0])
@@ -324,7 +324,7 @@ def test_images_without_boxes(family):
 def test_classes_of_the_teacher_are_mapped():
     teacher = detector('retinanet', 16)
     teacher.bbox_head.num_classes = 5
-    cfg = distil(detector('retinanet'), teacher, crosskd=dict(type='mmkd.CrossKD', layer=1))
+    cfg = distill(detector('retinanet'), teacher, crosskd=dict(type='mmkd.CrossKD', layer=1))
     with pytest.raises(MMKDError, match='has 5 classes and the student 3'):
         build(cfg)
     cfg['teacher']['class_mapping'] = [4, 0, 2]

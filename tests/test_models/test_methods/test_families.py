@@ -13,7 +13,7 @@ from torch import multiprocessing
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from tests.helpers.families import CLASSES, STOCK, TWO_STAGE, classifier_parts, detector
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 from tests.helpers.two_processes import join, step_twice
 
 METHODS = {
@@ -35,7 +35,7 @@ CELLS = [(family, method) for family in STOCK for method in METHODS if (family, 
 
 
 def make(family: str, method: str):
-    model = build(distil(detector(family), detector(family, 16), **{method: METHODS[method]}))
+    model = build(distill(detector(family), detector(family, 16), **{method: METHODS[method]}))
     # A random teacher is sure of nothing; this one has opinions.
     with torch.no_grad():
         for name, parameter in model.mmkd.teacher.model.named_parameters():
@@ -151,7 +151,7 @@ def test_two_processes(family, tmp_path):
 
 
 def pair(student: str, teacher: str, method: str = 'kd'):
-    return build(distil(detector(student), detector(teacher, 16), **{method: METHODS[method]}))
+    return build(distill(detector(student), detector(teacher, 16), **{method: METHODS[method]}))
 
 
 @pytest.mark.parametrize(('student', 'teacher'), [
@@ -193,7 +193,7 @@ def test_scores_that_are_no_logits():
     tood = get_config('mmdet::tood/tood_r50_fpn_1x_coco.py').model
     tood.backbone.init_cfg = None
     with pytest.raises(MMKDError, match="class scores of the student's TOODHead are no layer's output"):
-        build(distil(tood, copy.deepcopy(tood), kd=METHODS['kd']))
+        build(distill(tood, copy.deepcopy(tood), kd=METHODS['kd']))
 
 
 def test_query_based_detectors_say_why():
@@ -201,7 +201,7 @@ def test_query_based_detectors_say_why():
     detr = get_config('mmdet::detr/detr_r50_8xb2-150e_coco.py').model
     detr.backbone.init_cfg = None
     with pytest.raises(MMKDError, match='student DistilledDETR has no class logits.*query-based'):
-        build(distil(detr, copy.deepcopy(detr), kd=METHODS['kd']))
+        build(distill(detr, copy.deepcopy(detr), kd=METHODS['kd']))
 
 
 @pytest.mark.parametrize('family', ['retinanet', 'yolox', 'cascade_rcnn'])
@@ -212,7 +212,7 @@ def test_class_mapping_of_every_kind(family, method):
     heads = teacher.roi_head.bbox_head if family in TWO_STAGE else [teacher.bbox_head]
     for head in heads:
         head.num_classes = 5
-    cfg = distil(detector(family), teacher, **{method: METHODS[method]})
+    cfg = distill(detector(family), teacher, **{method: METHODS[method]})
     with pytest.raises(MMKDError, match='has 5 classes and the student 3'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [4, 0, 2]
@@ -226,7 +226,7 @@ def test_class_mapping_of_every_kind(family, method):
 @pytest.mark.parametrize('weights', ['equal', 'adaptive'])
 @pytest.mark.parametrize('method', ['KD', 'SHAKE', 'SOKD'])
 def test_several_teachers(family, weights, method):
-    cfg = distil(detector(family), detector(family, 16),
+    cfg = distill(detector(family), detector(family, 16),
                  m=dict(type=f'mmkd.{method}', teacher_weights=weights))
     cfg['teacher'] = [cfg['teacher'], dict(config=detector(family, 24), checkpoint='random')]
     model = build(cfg)
@@ -240,7 +240,7 @@ def test_several_teachers(family, weights, method):
 def test_equal_weights_are_the_mean_over_teachers():
     losses = []
     for sizes in ((16, ), (24, ), (16, 24)):
-        cfg = distil(detector('retinanet'), {}, kd=METHODS['kd'])
+        cfg = distill(detector('retinanet'), {}, kd=METHODS['kd'])
         torch.manual_seed(0)
         cfg['teacher'] = []
         for size in sizes:
@@ -298,7 +298,7 @@ def test_a_peer_does_not_shift_the_students_random_numbers():
 @pytest.mark.parametrize('method', ['sokd', 'kdtuned', 'kdtuned_head'])
 def test_weights_from_the_teacher_survive_initialization(method):
     settings = dict(METHODS[method], **(dict(init='teacher') if method == 'sokd' else {}))
-    model = build(distil(detector('retinanet'), detector('retinanet', 16), m=settings))
+    model = build(distill(detector('retinanet'), detector('retinanet', 16), m=settings))
     theirs = model.mmkd.teacher.model.state_dict()
     proxy = model.mmkd.methods['m'].proxies[0]
     mine = proxy.network if method == 'kdtuned' else proxy.heads[0]

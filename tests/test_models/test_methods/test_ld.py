@@ -15,7 +15,7 @@ from mmkd.models.losses.distribution import edge_divergence
 from mmkd.models.methods.ld import LD, assign, atss_threshold, valuable_region
 from tests.helpers import families
 from tests.helpers.families import CLASSES
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 
 IMPORTED = LD  # registers mmkd.LD
 
@@ -120,7 +120,7 @@ def detector(family: str, size: int = 8):
 
 def gfl_pair(size: int = 16, teacher: dict | None = None, **settings):
     teacher = detector('gfl', size) if teacher is None else teacher
-    model = build(distil(detector('gfl'), teacher, ld=dict(type='mmkd.LD', **settings)))
+    model = build(distill(detector('gfl'), teacher, ld=dict(type='mmkd.LD', **settings)))
     with torch.no_grad():  # a random teacher is sure of nothing; this one has opinions
         for parameter in model.mmkd.teacher.model.bbox_head.gfl_reg.parameters():
             parameter.mul_(20)
@@ -259,7 +259,7 @@ def test_threshold_is_the_assigners():
 def test_fixed_thresholds_of_other_assigners():
     student = detector('gfl')
     student.train_cfg.assigner = dict(type='MaxIoUAssigner', pos_iou_thr=0.4, neg_iou_thr=0.4, min_pos_iou=0)
-    model = build(distil(student, detector('gfl', 16), ld=dict(type='mmkd.LD')))
+    model = build(distill(student, detector('gfl', 16), ld=dict(type='mmkd.LD')))
     assert distillation(model(**batch(model), mode='loss'))['loss_vlr'] > 0
 
 
@@ -325,7 +325,7 @@ def test_two_teachers_are_averaged():
 
 def pair(student: str | dict, teacher: str | dict, **settings):
     student, teacher = (detector(one) if isinstance(one, str) else one for one in (student, teacher))
-    return build(distil(student, teacher, ld=dict(type='mmkd.LD', **settings)))
+    return build(distill(student, teacher, ld=dict(type='mmkd.LD', **settings)))
 
 
 def test_what_cannot_be_compared_says_why():

@@ -18,7 +18,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.losses import FeatureLoss
 from mmkd.models.methods.sakd import SAKD, SpotAdaptiveDistill
 from mmkd.models.methods.sakd.policy import SpotPolicy
-from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distil
+from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distill
 from tests.helpers.tiny import build
 from tests.helpers.two_processes import join, step_twice
 from tests.test_models.test_methods.test_zoo import cifar_network
@@ -39,7 +39,7 @@ def make(method: str | None = 'AT', teacher=None, **settings):
         cfg.update(negatives=6)
     if method is None:
         cfg = dict(type='mmkd.SpotAdaptiveDistill', **settings)
-    model = build(distil(cifar_network(8, STUDENT), teacher or cifar_network(14, TEACHER), sakd=cfg))
+    model = build(distill(cifar_network(8, STUDENT), teacher or cifar_network(14, TEACHER), sakd=cfg))
     with torch.no_grad():
         model.mmkd.teacher.model.head.fc.weight.mul_(50)
     if method == 'CRD':
@@ -343,7 +343,7 @@ def test_what_cannot_work_says_why(settings, message):
 
 
 def test_routing_needs_a_teacher_in_full_precision():
-    cfg = distil(cifar_network(8, STUDENT), cifar_network(14, TEACHER), sakd=dict(type='mmkd.SAKD'))
+    cfg = distill(cifar_network(8, STUDENT), cifar_network(14, TEACHER), sakd=dict(type='mmkd.SAKD'))
     cfg['teacher']['precision'] = 'bf16'
     with pytest.raises(MMKDError, match='leave out teacher.precision'):
         build(cfg)

@@ -13,10 +13,10 @@ from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.methods import METHODS, PROTOCOLS, ZOO, LogitDistill, TrainLabelsMethod
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, classifier, teacher_of
-from tests.helpers.classifiers import distil as distil_classifier
+from tests.helpers.classifiers import distill as distil_classifier
 from tests.helpers.families import CLASSES as BOX_CLASSES
 from tests.helpers.families import detector
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 from tests.helpers.two_processes import join, step_twice
 
 DETECTORS = ('faster_rcnn', 'retinanet')
@@ -49,7 +49,7 @@ def make(task: str, *methods: str, **settings):
         cfg = distil_classifier(cifar_network(8, STUDENT), cifar_network(14, TEACHER), **cfgs)
     else:
         init_default_scope('mmdet')
-        cfg = distil(detector(task), detector(task, 16), **cfgs)
+        cfg = distill(detector(task), detector(task, 16), **cfgs)
     model = build(cfg)
     for method in model.mmkd.methods.values():
         if isinstance(method, TrainLabelsMethod) and method.needs_train_labels:

@@ -7,13 +7,13 @@ from mmkd.models.proxies import CopiedHead
 from mmkd.models.proxies.heads import _remove_box_branches, build_heads, find_classifiers
 from mmkd.models.spots import logit_layout, probe, resolve_spot
 from tests.helpers.families import detector
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 
 
 def distilled(**settings):
     proxy = dict(type='mmkd.CopiedHead', **settings)
     method = dict(type='mmkd.ProxyDistill', proxy=proxy)
-    return build(distil(detector('retinanet'), detector('retinanet', 16), m=method))
+    return build(distill(detector('retinanet'), detector('retinanet', 16), m=method))
 
 
 @pytest.mark.parametrize(('settings', 'words'), [

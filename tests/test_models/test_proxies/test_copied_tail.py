@@ -14,7 +14,7 @@ from mmkd.models.spots import logit_layout, record, resolve_spot
 from mmkd.models.step import Step
 from mmkd.models.teachers import Teacher
 from tests.helpers import classifiers, families
-from tests.helpers.tiny import build, distil
+from tests.helpers.tiny import build, distill
 
 
 def norms(module):
@@ -27,7 +27,7 @@ def norms(module):
 def detector_with_tail(init, norm_eval):
     teacher = families.detector('faster_rcnn', 16)
     teacher.backbone.norm_eval = norm_eval
-    return build(distil(families.detector('faster_rcnn'), teacher,
+    return build(distill(families.detector('faster_rcnn'), teacher,
                         sokd=dict(type='mmkd.SOKD', init=init, last_stage=True)))
 
 
@@ -58,7 +58,7 @@ def test_such_a_stage_starts_as_the_teachers():
 def test_a_detector_whose_stages_are_unknown():
     model = dict(type='mmkd.SOKD', last_stage=True)
     with pytest.raises(MMKDError, match='CSPDarknet cannot be run stage by stage'):
-        build(distil(families.detector('yolox'), families.detector('yolox', 16), sokd=model))
+        build(distill(families.detector('yolox'), families.detector('yolox', 16), sokd=model))
 
 
 # Classifiers
@@ -69,7 +69,7 @@ def test_a_detector_whose_stages_are_unknown():
 def test_the_same_in_classifiers(init, keeps):
     teacher = classifiers.teacher_of(16)
     teacher.backbone.norm_eval = True
-    model = build(classifiers.distil(classifiers.classifier(), teacher,
+    model = build(classifiers.distill(classifiers.classifier(), teacher,
                                      sokd=dict(type='mmkd.SOKD', init=init)))
     assert {norm.training for norm in norms(model.mmkd.methods.sokd.proxies[0].tail.backbone)} == {not keeps}
 
@@ -118,7 +118,7 @@ def teacher_of(family: str) -> ConfigDict:
 
 
 def make(family: str, init: str):
-    return build(classifiers.distil(classifiers.classifier(), teacher_of(family),
+    return build(classifiers.distill(classifiers.classifier(), teacher_of(family),
                                     sokd=dict(type='mmkd.SOKD', init=init)))
 
 
@@ -217,7 +217,7 @@ def test_nothing_of_the_teacher_is_left_in_a_random_copy(family):
 def test_the_copy_of_a_frozen_stage_is_trained():
     teacher = teacher_of('resnet')
     teacher.backbone.frozen_stages = 4
-    model = build(classifiers.distil(classifiers.classifier(), teacher, sokd=dict(type='mmkd.SOKD')))
+    model = build(classifiers.distill(classifiers.classifier(), teacher, sokd=dict(type='mmkd.SOKD')))
     assert all(p.requires_grad for p in model.mmkd.methods.sokd.proxies[0].parameters())
 
 
@@ -227,7 +227,7 @@ def test_a_classifier_without_a_backbone():
     teacher = dict(type='mmpretrain.TimmClassifier', model_name='resnet18', num_classes=classifiers.CLASSES,
                    data_preprocessor=dict(classifiers.TEACHER))
     with pytest.raises(MMKDError, match='needs a teacher with a backbone.*TimmClassifier has none'):
-        build(classifiers.distil(classifiers.classifier(), teacher, sokd=dict(type='mmkd.SOKD')))
+        build(classifiers.distill(classifiers.classifier(), teacher, sokd=dict(type='mmkd.SOKD')))
 
 
 def test_unknown_init():

@@ -6,7 +6,7 @@ from mmengine.registry import MODELS
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import FrozenHeadLayers
 from mmkd.models.proxies.fusion import fused_spots
-from tests.helpers.classifiers import batch, classifier, deit, distil, teacher_of
+from tests.helpers.classifiers import batch, classifier, deit, distill, teacher_of
 from tests.helpers.tiny import build
 
 pytestmark = pytest.mark.usefixtures('_of_classifiers')
@@ -39,7 +39,7 @@ def teacher_with(backbone: dict, channels: int) -> dict:
     (dict(type='mmkd.CRDVGG', depth=8), ['block1', 'block2', 'block4'], 512),
 ])
 def test_the_last_map_of_every_resolution_is_fused(backbone, spots, channels):
-    model = build(distil(classifier(), teacher_with(backbone, channels), shake=SHAKE))
+    model = build(distill(classifier(), teacher_with(backbone, channels), shake=SHAKE))
     assert list(model.mmkd.methods.shake.proxies[0].teacher_spots) == [
         f'backbone.{spot}' for spot in spots]
     total, log = model.parse_losses(model(**batch(model), mode='loss'))
@@ -68,7 +68,7 @@ def test_a_head_that_does_not_classify_the_last_map(backbone):
 
 def test_a_transformer_has_no_stages_to_fuse():
     with pytest.raises(MMKDError, match='feature maps of . resolutions; 3 are needed'):
-        build(distil(classifier(), deit(), shake=SHAKE))
+        build(distill(classifier(), deit(), shake=SHAKE))
 
 
 def test_unknown_layers():

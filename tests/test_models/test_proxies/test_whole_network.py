@@ -18,7 +18,7 @@ METHODS = dict(dml=dict(type='mmkd.DML'), kdtuned=dict(type='mmkd.KDTuned', prox
 @pytest.mark.parametrize('standardize_task', [False, True])
 @pytest.mark.parametrize('method', METHODS)
 def test_task_losses_of_whole_networks_are_standardized_as_well(method, standardize_task):
-    model = build(classifiers.distil(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
+    model = build(classifiers.distill(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
         METHODS[method], standardize_task=standardize_task)))
     data = classifiers.batch(model)
     network, outputs = model.mmkd.methods.x.proxies[0].network, []
@@ -37,7 +37,7 @@ def test_a_peer_with_another_loss_keeps_it():
     peer, values = classifiers.classifier(16), {}
     for weight in (1.0, 3.0):
         peer.head.loss = dict(type='CrossEntropyLoss', loss_weight=weight)
-        model = build(classifiers.distil(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
+        model = build(classifiers.distill(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
             type='mmkd.DML', standardize_task=True, config=dict(model=peer, default_scope='mmpretrain'))))
         data = classifiers.batch(model)
         values[weight] = model.loss(data['inputs'], data['data_samples'])['x.loss_proxy_task'].item()
@@ -47,7 +47,7 @@ def test_a_peer_with_another_loss_keeps_it():
 @pytest.mark.parametrize('init', ['random', 'teacher'])
 def test_a_network_like_the_teacher(init):
     proxy = dict(type='mmkd.WholeNetwork', source='teacher', init=init)
-    model = build(classifiers.distil(classifiers.classifier(), classifiers.teacher_of(16),
+    model = build(classifiers.distill(classifiers.classifier(), classifiers.teacher_of(16),
                                      x=dict(type='mmkd.ProxyDistill', proxy=proxy)))
     network, teacher = model.mmkd.methods.x.proxies[0].network, model.mmkd.teacher.model
     assert network.backbone.conv1.weight.shape == teacher.backbone.conv1.weight.shape
@@ -57,7 +57,7 @@ def test_a_network_like_the_teacher(init):
 def test_a_peer_with_other_classes():
     peer = classifiers.classifier(classes=3)
     with pytest.raises(MMKDError, match='proxy network has 3 classes and the student 5'):
-        build(classifiers.distil(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
+        build(classifiers.distill(classifiers.classifier(), classifiers.teacher_of(16), x=dict(
             type='mmkd.DML', config=dict(model=peer, default_scope='mmpretrain'))))
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.spots import HookPoint, Recorder, record, resolve_spot
-from tests.helpers.classifiers import batch, classifier, distil, teacher_of
+from tests.helpers.classifiers import batch, classifier, distill, teacher_of
 from tests.helpers.tiny import build
 
 
@@ -47,7 +47,7 @@ def test_what_the_next_operation_overwrites_is_an_error(spot, grad):
 def test_a_method_at_such_a_spot_is_refused_when_it_is_built():
     method = dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.FitNetLoss'), spot='backbone.bn1')
     with pytest.raises(MMKDError, match="output of 'backbone.bn1'"):
-        build(distil(classifier(), teacher_of(8), x=method))
+        build(distill(classifier(), teacher_of(8), x=method))
 
 
 def test_the_input_of_the_module_that_overwrites_it_is_what_was_given():
@@ -129,7 +129,7 @@ def test_vgg_before_its_last_relus(settings):
 @pytest.mark.parametrize('role', ['student', 'teacher'])
 def test_vgg_as_student_and_teacher(settings, role):
     pair = (vgg(**settings), teacher_of(8)) if role == 'student' else (classifier(8), vgg(**settings))
-    model = build(distil(*pair, kd=dict(type='mmkd.KD')))
+    model = build(distill(*pair, kd=dict(type='mmkd.KD')))
     data = batch(model)
     losses = model.loss(data['inputs'], data['data_samples'])
     total, _ = model.parse_losses(losses)
@@ -139,6 +139,6 @@ def test_vgg_as_student_and_teacher(settings, role):
 
 
 def test_features_before_the_relus_of_vgg_are_distilled():
-    model = build(distil(vgg(), vgg(norm_cfg=dict(type='BN')), ofd=dict(type='mmkd.OFD')))
+    model = build(distill(vgg(), vgg(norm_cfg=dict(type='BN')), ofd=dict(type='mmkd.OFD')))
     data = batch(model)
     assert model.loss(data['inputs'], data['data_samples'])['ofd.loss_feature'] > 0

@@ -12,7 +12,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.teachers import ClassMapping, Teacher
 from mmkd.models.teachers.normalization import BatchConverter
 from tests.helpers import classifiers
-from tests.helpers.tiny import build, distil, tiny_config
+from tests.helpers.tiny import build, distill, tiny_config
 
 NORMALIZATIONS = {
     'same': dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True,
@@ -61,7 +61,7 @@ def test_logits_in_training_equal_the_stock_teachers(teacher_config, teacher_che
     cfg = Config.fromfile(teacher_config)
     cfg.model.data_preprocessor = dict(type='DetDataPreprocessor', **NORMALIZATIONS[normalization])
     teacher_cfg = dict(cfg.model)
-    model = build(distil(tiny_config().model, copy.deepcopy(teacher_cfg), teacher_checkpoint))
+    model = build(distill(tiny_config().model, copy.deepcopy(teacher_cfg), teacher_checkpoint))
 
     student_batch = model.data_preprocessor(copy.deepcopy(batch), True)
     with model.mmkd.recorder(model) as recorder:
@@ -91,7 +91,7 @@ def test_a_teacher_of_unknown_normalization_is_refused(whole):
     def distilling(student=None):
         student = student or classifiers.classifier()
         with DefaultScope.overwrite_default_scope('mmpretrain'):
-            return build(classifiers.distil(student, cfg, kd=dict(type='mmkd.KD')))
+            return build(classifiers.distill(student, cfg, kd=dict(type='mmkd.KD')))
 
     with pytest.raises(MMKDError, match='no data_preprocessor, .* with its mean and std'):
         distilling()
@@ -107,7 +107,7 @@ def test_a_teacher_of_unknown_normalization_is_refused(whole):
 
 
 def test_teacher_stays_in_eval_and_out_of_the_module_tree(teacher_config, teacher_checkpoint):
-    model = build(distil(tiny_config().model, teacher_config, teacher_checkpoint))
+    model = build(distill(tiny_config().model, teacher_config, teacher_checkpoint))
     teacher = model.mmkd.teacher
     model.train()
     assert not any(module.training for module in teacher.model.modules())
@@ -119,7 +119,7 @@ def test_teacher_stays_in_eval_and_out_of_the_module_tree(teacher_config, teache
 
 
 def test_teacher_follows_the_student(teacher_config):
-    model = build(distil(tiny_config().model, teacher_config))
+    model = build(distill(tiny_config().model, teacher_config))
     model.to(torch.float64)
     assert next(model.mmkd.teacher.model.parameters()).dtype == torch.float64
     model.to('meta')
@@ -137,7 +137,7 @@ def watch_calls(model) -> list[str]:
 def test_only_what_is_asked_for_is_run(teacher_config, batch):
     kinds = dict(features=dict(type='mmkd.PKD'), logits=dict(type='mmkd.KD'))
     for kind, method in kinds.items():
-        model = build(distil(tiny_config().model, teacher_config, m=method))
+        model = build(distill(tiny_config().model, teacher_config, m=method))
         called = []
         for name, module in model.mmkd.teacher.model.named_modules():
             module.register_forward_hook(lambda *_, name=name, called=called: called.append(name))
@@ -151,7 +151,7 @@ def test_only_what_is_asked_for_is_run(teacher_config, batch):
 def test_class_mapping_reorders_the_teachers_logits(teacher_config):
     student_cfg = tiny_config().model
     student_cfg.roi_head.bbox_head.num_classes = 3
-    cfg = distil(student_cfg, teacher_config)
+    cfg = distill(student_cfg, teacher_config)
     with pytest.raises(MMKDError, match='has 10 classes and the student 3'):
         MODELS.build(copy.deepcopy(cfg))
     cfg['teacher']['class_mapping'] = [7, 0, 4]
@@ -167,7 +167,7 @@ def test_class_mapping_reorders_the_teachers_logits(teacher_config):
 
 def test_a_distilled_students_checkpoint_can_teach(teacher_config, tmp_path):
     """Keys of distillation (`mmkd.*`) are dropped when a student becomes a teacher."""
-    model = build(distil(tiny_config().model, teacher_config))
+    model = build(distill(tiny_config().model, teacher_config))
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'student.pth')
     teacher = Teacher(dict(tiny_config().model), str(tmp_path / 'student.pth'))
     for name, value in teacher.model.state_dict().items():
@@ -179,7 +179,7 @@ def test_batch_statistics_on_request(teacher_config, batch):
     spot = 'backbone.layer2.0.downsample.1'  # no ReLU works in place on what this norm gives
     recorded, running = {}, {}
     for kind in ('eval', 'train'):
-        model = build(distil(tiny_config().model, teacher_config))
+        model = build(distill(tiny_config().model, teacher_config))
         teacher = model.mmkd.teacher
         teacher.batch_norm = kind
         torch.manual_seed(0)

@@ -12,7 +12,7 @@ from mmengine.registry import init_default_scope
 from mmkd.datasets import ReplayedDataset
 from mmkd.errors import MMKDError
 from mmkd.models.teachers import Teacher, TeacherCache, cache, fingerprint_of
-from tests.helpers.classifiers import CLASSES, STUDENT, batch, classifier, distil, teacher_of
+from tests.helpers.classifiers import CLASSES, STUDENT, batch, classifier, distill, teacher_of
 from tests.helpers.tiny import build
 
 ORIGIN = dict(teacher=dict(depth=18, weights=64 * 'a'), seed=0)
@@ -164,7 +164,7 @@ def weights(tmp_path_factory) -> str:
 
 
 def distilling(weights: str, folder=None, method: str = 'mmkd.KD', **settings) -> dict:
-    cfg = distil(classifier(), teacher_of(classes=6), method=dict(type=method))
+    cfg = distill(classifier(), teacher_of(classes=6), method=dict(type=method))
     cfg['teacher'].update(checkpoint=weights, class_mapping=[4, 0, 2, 3, 5], **settings)
     if folder is not None:
         cfg['teacher']['cache'] = str(folder)

@@ -1,4 +1,4 @@
-"""SAKD, which chooses for every sample at which spots to distil."""
+"""SAKD, which chooses for every sample at which spots to distill."""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,7 +28,7 @@ STRATEGIES = ('adaptive', 'always', 'never', 'random', 'reversed')
 
 @MODELS.register_module()
 class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, EpochReports, Method):
-    r"""Distils every sample only at the spots that suit it (SAKD, Song et al., IEEE TIP 2022).
+    r"""Distills every sample only at the spots that suit it (SAKD, Song et al., IEEE TIP 2022).
 
     .. math::
         L &= CE(S, Y) + \frac{1}{N} \sum_n \Big( \sum_i a_{in} L_{in} + \alpha a_{Kn} KL(T_n ‖ S_n) \Big) \\
@@ -45,8 +45,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
     It is for classifiers. The policy, the adapters and the teacher are not needed after training.
 
     Args:
-        method: Config of the inner method, which distils features or logits. ``None`` distils only logits, by
-            the KL divergence.
+        method: Config of the inner method, which distills features or logits. ``None`` distills only logits,
+            by the KL divergence.
         strategy: ``'adaptive'``, or one of the paper's controls: ``'always'``, ``'never'``, ``'random'``
             (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
         kd_weight: α.

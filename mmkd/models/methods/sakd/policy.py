@@ -1,4 +1,4 @@
-"""SAKD's policy, which decides for every sample and spot whether to distil."""
+"""SAKD's policy, which decides for every sample and spot whether to distill."""
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -33,7 +33,7 @@ class SpotPolicy(nn.Module):
             teacher: The teacher's last features, pooled, ``(N, C_t)``.
 
         Returns:
-            Tensor: 1 to distil a sample at a spot and 0 otherwise, ``(N, spots)``; float32 with gradient.
+            Tensor: 1 to distill a sample at a spot and 0 otherwise, ``(N, spots)``; float32 with gradient.
         """
         logits = self.layer(torch.cat([student, teacher], dim=1).detach().float()).unflatten(1, (-1, 2))
         return F.gumbel_softmax(logits, tau=self.temperature, hard=True)[..., 1]
