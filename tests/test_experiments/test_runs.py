@@ -92,8 +92,8 @@ def test_a_tool_that_fails(tmp_path, capsys):
     teacher.work_dir.mkdir(parents=True)
     with pytest.raises(MMKDError, match='teacher, seed 0: tools/test.py failed with exit status 2'):
         RunQueue(runs).run_tool(teacher, 'test.py', ['none.py', 'none.pth'], {'a.b': 1})
-    assert "'none.py' cannot be read" in capsys.readouterr().err
-    assert "'none.py' cannot be read" in (teacher.work_dir / 'stdout.log').read_text()
+    assert "The config 'none.py' " in capsys.readouterr().err
+    assert "The config 'none.py' " in (teacher.work_dir / 'stdout.log').read_text()
 
 
 def test_a_training_holds_its_lock_when_the_experiment_is_killed(tmp_path):
