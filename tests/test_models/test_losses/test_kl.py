@@ -37,7 +37,7 @@ def test_kl_moves_the_prediction_towards_the_target():
 
 
 def test_kl_gradient_at_high_temperature_is_the_difference_of_logits():
-    # Hinton et al.: for large tau the gradient of one sample tends to (z - v) / K with centerd logits.
+    # Hinton et al.: for large tau the gradient of one sample tends to (z - v) / K with centered logits.
     v = torch.tensor([[0.3, -0.1, -0.2]], dtype=torch.float64)
     z = torch.tensor([[-0.2, 0.1, 0.1]], dtype=torch.float64, requires_grad=True)
     kl_divergence(v, z, temperature=1e4).sum().backward()

@@ -197,8 +197,8 @@ def test_batch_statistics_on_request(teacher_config, batch):
         assert not any(module.training for module in teacher.model.modules())
         assert norm.momentum == 0.1
     assert running == dict(eval=True, train=True)
-    centerd = (seen['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
-    torch.testing.assert_close(centerd, torch.zeros_like(centerd), rtol=0, atol=1e-4)
+    centered = (seen['train'] - norm.bias.detach()[:, None, None]).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(centered, torch.zeros_like(centered), rtol=0, atol=1e-4)
     assert not torch.allclose(seen['eval'], seen['train'])
 
 
