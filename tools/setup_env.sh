@@ -312,8 +312,8 @@ make_environment() {
     echo "Ready after $SECONDS s: source $venv/bin/activate"
 }
 
-# One statement with its own exit: Bash reads a script while it runs, and this file may be replaced
-# (by git pull, say) during the minutes that takes.
+# One statement that ends with "exit", because Bash reads a script while it runs, and this file may be
+# replaced (by "git pull", for example) during these minutes.
 if [[ -n "${MMKD_PYTHON:-}" ]]; then
     use_foreign_environment
     exit 0
