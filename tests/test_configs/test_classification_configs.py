@@ -147,6 +147,7 @@ OF_SAKD = ('resnet56_resnet20', 'resnet110_resnet32', 'resnet32x4_resnet8x4', 'r
            'wrn_40_2_shufflev1')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [
     'FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD'])
 @pytest.mark.parametrize('pair', OF_SAKD)
@@ -161,6 +162,7 @@ def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
         assert {'sakd.loss_feature', 'sakd.loss_routing', 'sakd.loss_kd'} <= set(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
 def test_config(path):
     cfg = prepare_config(copy.deepcopy(read(path)))
