@@ -32,12 +32,20 @@ setup(
     long_description=(HERE / 'README.md').read_text() if (HERE / 'README.md').exists() else '',
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    classifiers=[
+        'Intended Audience :: Science/Research',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
+    ],
     python_requires='>=3.10',
     packages=find_packages(include=['mmkd', 'mmkd.*']),
+    package_data={'mmkd': ['py.typed']},
     cmdclass={'build_py': BuildWithConfigs},
     # The OpenMMLab packages exist under two sets of names, so neither is a hard requirement.
     # tools/setup_env.sh installs either set with versions that were tested together.
-    install_requires=['numpy', 'safetensors'],
+    install_requires=['filelock', 'numpy', 'rich', 'safetensors', 'scipy'],
     extras_require={
         'onedl': [
             'torch>=2.4',
@@ -61,7 +69,11 @@ setup(
             'pycocotools',
         ],
         'dev': [
+            'codespell',
             'matplotlib',
+            'mdformat',
+            'mdformat-gfm',
+            'mypy',
             'pytest',
             'pytest-xdist',
             'ruff',

@@ -1,4 +1,4 @@
-# Sourced by the scripts of this folder: where the checkout is, and which Python runs it.
+# Sourced by the scripts in this folder: it defines where the checkout is and which Python is used.
 
 # An exported CDPATH would make cd print, and look elsewhere.
 ROOT="$(CDPATH= cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)"
@@ -8,9 +8,9 @@ if [[ "${MMKD_PYTHON:-}" == */* && "${MMKD_PYTHON}" != /* ]]; then
     MMKD_PYTHON="$PWD/$MMKD_PYTHON"
 fi
 
-# Prints the interpreter: $MMKD_PYTHON, else that of the given environment (default .venv) of this
-# checkout, else the "python" of the caller's own environment.
-find_python() {
+# Prints the interpreter: $MMKD_PYTHON, else the one in VENV (default: the .venv of this checkout), else
+# the "python" in PATH.
+find_python() {  # [VENV]
     local venv="${1:-$ROOT/.venv}"
     if [[ -n "${MMKD_PYTHON:-}" ]]; then
         echo "$MMKD_PYTHON"
@@ -35,7 +35,7 @@ count_cores() {
     env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 }
 
-# torch.distributed.run for NUM processes on this machine, with a look at what they will run on.
+# Runs torch.distributed.run with NUM processes on this machine, after a check of its GPUs.
 launch() {  # NUM SCRIPT [ARGS...]
     local num="$1" python gpus threads
     shift
@@ -43,7 +43,7 @@ launch() {  # NUM SCRIPT [ARGS...]
     gpus="$("$python" -c 'import torch; print(torch.cuda.device_count())')" ||
         die "$python cannot import torch; run 'bash tools/setup_env.sh' first"
     if [[ "$gpus" -eq 0 ]]; then
-        # Left alone, every process takes all cores, or torchrun gives each of them only one.
+        # By default, every process takes all cores, or torchrun gives each process only one.
         threads=$(($(count_cores) / num))
         threads=$((threads > 0 ? threads : 1))
         if [[ -n "${OMP_NUM_THREADS:-}" && "${OMP_NUM_THREADS}" -lt "$threads" ]]; then
@@ -52,7 +52,7 @@ launch() {  # NUM SCRIPT [ARGS...]
         export OMP_NUM_THREADS="$threads"
         echo "No GPU found: $num process(es) on the CPU over gloo, $threads thread(s) each."
     elif [[ "$gpus" -lt "$num" ]]; then
-        die "$num processes asked for, but only $gpus GPU(s) can be seen (CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset})"
+        die "$num processes were requested, but only $gpus GPU(s) are visible (CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset})"
     fi
     exec "$python" -m torch.distributed.run \
         --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \

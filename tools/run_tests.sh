@@ -6,8 +6,9 @@ usage() {
     cat <<'TEXT'
 Usage: bash tools/run_tests.sh [--stack onedl|upstream] [PYTEST ARGS...]
 
-Sets up the environment if need be, then runs ruff and pytest.
-With MMKD_PYTHON=/path/to/python that interpreter is used as it is and nothing is set up.
+Sets up the environment if need be, then runs the linters (ruff, mdformat, codespell, mypy) and
+pytest. '-m "not slow"' runs the fast tests only. With MMKD_PYTHON=/path/to/python that interpreter
+is used as it is and nothing is set up; it needs the packages of mmkd's "dev" extra.
 TEXT
 }
 
@@ -31,17 +32,17 @@ esac
 if [[ -z "${MMKD_PYTHON:-}" ]]; then
     bash "$ROOT/tools/setup_env.sh" --stack "$stack"
 else
-    # Nothing is written into a foreign environment, so mmkd must be found from here.
+    # Nothing is installed into a foreign environment, so Python must find mmkd in this checkout.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 fi
 python="$(find_python "$venv")"
 # The scripts that tests start must run in the environment under test.
 export MMKD_PYTHON="$python"
 
-# Threads that spin while they wait starve the other processes that tests start.
+# Threads that spin while they wait would starve the other processes that tests start.
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
-# Test files run side by side (a foreign environment may lack pytest-xdist), each with one thread: small
-# tensors gain nothing from more.
+# Test files run in parallel (unless a foreign environment lacks pytest-xdist), each with one thread,
+# because small tensors gain nothing from more.
 cores="$(count_cores)"
 workers="$((cores < 4 ? cores : 4))"
 parallel=()
@@ -53,6 +54,12 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 cd "$ROOT"
 echo "== ruff"
 "$python" -m ruff check .
+echo "== mdformat"
+"$python" -m mdformat --check ./*.md configs docs mmkd tests tools
+echo "== codespell"
+"$python" -m codespell_lib
+echo "== mypy"
+"$python" -m mypy
 echo "== pytest ($stack stack)"
 status=0
 "$python" -m pytest "${parallel[@]}" "${pytest_args[@]}" || status=$?

@@ -7,15 +7,16 @@ usage() {
 Usage: bash tools/setup_env.sh [--stack onedl|upstream] [--rebuild]
 
 Makes an environment with PyTorch, MMCV's compiled ops, MMDetection, MMPretrain and mmkd, and
-checks that it works. What is there already is kept, so it can be run again at any time.
+checks that it works. Finished steps are kept, so the script can be run again at any time.
 
   --stack onedl       the maintained OneDL packages, torch 2.11, in .venv  (default)
   --stack upstream    the last OpenMMLab releases, torch 2.1, in .venv-upstream
   --rebuild           start from an empty environment and compile MMCV's ops again
 
-  PYTHON         the Python to make the environment with  (python3; 3.10 to 3.12, upstream 3.11)
-  MMKD_CACHE     where compiled wheels are kept           (~/.cache/mmkd)
-  MMKD_PYTHON    an interpreter that has everything already: only mmkd is installed into it
+  PYTHON          the Python to make the environment with  (python3; 3.10 to 3.12, upstream 3.11)
+  MMKD_INSTALLER  uv (pip where uv cannot be used) or pip  (uv)
+  MMKD_CACHE      where compiled wheels are kept           (~/.cache/mmkd)
+  MMKD_PYTHON     an interpreter that has everything already: only mmkd is installed into it
 TEXT
 }
 
@@ -44,13 +45,15 @@ case "$stack" in
         ;;
     *) die "--stack must be onedl or upstream, not '$stack'" ;;
 esac
+installer="${MMKD_INSTALLER:-uv}"
+[[ "$installer" == uv || "$installer" == pip ]] || die "MMKD_INSTALLER must be uv or pip, not '$installer'"
 constraints="$ROOT/requirements/constraints-$stack.txt"
 wheels="${MMKD_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmkd}/wheels"
 
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 cd "$ROOT"
 
-# ---------------------------------------------------------------------------- telling and failing
+# ------------------------------------------------------------------------- progress and failures
 
 step=0
 steps=7
@@ -61,6 +64,7 @@ logged=no
 stopped=no
 child=''
 scratch=''
+uv=''
 
 begin() {  # TITLE
     step=$((step + 1))
@@ -75,12 +79,12 @@ finish() {  # [REMARK]
     echo "      ${1:-done} ($((SECONDS - started)) s)"
 }
 
-# Runs a command with its output in the log, and says every 30 s that it is still at it.
+# Runs a command with its output in the log and prints the elapsed time every 30 s.
 run() {
     local next=30 since=$SECONDS
     logged=yes
     printf '\n== %s\n' "$*" >>"$log"
-    # Its own process group: stopping this script must stop the compilers too.
+    # In a process group, because stopping this script must stop the compilers too.
     set -m
     "$@" >>"$log" 2>&1 </dev/null &
     child=$!
@@ -127,88 +131,55 @@ fail() {
     exit 1
 }
 
-# ------------------------------------------------------------------------------------ the checks
+# --------------------------------------------------------------------------- checks and installers
 
-# Where Python finds mmkd, asked from elsewhere so that this folder does not count.
-mmkd_is_installed() {  # PYTHON
-    (cd / && "$1" - "$ROOT") <<'PY'
-import importlib.util
-import sys
-from pathlib import Path
-
-spec = importlib.util.find_spec('mmkd')
-here = Path(sys.argv[1], 'mmkd', '__init__.py').resolve()
-sys.exit(not (spec and spec.origin and Path(spec.origin).resolve() == here))
-PY
+# Runs setup_checks.py from / because Python would find mmkd in this folder even if it is not installed.
+check() {  # PYTHON COMMAND [ARGS...]
+    (cd / && "$1" -W ignore "$ROOT/tools/setup_checks.py" "${@:2}")
 }
 
-# Prints the packages of the constraints file that are missing or have another version.
-unmet_pins() {  # PYTHON [NAME...]
-    "$1" - "$constraints" "${@:2}" <<'PY'
-import sys
-from importlib.metadata import PackageNotFoundError, version
-
-from packaging.requirements import Requirement
-
-wanted = sys.argv[2:]
-for line in open(sys.argv[1]):
-    line = line.split('#')[0].strip()
-    if not line:
-        continue
-    pin = Requirement(line)
-    if (wanted and pin.name not in wanted) or (pin.marker and not pin.marker.evaluate()):
-        continue
-    try:
-        found = version(pin.name)
-    except PackageNotFoundError:
-        print(f'{pin.name} (missing)')
-        continue
-    if not pin.specifier.contains(found, prereleases=True):
-        print(f'{pin.name} ({found})')
-PY
+# Succeeds if the pinned packages (all, or those named) are installed; the log lists the others.
+pins_are_met() {  # [NAME...]
+    check "$python" pins "$constraints" "$@" >>"$log"
 }
 
-# Prints what a compiled wheel depends on: torch's build, Python, machine, and the GPU's kind.
-build_key() {  # PYTHON
-    "$1" - "$(command -v nvcc || true)" <<'PY'
-import platform
-import subprocess
-import sys
-
-import torch
-
-nvcc, device = sys.argv[1], 'cpu'
-if torch.cuda.is_available():
-    release = subprocess.run([nvcc, '--version'], capture_output=True, text=True).stdout if nvcc else ''
-    major = (torch.version.cuda or '').split('.')[0]
-    if f'release {major}.' in release:
-        device = 'cuda-sm' + ''.join(map(str, torch.cuda.get_device_capability()))
-    else:
-        print(f'      WARNING: no nvcc {major}.x in PATH, so the ops are built for the CPU only and '
-              'detectors will not run on the GPU', file=sys.stderr)
-tag = f'cp{sys.version_info.major}{sys.version_info.minor}'
-print(f'torch-{torch.__version__}-{tag}-{platform.machine()}-{device}')
-PY
+# Sets "uv" unless pip is asked for: the one in PATH, else the one in this environment.
+get_uv() {
+    [[ "$installer" == uv && -z "$uv" ]] || return 0
+    uv=uv
+    if ! uv --version >/dev/null 2>&1; then
+        uv="$venv/bin/uv"
+        if [[ ! -x "$uv" ]] && ! run "$python" -m pip install -c "$constraints" uv; then
+            echo "      uv cannot be installed (see $log); using pip, which takes longer"
+            installer=pip
+            return 0
+        fi
+    fi
+    # Exported instead of passed as arguments, because the log shows those and a URL may have a password.
+    local setting
+    while IFS= read -r setting; do
+        export "${setting?}"
+    done < <(check "$python" uv-settings)
 }
 
-# Loads the compiled file alone: MMCV itself needs packages that come later.
+install() {  # ARGUMENTS OF "pip install"
+    get_uv
+    if [[ "$installer" == uv ]]; then
+        run "$uv" pip install --python "$python" -c "$constraints" "$@" && return
+        echo "      uv failed (see $log); using pip, which takes longer"
+        installer=pip
+    fi
+    run "$python" -m pip install -c "$constraints" "$@"
+}
+
+# A stale file in uv's cache must not replace a wheel that was just built, so pip installs the ops.
+install_ops() {
+    run "$python" -m pip install -c "$constraints" --force-reinstall --no-deps "$cached"/*.whl && ops_load
+}
+
 ops_load() {
     logged=yes
-    "$python" - >>"$log" 2>&1 <<'PY'
-import importlib.util
-from pathlib import Path
-
-import torch  # noqa: F401  the ops are linked against it
-
-mmcv = importlib.util.find_spec('mmcv')
-path, = Path(mmcv.origin).parent.glob('_ext*.so')
-spec = importlib.util.spec_from_file_location('_ext', path)
-spec.loader.exec_module(importlib.util.module_from_spec(spec))
-PY
-}
-
-install_ops() {
-    run "${pip[@]}" --force-reinstall --no-deps "$cached"/*.whl && ops_load
+    check "$python" load-ops >>"$log" 2>&1
 }
 
 build_ops() {
@@ -216,12 +187,12 @@ build_ops() {
     # MMCV builds for any GPU that torch sees, whether or not there is an nvcc for it.
     [[ "$key" == *-cuda-* ]] || cuda=("FORCE_CUDA=0" "CUDA_VISIBLE_DEVICES=")
     echo "      compiling (7-9 minutes on 2 cores)"
-    advice="The log has the compiler's own words. If it was killed, memory ran out: set MAX_JOBS=1."
-    # Whole or not at all: the wheel is moved to its place when it is finished.
+    advice="The log has the compiler's messages. If the compiler was killed, memory ran out: set MAX_JOBS=1."
+    # The wheel is moved to its place when it is finished, so that an interrupted build leaves nothing there.
     mkdir -p "$wheels"
     scratch="$(mktemp -d "$wheels/unfinished.XXXXXX")"
-    # Always from source, and past pip's own cache, which does not know which torch a wheel was
-    # built for. -g0: with debug information it is 15 times as large.
+    # Always from source and without pip's cache, which does not know for which torch a wheel was
+    # built. -g0: with debug information the wheel is 15 times as large.
     run env MMCV_WITH_OPS=1 "${cuda[@]}" MAX_JOBS="${MAX_JOBS:-$(count_cores)}" CFLAGS=-g0 \
         "$python" -m pip wheel --no-cache-dir --no-build-isolation --no-deps \
         --no-binary "$mmcv" --wheel-dir "$scratch" "$mmcv_pin"
@@ -232,71 +203,6 @@ build_ops() {
     advice=''
 }
 
-verify() {  # PYTHON
-    (cd / && "$1" -W ignore - "$ROOT") <<'PY'
-import contextlib
-import importlib
-import io
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-
-def need(name):
-    try:
-        # OneDL's packages tell on import that one which is not needed is absent.
-        with contextlib.redirect_stdout(io.StringIO()):
-            return importlib.import_module(name)
-    except Exception as error:
-        sys.exit(f'cannot import {name} with {sys.executable}:\n{type(error).__name__}: {error}')
-
-
-torch, torchvision = need('torch'), need('torchvision')
-for name in ('mmengine', 'mmcv', 'mmcv.ops', 'mmdet', 'mmdet.apis', 'mmpretrain', 'mmpretrain.apis'):
-    need(name)
-from mmcv.ops import nms, roi_align
-
-device = 'cpu'
-if torch.cuda.is_available():
-    device = f'cuda:{torch.cuda.current_device()}'
-
-# Of two boxes that overlap by 0.9 the better one stays, and so does the one that stands apart.
-boxes = torch.tensor([[0., 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]], device=device)
-try:
-    kept = nms(boxes, torch.tensor([.8, .9, .7], device=device), 0.5)[1]
-    # On a ramp that counts columns, bins centerd on columns 0.5 and 2.5 hold those numbers.
-    ramp = torch.arange(8., device=device).expand(1, 1, 8, 8).contiguous()
-    rois = torch.tensor([[0., 0, 0, 4, 4]], device=device)
-    pooled = roi_align(ramp, rois, (2, 2), 1.0, 2, 'avg', True)
-except Exception as error:
-    sys.exit(f"MMCV's ops fail on {device}: {error}")
-if kept.tolist() != [1, 2]:
-    sys.exit(f'mmcv.ops.nms kept boxes {kept.tolist()}, not [1, 2]')
-if not torch.allclose(pooled.flatten(), pooled.new_tensor([.5, 2.5, .5, 2.5])):
-    sys.exit(f'mmcv.ops.roi_align gave {pooled.flatten().tolist()}, not [0.5, 2.5, 0.5, 2.5]')
-
-mmkd = need('mmkd')
-if Path(mmkd.__file__).resolve().parent != Path(sys.argv[1], 'mmkd').resolve():
-    sys.exit(f'mmkd comes from {mmkd.__file__}, not from this checkout')
-
-
-def show(*names):
-    for name in names:
-        try:
-            return f'{name} {version(name)}'
-        except PackageNotFoundError:
-            pass
-    return f'{names[0]} ?'
-
-
-print('      Python {}, torch {}, torchvision {}, ops on {}'.format(
-    sys.version.split()[0], torch.__version__, torchvision.__version__, device))
-print('      ' + ', '.join([
-    show('onedl-mmengine', 'mmengine'), show('onedl-mmcv', 'mmcv'),
-    show('onedl-mmdetection', 'mmdet'), show('onedl-mmpretrain', 'mmpretrain'), show('mmkd')]))
-PY
-}
-
 # --------------------------------------------------------------------------------------- the work
 
 use_foreign_environment() {
@@ -304,25 +210,25 @@ use_foreign_environment() {
     begin "installing mmkd for $MMKD_PYTHON"
     advice="MMKD_PYTHON must name a Python with pip, setuptools and wheel."
     "$MMKD_PYTHON" -c '' || fail "$MMKD_PYTHON does not run"
-    if mmkd_is_installed "$MMKD_PYTHON"; then
+    if check "$MMKD_PYTHON" has-mmkd; then
         finish "already there"
     else
-        said="$("$MMKD_PYTHON" -m pip install --no-deps --no-build-isolation -e . 2>&1)" ||
-            fail "$said"
+        output="$("$MMKD_PYTHON" -m pip install --no-deps --no-build-isolation -e . 2>&1)" ||
+            fail "$output"
         finish
     fi
     begin "checking the environment"
     advice="Install what is missing there, or unset MMKD_PYTHON to have an environment made."
-    verify "$MMKD_PYTHON"
+    check "$MMKD_PYTHON" verify
     finish
 }
 
 make_environment() {
-    # Two runs on one environment would spoil it. The lock goes when the last process using it ends.
+    # Two runs on one environment would spoil it. The lock ends with the last process that uses it.
     if command -v flock >/dev/null; then
         exec 9>"$venv.lock"
         if ! flock --nonblock 9; then
-            echo "Another run is at work on $venv; waiting for it."
+            echo "Another run of this script uses $venv; waiting for it."
             flock 9
         fi
     fi
@@ -334,14 +240,10 @@ make_environment() {
     maker="$python"
     "$maker" -c 'import pip' 2>/dev/null || maker="${PYTHON:-python3}"
     advice="Name one with PYTHON=/path/to/python (--rebuild replaces an environment made with another)."
-    "$maker" - "$newest" <<'PY' || fail "$maker cannot be used"
-import sys
-
-if not 10 <= sys.version_info.minor <= int(sys.argv[1]) or sys.version_info.major != 3:
-    sys.exit(f'      Python 3.10 to 3.{sys.argv[1]} is needed, this is {sys.version.split()[0]}')
-PY
+    "$maker" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, int(sys.argv[1])))' "$newest" ||
+        fail "Python 3.10 to 3.$newest is needed, $maker is $("$maker" -V 2>&1 || true)"
     if [[ ! -f "$venv/mmcv-ops.txt" ]]; then
-        # Told now rather than after the downloads.
+        # Checked here, so that the message comes before the downloads.
         advice="Install a C++ compiler and Python's headers (on Debian and Ubuntu: apt install g++ python3-dev)."
         command -v "${CXX:-c++}" >/dev/null || fail "no C++ compiler (${CXX:-c++})"
         headers="$("$maker" -c 'import sysconfig; print(sysconfig.get_path("include"))')"
@@ -359,32 +261,31 @@ PY
     fi
     log="$venv/setup.log"
     : >"$log"
-    pip=("$python" -m pip install -c "$constraints")
 
     begin "installing build tools"
-    # The first look needs packaging, which is one of them.
-    if "$python" -c 'import packaging' 2>/dev/null &&
-        [[ -z "$(unmet_pins "$python" pip setuptools wheel ninja psutil packaging)" ]]; then
+    # The comparison needs packaging, which is one of them.
+    tools=(pip setuptools wheel ninja psutil packaging)
+    if "$python" -c 'import packaging' 2>/dev/null && pins_are_met "${tools[@]}"; then
         finish "already there"
     else
-        run "${pip[@]}" pip setuptools wheel ninja psutil packaging
+        install "${tools[@]}"
         finish
     fi
 
     begin "installing torch and torchvision (1-3 minutes, 5 GB)"
-    if [[ -z "$(unmet_pins "$python" torch torchvision numpy)" ]]; then
+    if pins_are_met torch torchvision numpy; then
         finish "already there"
     else
-        run "${pip[@]}" torch torchvision numpy
+        install torch torchvision numpy
         finish
     fi
 
     begin "installing MMCV with its compiled ops"
     mmcv_pin="$(grep "^$mmcv==" "$constraints")"
-    key="$mmcv_pin-$(build_key "$python")"
+    key="$mmcv_pin-$(check "$python" build-key)"
     cached="$wheels/$key"
     stamp="$venv/mmcv-ops.txt"
-    if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" && -z "$(unmet_pins "$python" "$mmcv")" ]] && ops_load; then
+    if [[ "$(cat "$stamp" 2>/dev/null)" == "$key" ]] && pins_are_met "$mmcv" && ops_load; then
         finish "already there"
     else
         rm -f "$stamp"
@@ -397,22 +298,22 @@ PY
     fi
 
     begin "installing MMDetection, MMPretrain, test tools and mmkd"
-    if [[ -z "$(unmet_pins "$python")" ]] && mmkd_is_installed "$python"; then
+    if pins_are_met && check "$python" has-mmkd; then
         finish "already there"
     else
-        run "${pip[@]}" --no-build-isolation -e ".[$stack,dev]"
+        install --no-build-isolation -e ".[$stack,dev]"
         finish
     fi
 
     begin "checking the environment"
-    advice="'bash tools/setup_env.sh --stack $stack --rebuild' makes it anew."
-    verify "$python"
+    advice="'bash tools/setup_env.sh --stack $stack --rebuild' makes a new one."
+    check "$python" verify
     finish
     echo "Ready after $SECONDS s: source $venv/bin/activate"
 }
 
-# One statement with its own exit: Bash reads a script while it runs, and this file may be replaced
-# (by git pull, say) during the minutes that takes.
+# One statement that ends with "exit", because Bash reads a script while it runs, and this file may be
+# replaced (by "git pull", for example) during these minutes.
 if [[ -n "${MMKD_PYTHON:-}" ]]; then
     use_foreign_environment
     exit 0

@@ -395,6 +395,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_addresses_are_never_taken_from_a_file(tmp_path):
     paths = []
     for name, value in attacks().items():

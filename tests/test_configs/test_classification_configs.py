@@ -150,6 +150,7 @@ SAKD_PAIRS = (
     'wrn_40_2_shufflev1')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', [
     'FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD'])
 @pytest.mark.parametrize('pair', SAKD_PAIRS)
@@ -164,6 +165,7 @@ def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
         assert {'sakd.loss_feature', 'sakd.loss_routing', 'sakd.loss_kd'} <= set(losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', NOT_PAIRS, ids=lambda path: path.stem)
 def test_config(path):
     cfg = prepare_config(copy.deepcopy(read(path)))

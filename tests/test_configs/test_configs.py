@@ -29,6 +29,7 @@ def alias_of(path):
 ALIASES = {path: alias_of(path) for path in CONFIGS if alias_of(path)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', [path for path in CONFIGS if path not in ALIASES], ids=str)
 def test_config(path, monkeypatch):
     monkeypatch.setattr(PretrainedInit, '__call__', lambda *_: None)  # nothing is downloaded in tests

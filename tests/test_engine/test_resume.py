@@ -12,6 +12,8 @@ import torch
 from mmkd.checkpoints import latest_checkpoint, load_checkpoint
 from tests.helpers.tiny import REPO, distill, tiny_config
 
+pytestmark = pytest.mark.slow
+
 KILLER = '''
 import os, signal
 from mmengine.hooks import Hook

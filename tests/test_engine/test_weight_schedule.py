@@ -98,6 +98,8 @@ def test_unknown_method(digits, teacher_config, teacher_checkpoint, tmp_path):
         Runner.from_cfg(prepare_config(cfg)).train()
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 def test_stopped_and_resumed_in_two_processes(digits, teacher_config, teacher_checkpoint, tmp_path):
     """Gradients of stopped parts are not waited for, in the run that stops and after resuming."""
     cfg = config(digits, teacher_config, teacher_checkpoint, stop=1)
@@ -138,6 +140,7 @@ def iteration_runner(digits, tmp_path, iters=12, **schedule) -> Runner:
     return Runner.from_cfg(prepare_config(cfg))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('schedule', [dict(decay_from=1), dict(decay_from=4, by_epoch=False)],
                          ids=['epochs', 'iterations'])
 def test_loops_by_iteration_decay_until_their_last(digits, tmp_path, schedule):

@@ -16,6 +16,8 @@ from mmkd.errors import MMKDError
 from tests.helpers.classifiers import classifier, teacher_of
 from tests.helpers.tiny import forget_runs, load_tool
 
+pytestmark = pytest.mark.slow
+
 CLASSES = ('blue', 'green', 'red')
 
 

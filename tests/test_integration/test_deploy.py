@@ -12,6 +12,8 @@ from mmdet.apis import inference_detector, init_detector
 from mmkd.checkpoints import load_checkpoint
 from tests.helpers.tiny import distill, load_tool, tiny_config
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_MMKD = '''
 import importlib.abc, json, sys
 

@@ -16,6 +16,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from mmkd.checkpoints import load_checkpoint
 from tests.helpers.tiny import REPO, build, distill, tiny_config
 
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
+
 
 @TASK_UTILS.register_module()
 class FirstSampler(RandomSampler):

@@ -12,6 +12,8 @@ from mmkd.checkpoints import load_checkpoint, student_state_dict
 from tests.helpers.families import detector
 from tests.helpers.tiny import distill, forget_runs, load_tool, tiny_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):

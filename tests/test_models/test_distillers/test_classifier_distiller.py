@@ -110,6 +110,8 @@ def other_batch(model, seed: int) -> dict:
     return batch(model, seed=seed)
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 def test_two_processes(tmp_path):
     multiprocessing.spawn(worker, (27500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -306,5 +306,7 @@ def worker(rank: int, port: int) -> None:
     torch_dist.barrier()
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 def test_two_processes_have_the_same_memory():
     multiprocessing.spawn(worker, (29500 + os.getpid() % 2000, ), nprocs=2)

@@ -1,6 +1,7 @@
 """What losses measure during training is the same in all processes."""
 import os
 
+import pytest
 import torch
 from torch import distributed as torch_dist
 from torch import multiprocessing
@@ -8,6 +9,8 @@ from torch import multiprocessing
 from mmkd.models.losses import CRDLoss, FTLoss, OFDLoss
 from tests.helpers.two_processes import join
 from tests.test_models.test_losses.test_crd import LABELS, at
+
+pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
 STUDENT, TEACHER = (3, 4, 4), (5, 4, 4)
 

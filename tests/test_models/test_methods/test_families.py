@@ -138,6 +138,8 @@ def worker(rank: int, port: int, family: str, folder: str) -> None:
     torch_dist.barrier()
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 @pytest.mark.parametrize('family', STOCK)
 def test_two_processes(family, tmp_path):
     port = 25500 + os.getpid() % 2000 + list(STOCK).index(family)

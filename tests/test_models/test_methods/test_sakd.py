@@ -367,6 +367,8 @@ def worker(rank: int, port: int, folder: str) -> None:
     torch_dist.barrier()
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 def test_two_processes(tmp_path):
     multiprocessing.spawn(worker, (23500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
     assert {path.name for path in tmp_path.iterdir()} == {

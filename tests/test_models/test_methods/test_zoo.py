@@ -131,6 +131,8 @@ def worker(rank: int, port: int, task: str, folder: str) -> None:
     torch_dist.barrier()
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 @pytest.mark.parametrize('task', ['classifier', *DETECTORS])
 def test_two_processes(task, tmp_path):
     port = 29500 + os.getpid() % 2000 + 7 * len(task)
