@@ -97,6 +97,7 @@ def in_process(run, monkeypatch):
     return started, interrupted
 
 
+@pytest.mark.slow
 def test_smoke_run_goes_on_where_it_was_interrupted(in_process, tmp_path):
     started, interrupted = in_process
     compared = arguments(tmp_path, FASTER_RCNN, '--smoke', '--methods', 'shake_teacher', '--seeds', '1')
@@ -133,6 +134,7 @@ def test_smoke_run_goes_on_where_it_was_interrupted(in_process, tmp_path):
     assert record['coco/bbox_mAP'] == shake.result()['metrics']['bbox_mAP']
 
 
+@pytest.mark.slow
 def test_classifiers_are_compared_by_top_1(in_process, tmp_path):
     compared = arguments(
         tmp_path, CLASSIFIER, '--smoke', '--methods', 'sokd', 'shake_teacher', '--seeds', '1')
