@@ -119,6 +119,7 @@ def known_parameters(network: str, classes: int) -> int:
     return facts['params'] - (100 - classes) * (weight[1] + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('path', PAIRS, ids=lambda path: path.stem)
 def test_pair(path, method):

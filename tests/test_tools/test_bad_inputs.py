@@ -272,6 +272,7 @@ def test_right_mapping_trains(run, files, teacher_of_12, tmp_path):
     assert (tmp_path / 'work/epoch_1.pth').is_file()
 
 
+@pytest.mark.slow
 def test_mapping_holds_for_the_check_of_the_teacher(run, files, teacher_config, teacher_checkpoint, tmp_path):
     # The same teacher, whose classes stand in another order.
     order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
@@ -683,6 +684,7 @@ def test_quickstart_finds_mmkd_where_it_is_not_installed(tmp_path):
     assert done.stdout == f'{REPO}:/other\n', done.stderr
 
 
+@pytest.mark.slow
 def test_a_process_ends_with_status_2_and_no_traceback(files, tmp_path):
     arguments = [files.distilling, '--work-dir', str(tmp_path / 'work'),
                  '--cfg-options', 'model.methods.shake.type=mmkd.SHAEK']

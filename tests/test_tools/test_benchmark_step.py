@@ -7,6 +7,7 @@ import torch
 from tests.helpers.tiny import load_tool
 
 
+@pytest.mark.slow
 def test_everything_is_measured(run, tmp_path):
     ended = run('analysis_tools/benchmark_step.py', 'configs/examples/quickstart/shake.py', '--against',
                 'configs/examples/quickstart/kd.py', '--random-teacher', '--size', '64', '--batch', '1', '--iters',
@@ -49,6 +50,7 @@ def test_a_part_that_allocates_nothing_has_no_peak():
     assert tool.peak_memory(lambda: None, torch.device('cpu')) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', [
     ['configs/classification/dml/dml_resnet32x4_resnet8x4_cifar100.py'],
     ['configs/examples/quickstart/shake.py', '--against-options',

@@ -88,6 +88,7 @@ def teacher_at_rest(monkeypatch):
     monkeypatch.setattr(TeacherCheckHook, 'before_train', then_rest)
 
 
+@pytest.mark.slow
 def test_trainings_with_and_without_a_cache_agree(run, files, tmp_path, request):
     out = tmp_path / 'logits'
     made = run(TOOL, files / 'distilling.py', '--views', 2, '--out', out, '--workers', 2, '--batch-size', 3)
@@ -161,6 +162,7 @@ def test_images_in_memory(run, files, tmp_path, teacher_at_rest):
     assert len(losses(tmp_path / 'run')) == 9
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on(run, files, tmp_path, monkeypatch):
     out = tmp_path / 'logits'
     look = Teacher.look

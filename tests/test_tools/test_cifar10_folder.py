@@ -181,6 +181,7 @@ def test_what_mmpretrain_reads(source):
     np.testing.assert_allclose(seen, expected.transpose(2, 0, 1), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):
     pytest.importorskip('mmpretrain')
     options = [f'{split}_dataloader.dataset.data_root={source}' for split in ('train', 'val', 'test')]

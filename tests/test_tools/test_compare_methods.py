@@ -171,6 +171,7 @@ def test_any_method_and_several_together(tmp_path):
         cm.plan(arguments(tmp_path, CLASSIFIER, '--methods', 'kd', 'fitnets'))
 
 
+@pytest.mark.slow
 def test_a_method_that_does_not_fit_is_told_before_anything_is_trained(tmp_path):
     args = arguments(
         tmp_path, 'configs/examples/digits/retinanet_student.py', '--methods', 'kd', 'pkd', 'dkd', '--smoke')
@@ -295,6 +296,7 @@ def test_a_detector_that_finds_nothing_has_ap_0(tmp_path, monkeypatch):
         gap=dict(kl=0.4, agreement=0.7))
 
 
+@pytest.mark.slow
 def test_smoke_run_goes_on_where_it_was_interrupted(run, tmp_path, monkeypatch, capsys):
     """In this process: only starting the tools is left out."""
     started = []
@@ -351,6 +353,7 @@ def run_here(run, started=None):
     return run_tool
 
 
+@pytest.mark.slow
 def test_classifiers_are_compared_by_top_1(run, tmp_path, monkeypatch):
     monkeypatch.setattr(st, 'run_tool', run_here(run))
     monkeypatch.setattr(st.signal, 'signal', lambda *_: None)

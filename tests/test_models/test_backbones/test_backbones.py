@@ -321,6 +321,7 @@ def test_wrong_settings(cfg, message):
         MODELS.build(cfg)
 
 
+@pytest.mark.slow
 def test_detectors_need_no_mmpretrain():
     code = ("import sys; sys.modules['mmpretrain'] = None; import mmkd; from mmkd.registry import MODELS; "
             "assert MODELS.get('DetectorDistiller') and not MODELS.get('CRDVGG')")

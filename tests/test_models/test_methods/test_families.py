@@ -95,6 +95,7 @@ TERMS['shake_fc_only'] = TERMS['shake_alone'] = TERMS['shake']
 TERMS['sokd'] = TERMS['sokd_last_stage'] = TERMS['shake_teacher']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('family', 'method'), CELLS)
 def test_cell(family, method):
     model = make(family, method)
