@@ -1,6 +1,6 @@
 """Try a distilling config without data: build it, take a few steps, and show the recorded spots.
 
-python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
+    python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
 import time
@@ -23,7 +23,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the random images')
     parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
     parser.add_argument('--random-teacher', action='store_true',
-                        help='do not load the weights of the teacher and the backbone')
+                        help="do not load the weights of the teacher and of the student's backbone")
     parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
     return parser.parse_args()
