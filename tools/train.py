@@ -1,8 +1,8 @@
 """Train a detector or a classifier, with or without distillation.
 
-    python tools/train.py configs/shake_faster_rcnn_r50.py
-    python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
-    python tools/train.py configs/cifar/resnet32x4_resnet8x4.py --distill shake
+python tools/train.py configs/shake_faster_rcnn_r50.py
+python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --teacher-checkpoint T.pth
+python tools/train.py configs/cifar/resnet32x4_resnet8x4.py --distill shake
 """
 import argparse
 import os

@@ -29,7 +29,7 @@ TURNS = 5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to compare with')
+    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to compare')
     parser.add_argument('--seconds', type=float, default=20,
                         help=f'how long each config is measured, in {TURNS} turns (default: %(default)s)')
     return parser.parse_args()

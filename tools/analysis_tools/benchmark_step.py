@@ -38,7 +38,7 @@ from mmkd.models.spots import classify
 
 def parse_args() -> argparse.Namespace:
     parser = benchmark_parser(__doc__, 'a distilling config',
-                              'another distilling config with the same student, to compare with')
+                              'another distilling config with the same student, to compare')
     parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the images')
     parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
     parser.add_argument('--train-data', action='store_true',

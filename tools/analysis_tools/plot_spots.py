@@ -29,7 +29,8 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='work directory of a training, or METHOD_epochs.jsonl')
     parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last epoch)')
-    parser.add_argument('--out', type=Path, help='image file to write (default: METHOD_epochs.png beside the reports)')
+    parser.add_argument('--out', type=Path,
+                        help='image file to write (default: METHOD_epochs.png beside the reports)')
     return parser.parse_args()
 
 

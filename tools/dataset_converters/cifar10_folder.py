@@ -3,7 +3,7 @@
     python tools/dataset_converters/cifar10_folder.py cifar10.tar.xz
     python tools/dataset_converters/cifar10_folder.py cifar10.tar.xz data/cifar10_small --per-class 500
 
-SRC is a tar archive or a folder that holds {train,test}/<class>/*.jpg (or .png), at its top level or in a single
+SRC is a tar archive or a folder that holds {train,test}/<class>/*.jpg (or .png), at its top level or in one
 subfolder.
 """
 import argparse

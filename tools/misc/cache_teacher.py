@@ -49,7 +49,8 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config that distills a classifier or names a `teacher` for it')
-    parser.add_argument('--out', metavar='DIR', help='output folder (default: work_dirs/teacher_caches/CONFIG)')
+    parser.add_argument('--out', metavar='DIR',
+                        help='output folder (default: work_dirs/teacher_caches/CONFIG)')
     parser.add_argument('--views', type=at_least(1), metavar='V',
                         help='number of views of every image (default: the views of the dataset, or 1)')
     parser.add_argument('--top-k', type=int, default=0, metavar='K',

@@ -1,6 +1,6 @@
 """Try a distilling config without data: build it, take a few steps, and show the recorded spots.
 
-    python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
+python tools/misc/dry_run.py configs/shake_faster_rcnn_r50.py --random-teacher --size 256
 """
 import argparse
 import time

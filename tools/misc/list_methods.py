@@ -1,7 +1,7 @@
 """List all distillation methods: which networks they are for, an example config, and their papers.
 
-    python tools/misc/list_methods.py
-    python tools/misc/list_methods.py --task detector
+python tools/misc/list_methods.py
+python tools/misc/list_methods.py --task detector
 """
 import argparse
 from collections.abc import Sequence
