@@ -1,7 +1,7 @@
 r"""Measure the time and the memory of a training step, and their lower bound.
 
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher
-    python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \\
+    python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \
         --against configs/kd_faster_rcnn_r50.py
 
 The lower bound ("floor") is the sum of the student's step without distillation, the forward pass of the
@@ -39,14 +39,17 @@ from mmkd.models.spots import classify
 def parse_args() -> argparse.Namespace:
     parser = benchmark_parser(__doc__, 'a distilling config',
                               'another distilling config with the same student, to compare')
-    parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the images')
-    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
+    parser.add_argument('--size', type=at_least(1), default=256,
+                        help='height and width of the images (default: %(default)s)')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step (default: %(default)s)')
     parser.add_argument('--train-data', action='store_true',
                         help="measure on a batch of the config's training data, not on noise")
-    parser.add_argument('--iters', type=at_least(1), default=20, help='number of measurements of every part')
+    parser.add_argument('--iters', type=at_least(1), default=20,
+                        help='number of measurements of every part (default: %(default)s)')
     parser.add_argument('--random-teacher', action='store_true',
                         help="do not load the weights of the teacher and of the student's backbone")
-    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the networks (default: %(default)s)')
     parser.add_argument('--against-options', nargs='+', action=OptionsAction, default={},
                         metavar='KEY=VALUE', help='change settings of the --against config only')
     return parser.parse_args()

@@ -7,7 +7,7 @@ comparison.md, and all figures to comparison.json, in the output folder. Run the
 continue after an interruption; finished trainings are not repeated.
 
     python tools/analysis_tools/compare_methods.py
-    python tools/analysis_tools/compare_methods.py configs/cifar/resnet32x4_resnet8x4_cifar10.py --seeds 2 \\
+    python tools/analysis_tools/compare_methods.py configs/cifar/resnet32x4_resnet8x4_cifar10.py --seeds 2 \
         --cfg-options train_cfg.max_epochs=60 param_scheduler.milestones=[37,45,52]
 """
 import argparse

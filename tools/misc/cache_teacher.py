@@ -1,7 +1,7 @@
 r"""Compute a teacher's class logits for the training images once, for all epochs and students.
 
     python tools/misc/cache_teacher.py configs/examples/quickstart/classifier_student.py --views 4
-    python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \\
+    python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \
         --cfg-options model.teacher.cache=work_dirs/teacher_caches/classifier_student
 
 An interrupted run continues with the first view that is missing. The teacher gets exactly the inputs that it
@@ -60,8 +60,10 @@ def parse_args() -> argparse.Namespace:
                         help='batch size (default: the batch size of the training)')
     parser.add_argument('--workers', type=at_least(0), metavar='W',
                         help='data loading workers (default: the workers of the training)')
-    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the networks (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
+                        help='override settings of the config')
     return parser.parse_args()
 
 

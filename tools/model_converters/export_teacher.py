@@ -1,4 +1,4 @@
-"""Export the improved teacher that a proxy has become: SOKD's knowledge bridge, or a tuned teacher.
+r"""Export the improved teacher that a proxy has become: SOKD's knowledge bridge, or a tuned teacher.
 
     python tools/model_converters/export_teacher.py \
         work_dirs/sokd_retinanet_r101_r50_fpn_2x_coco/epoch_24.pth improved_teacher.pth \
