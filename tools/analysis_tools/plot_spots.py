@@ -30,7 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('work_dir', type=Path, help='work directory of a training, or METHOD_epochs.jsonl')
     parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last epoch)')
     parser.add_argument('--out', type=Path,
-                        help='image file to write (default: METHOD_epochs.png beside the reports)')
+                        help='image file to write (default: METHOD_epochs.png next to the reports)')
     return parser.parse_args()
 
 
