@@ -1,9 +1,9 @@
 """See distillation work in minutes: a teacher, a student alone, and the same student with several methods.
 
 Draws a dataset of digits, trains and evaluates everything, prints a table, and writes comparison.md,
-comparison.json, curves.png and, for detectors, detections.png into the work directory. Detectors learn by KD
-and SHAKE; classifiers by KD, SOKD and SHAKE, with 3 seeds. Run the command again to go on where it was
-interrupted; finished trainings are not repeated.
+comparison.json, curves.png and, for detectors, detections.png into the work directory. Detectors are
+distilled with KD and SHAKE; classifiers with KD, SOKD and SHAKE, and 3 seeds. Run the same command again to
+continue after an interruption; finished trainings are not repeated.
 """
 import argparse
 import os

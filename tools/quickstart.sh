@@ -5,7 +5,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 help=
 for argument in "$@"; do
     if [[ "$argument" == --help || "$argument" == -h ]]; then
-        help=yes  # not worth a set-up that takes minutes
+        help=yes  # printing the help does not need a set-up that takes minutes
         "$(find_python)" -c 'import mmengine' 2>/dev/null || die "run 'bash tools/setup_env.sh' first"
     fi
 done
@@ -13,7 +13,7 @@ done
 if [[ -z "${MMKD_PYTHON:-}" && -z "$help" ]]; then
     bash "$ROOT/tools/setup_env.sh"
 else
-    # Nothing is written into a foreign environment, so mmkd must be found from here.
+    # mmkd is not installed into an environment that the user provides, but imported from this checkout.
     export PYTHONPATH="$ROOT${PYTHONPATH:+:$PYTHONPATH}"
 fi
 exec "$(find_python)" "$ROOT/tools/quickstart.py" "$@"

@@ -6,13 +6,13 @@ usage() {
     cat <<'TEXT'
 Usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [ARGS...]
 
-Trains under Slurm. ARGS go to tools/train.py.
+Trains under Slurm. ARGS are passed on to tools/train.py. Environment variables and their defaults:
 
-  GPUS             GPUs in all                     (8)
-  GPUS_PER_NODE    GPUs on each machine            (8, or GPUS where that is less)
-  CPUS_PER_TASK    cores for each process          (5)
-  SRUN_ARGS        more options for srun, separated by spaces
-  MMKD_PYTHON      the interpreter                 (.venv, else python)
+  GPUS             total number of GPUs                           (8)
+  GPUS_PER_NODE    GPUs per machine                               (8, or GPUS if that is less)
+  CPUS_PER_TASK    CPU cores per process                          (5)
+  SRUN_ARGS        additional options of srun, separated by spaces
+  MMKD_PYTHON      Python interpreter                             (.venv, else python)
 TEXT
 }
 

@@ -1,8 +1,8 @@
-"""Evaluate a student's checkpoint; a distilling config's teacher is not needed.
+"""Evaluate a student's checkpoint. The teacher of a distilling config is not needed.
 
     python tools/test.py configs/shake_faster_rcnn_r50.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
 
-With --teacher and --teacher-checkpoint, the gap between the student and this teacher is reported as well.
+With --teacher and --teacher-checkpoint, the gap between the student and that teacher is reported as well.
 """
 import argparse
 import os.path as osp
@@ -31,9 +31,9 @@ from mmkd.models.teachers.building import load_strictly
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='the config of its training, or the config of the stock student')
+    parser.add_argument('config', help='the training config, or the config of the stock student')
     parser.add_argument('checkpoint', help="the student's checkpoint")
-    parser.add_argument('--out', help='also write the predictions to this pickle file')
+    parser.add_argument('--out', help='also write the predictions to this pickle file (.pkl)')
     parser.add_argument('--show-dir', help='also draw the predictions into this folder of the work directory')
     parser.add_argument('--teacher', metavar='CONFIG',
                         help='also report the gap between the class outputs of the student and this teacher')

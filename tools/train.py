@@ -33,16 +33,16 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config of mmkd, or any config of MMDetection or MMPretrain')
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-                        help='resume from the latest checkpoint in the work directory, or from this one')
+                        help='resume from CHECKPOINT, by default the latest one in the work directory')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (GPU)')
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate to the total batch size')
     parser.add_argument('--distill', nargs='+', metavar='METHOD',
-                        help='distill the stock config by one or more methods, such as shake '
-                        '(tools/misc/list_methods.py lists them; change their settings by --cfg-options '
+                        help='distill a stock config with one or more methods, such as shake '
+                        '(tools/misc/list_methods.py lists them; change their settings with --cfg-options '
                         'model.methods.METHOD.SETTING=…)')
     parser.add_argument('--teacher', metavar='CONFIG',
-                        help="the teacher's config, with --distill; by default the teacher of the config")
+                        help="the teacher's config, with --distill (default: the teacher that CONFIG names)")
     parser.add_argument('--teacher-checkpoint', metavar='FILE',
                         help="the teacher's weights, with --distill ('random' for an untrained teacher)")
     add_common_arguments(parser)

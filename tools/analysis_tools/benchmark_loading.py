@@ -3,9 +3,9 @@
     python tools/analysis_tools/benchmark_loading.py CONFIG
     python tools/analysis_tools/benchmark_loading.py CONFIG --against OTHER_CONFIG --seconds 20
 
-This is the train dataloader with its workers, which start again every epoch as in mmkd's training, and the
-student's data preprocessor on the device of the training. No network runs beside it. Two configs take turns.
-Images per second are medians over the turns; compare them only within one run.
+What is measured is the train dataloader with its workers, which are restarted in every epoch as in training
+with mmkd, and the student's data preprocessor on the device of the training. No network is run. Two configs
+are measured in alternation. Images per second are medians over these turns; compare them only within one run.
 """
 import argparse
 import statistics
@@ -29,9 +29,9 @@ TURNS = 5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to measure')
+    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to compare')
     parser.add_argument('--seconds', type=float, default=20,
-                        help=f'how long each config is measured, in {TURNS} turns')
+                        help=f'how long each config is measured, in {TURNS} turns (default: %(default)s)')
     return parser.parse_args()
 
 

@@ -1,16 +1,16 @@
 r"""Measure the time and the memory of a training step, and their lower bound.
 
     python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher
-    python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \\
+    python tools/analysis_tools/benchmark_step.py configs/shake_faster_rcnn_r50.py --random-teacher \
         --against configs/kd_faster_rcnn_r50.py
 
-The lower bound ("floor") is the student's step without distillation, plus the teacher's backbone, neck and,
-where logits are needed, head, plus forward and backward of everything else that is trained (a proxy,
-connectors). All of it is measured on the plain networks, in the same process, in turns with the distilling
-step. Images are noise, or with --train-data a batch of the config's training data. All networks have the same
-student weights, which do not change (learning rates are 0), so that all have the same boxes. Seconds are
-medians; compare them only within one run. Memory is the peak of a step above what is allocated before it:
-weights and optimizer states.
+The lower bound ("floor") is the sum of the student's step without distillation, the forward pass of the
+teacher's backbone, neck and, where logits are needed, head, and the forward and backward pass of everything
+else that is trained (a proxy, connectors). These parts are measured on the plain networks, in the same
+process, alternating with the distilling step. The images are noise or, with --train-data, a batch of the
+config's training data. All networks have the same student weights, which do not change because the learning
+rate is 0, so they all process the same boxes. Times are medians; compare them only within one run. Memory is
+the peak during a step above what was allocated before it (weights and optimizer states).
 """
 import argparse
 import copy
@@ -38,17 +38,20 @@ from mmkd.models.spots import classify
 
 def parse_args() -> argparse.Namespace:
     parser = benchmark_parser(__doc__, 'a distilling config',
-                              'another distilling config of the same student, to measure beside it')
-    parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the images')
-    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
+                              'another distilling config with the same student, to compare')
+    parser.add_argument('--size', type=at_least(1), default=256,
+                        help='height and width of the images (default: %(default)s)')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step (default: %(default)s)')
     parser.add_argument('--train-data', action='store_true',
                         help="measure on a batch of the config's training data, not on noise")
-    parser.add_argument('--iters', type=at_least(1), default=20, help='how often everything is measured')
+    parser.add_argument('--iters', type=at_least(1), default=20,
+                        help='number of measurements of every part (default: %(default)s)')
     parser.add_argument('--random-teacher', action='store_true',
                         help="do not load the weights of the teacher and of the student's backbone")
-    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the networks (default: %(default)s)')
     parser.add_argument('--against-options', nargs='+', action=OptionsAction, default={},
-                        metavar='KEY=VALUE', help='change settings of the config of --against alone')
+                        metavar='KEY=VALUE', help='change settings of the --against config only')
     return parser.parse_args()
 
 

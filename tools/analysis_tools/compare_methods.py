@@ -3,11 +3,11 @@ r"""Compare methods: a student alone, and the same student with each of several 
 A PAIR is the training config of a student, detector or classifier, that names its teacher's config
 (teacher=dict(config=...)). Trains the teacher and all students of every pair, with the same initialization,
 batches, updates and learning rate for all methods, and prints a table. The table is also written to
-comparison.md, and all figures to comparison.json, in the output folder. Run the command again to go on where
-it was interrupted; finished trainings are not repeated.
+comparison.md, and all figures to comparison.json, in the output folder. Run the same command again to
+continue after an interruption; finished trainings are not repeated.
 
     python tools/analysis_tools/compare_methods.py
-    python tools/analysis_tools/compare_methods.py configs/cifar/resnet32x4_resnet8x4_cifar10.py --seeds 2 \\
+    python tools/analysis_tools/compare_methods.py configs/cifar/resnet32x4_resnet8x4_cifar10.py --seeds 2 \
         --cfg-options train_cfg.max_epochs=60 param_scheduler.milestones=[37,45,52]
 """
 import argparse

@@ -3,7 +3,7 @@
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at --epoch 100 --out spots.png
 
-Reads METHOD_epochs.jsonl, which training writes into its work directory.
+The input is METHOD_epochs.jsonl, which the training writes into its work directory.
 """
 import argparse
 import json
@@ -28,8 +28,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('work_dir', type=Path, help='work directory of a training, or METHOD_epochs.jsonl')
-    parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last one)')
-    parser.add_argument('--out', type=Path, help='picture to write (default: beside the reports)')
+    parser.add_argument('--epoch', type=int, help='epoch of the plot by class (default: the last epoch)')
+    parser.add_argument('--out', type=Path,
+                        help='image file to write (default: METHOD_epochs.png next to the reports)')
     return parser.parse_args()
 
 

@@ -3,7 +3,8 @@
     python tools/dataset_converters/cifar10_folder.py cifar10.tar.xz
     python tools/dataset_converters/cifar10_folder.py cifar10.tar.xz data/cifar10_small --per-class 500
 
-SRC holds {train,test}/<class>/*.jpg (or png), as a tar archive or a folder, at its top or in one folder.
+SRC is a tar archive or a folder that holds {train,test}/<class>/*.jpg (or .png), at its top level or in one
+subfolder.
 """
 import argparse
 import lzma
@@ -41,9 +42,9 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('src', help='a tar archive (also .tar.gz, .tar.xz, …) or a folder')
-    parser.add_argument('out', nargs='?', default='data/cifar10', help='folder to make')
+    parser.add_argument('out', nargs='?', default='data/cifar10', help='output folder (default: %(default)s)')
     parser.add_argument('--per-class', type=int, metavar='N',
-                        help='only the first N training images of every class, for quick runs')
+                        help='keep only the first N training images of every class, for quick runs')
     return parser.parse_args()
 
 

@@ -1,11 +1,11 @@
 r"""Compute a teacher's class logits for the training images once, for all epochs and students.
 
     python tools/misc/cache_teacher.py configs/examples/quickstart/classifier_student.py --views 4
-    python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \\
+    python tools/train.py configs/examples/quickstart/classifier_student.py --distill kd \
         --cfg-options model.teacher.cache=work_dirs/teacher_caches/classifier_student
 
-An interrupted run continues where it stopped. The inputs of the teacher are exactly as in training; the
-random augmentation is drawn once for every view.
+An interrupted run continues with the first view that is missing. The teacher gets exactly the inputs that it
+would get in training; the random augmentation is drawn once for every view.
 """
 import argparse
 import copy
@@ -49,18 +49,21 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a config that distills a classifier or names a `teacher` for it')
-    parser.add_argument('--out', metavar='DIR', help='by default work_dirs/teacher_caches/CONFIG')
+    parser.add_argument('--out', metavar='DIR',
+                        help='output folder (default: work_dirs/teacher_caches/CONFIG)')
     parser.add_argument('--views', type=at_least(1), metavar='V',
-                        help='number of views of every image; by default the views of the dataset, or 1')
+                        help='number of views of every image (default: the views of the dataset, or 1)')
     parser.add_argument('--top-k', type=int, default=0, metavar='K',
-                        help='keep the K largest logits of an image, and the total probability of the others '
-                        '(0: all logits)')
+                        help='keep the K largest logits of every image, and the total probability of the '
+                        'others (default: 0, which keeps all logits)')
     parser.add_argument('--batch-size', type=at_least(1), metavar='B',
-                        help='by default the batch size of the training')
+                        help='batch size (default: the batch size of the training)')
     parser.add_argument('--workers', type=at_least(0), metavar='W',
-                        help='by default the workers of the training')
-    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
+                        help='data loading workers (default: the workers of the training)')
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the networks (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
+                        help='override settings of the config')
     return parser.parse_args()
 
 
@@ -114,8 +117,7 @@ def teacher_logits(student: nn.Module, layout: LogitLayout, data: dict) -> tuple
 
     Returns:
         tuple: Logits ``(B, K)``, the numbers of the images ``(B,)``, and the number of images that the
-            teacher
-        classifies correctly (of a mixture, as the label with the larger weight).
+            teacher classifies correctly (for mixed images: as the label with the larger weight).
     """
     batch = student.data_preprocessor(data, True)
     samples = batch['data_samples']

@@ -19,13 +19,17 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('config', help='a distilling config')
-    parser.add_argument('--steps', type=at_least(1), default=2, help='training steps to take')
-    parser.add_argument('--size', type=at_least(1), default=256, help='height and width of the random images')
-    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step')
+    parser.add_argument('--steps', type=at_least(1), default=2,
+                        help='training steps to take (default: %(default)s)')
+    parser.add_argument('--size', type=at_least(1), default=256,
+                        help='height and width of the random images (default: %(default)s)')
+    parser.add_argument('--batch', type=at_least(1), default=2, help='images per step (default: %(default)s)')
     parser.add_argument('--random-teacher', action='store_true',
-                        help='do not load the weights of the teacher and the backbone')
-    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE')
+                        help="do not load the weights of the teacher and of the student's backbone")
+    parser.add_argument('--device', type=device, default='cuda' if torch.cuda.is_available() else 'cpu',
+                        help='device of the networks (default: %(default)s)')
+    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
+                        help='override settings of the config')
     return parser.parse_args()
 
 

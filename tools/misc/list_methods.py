@@ -1,4 +1,4 @@
-"""List all distillation methods: what they are for, which config shows them, and their papers.
+"""List all distillation methods: which networks they are for, an example config, and their papers.
 
 python tools/misc/list_methods.py
 python tools/misc/list_methods.py --task detector

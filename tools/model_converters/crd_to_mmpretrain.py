@@ -1,8 +1,9 @@
-"""Convert a checkpoint of CRD's benchmark from the layout of RepDistiller to MMPretrain.
+"""Convert a checkpoint of CRD's benchmark from RepDistiller's layout to MMPretrain's.
 
     python tools/model_converters/crd_to_mmpretrain.py ckpt_epoch_240.pth wrn_40_2.pth
 
-The network is recognized by its tensors; the result fits configs/_base_/models/cifar/<network>.py.
+The network is recognized by the names and shapes of its tensors; the result fits
+configs/_base_/models/cifar/<network>.py.
 """
 import argparse
 import functools
@@ -42,10 +43,10 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a checkpoint in the layout of RepDistiller')
+    parser.add_argument('checkpoint', help="a checkpoint in RepDistiller's layout")
     parser.add_argument('out', help='the file to write; must not exist')
     parser.add_argument('--network', metavar='NAME',
-                        help=f'accept only this network ({", ".join(NETWORKS)})')
+                        help=f'expect this network ({", ".join(NETWORKS)})')
     return parser.parse_args()
 
 

@@ -1,8 +1,8 @@
-"""Write the checkpoint of a student without the parts that only training needs.
+"""Export a student: its checkpoint without the parts that only distillation needs.
 
     python tools/model_converters/export_student.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth student.pth
 
-The result holds the weights under MMDetection's names, the class names and the stock config.
+The result contains the weights under the names of the stock model, the class names and the stock config.
 """
 import argparse
 import io
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', help='a checkpoint of a distilling run')
-    parser.add_argument('out', help='the file to write')
+    parser.add_argument('out', help='the file to write; must not exist')
     args = parser.parse_args()
     student = export(args.checkpoint, args.out)
     before, after = os.path.getsize(args.checkpoint), os.path.getsize(args.out)

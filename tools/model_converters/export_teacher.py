@@ -1,4 +1,4 @@
-"""Write the improved teacher that a proxy has become: SOKD's knowledge bridge, or a tuned teacher.
+r"""Export the improved teacher that a proxy has become: SOKD's knowledge bridge, or a tuned teacher.
 
     python tools/model_converters/export_teacher.py \
         work_dirs/sokd_retinanet_r101_r50_fpn_2x_coco/epoch_24.pth improved_teacher.pth \
@@ -59,10 +59,11 @@ def main() -> None:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('checkpoint', help='a checkpoint of a distillation')
-    parser.add_argument('out', help='the file to write')
-    parser.add_argument('--config', required=True, help='the config of that distillation')
-    parser.add_argument('--teacher-checkpoint', help="the teacher's weights, if not those in the config")
+    parser.add_argument('checkpoint', help='a checkpoint of a distilling run')
+    parser.add_argument('out', help='the file to write; must not exist')
+    parser.add_argument('--config', required=True, help='the config that the checkpoint was trained with')
+    parser.add_argument('--teacher-checkpoint',
+                        help="the teacher's weights (default: those that the config names)")
     return parser.parse_args()
 
 
