@@ -1,7 +1,5 @@
 """Checking the teacher before training."""
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from mmengine.dist import get_rank
@@ -11,12 +9,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from ...errors import MMKDError
+from ...models.teachers import Teacher, TeacherCache
 from ...random_state import preserved_random_state
 from ...registry import HOOKS
 from ..runner_access import unwrapped
-
-if TYPE_CHECKING:
-    from ...models.teachers import Teacher, TeacherCache
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
 """By metric, the value that any teacher should reach."""

@@ -81,6 +81,3 @@ class ABLoss(FeatureLoss):
             s, t = pooled_alike(s, t)
             values.append(level_weight * activation_boundary_distance(s, t, self.margin))
         return values
-
-    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

@@ -120,8 +120,6 @@ class FGDLoss(FeatureLoss):
         self.attention = attention
         self.global_ = global_
         self.temperature = temperature
-        self.student_context = nn.ModuleList()
-        self.teacher_context = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)

@@ -71,6 +71,3 @@ class FSPLoss(FeatureLoss):
                samples: Sequence | None = None) -> list[Tensor]:
         return [(flow_matrix(*s, self.max_pool) - flow_matrix(*t, self.max_pool)).square().mean((1, 2))
                 for s, t in zip(pairwise(student), pairwise(teacher), strict=True)]
-
-    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

@@ -43,7 +43,6 @@ class MGDLoss(FeatureLoss):
         if not 0 <= mask_ratio <= 1:
             raise MMKDError(f'`mask_ratio` of MGDLoss must be between 0 and 1, not {mask_ratio}.')
         self.mask_ratio = mask_ratio
-        self.generation = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)

@@ -107,7 +107,6 @@ class OFDLoss(FeatureLoss):
 
     def __init__(self, weight: float = 1e-3) -> None:
         super().__init__(weight)
-        self.margins = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
