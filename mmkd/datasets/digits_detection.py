@@ -49,14 +49,8 @@ def _write_split(root: Path, split: str, digits: Sequence[Digit], num_images: in
         images.append(dict(id=image_id, file_name=name, width=IMAGE_SIZE, height=IMAGE_SIZE))
         for index, label, (x, y, width, height) in objects:
             annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=label + 1,
-                    bbox=[x, y, width, height],
-                    area=width * height,
-                    iscrowd=0,
-                    digit_index=index))
+                dict(id=len(annotations) + 1, image_id=image_id, category_id=label + 1,
+                     bbox=[x, y, width, height], area=width * height, iscrowd=0, digit_index=index))
     (root / 'annotations').mkdir(exist_ok=True)
     content = dict(
         info=dict(description='Handwritten digits of scikit-learn on noisy gradients'),

@@ -31,11 +31,9 @@ class DistillOptimWrapperConstructor:
         kind = cfg.get('type', 'OptimWrapper')
         wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         cfg['type'] = type(f'Distill{wrapper.__name__}', (_SeparateStudent, wrapper), {})
+        constructor = cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor')
         self._student_constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(
-                type=cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor'),
-                optim_wrapper_cfg=cfg,
-                paramwise_cfg=paramwise_cfg))
+            dict(type=constructor, optim_wrapper_cfg=cfg, paramwise_cfg=paramwise_cfg))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         student = model.module if is_model_wrapper(model) else model

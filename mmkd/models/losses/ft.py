@@ -74,11 +74,7 @@ class FTLoss(FeatureLoss):
     has_first_phase = True
     trains_student_first = False
 
-    def __init__(self,
-                 weight: float = 1.0,
-                 k: float = 0.5,
-                 p: int = 1,
-                 collapse: bool = True,
+    def __init__(self, weight: float = 1.0, k: float = 0.5, p: int = 1, collapse: bool = True,
                  use_bn: bool = False) -> None:
         super().__init__(weight)
         self.k = k

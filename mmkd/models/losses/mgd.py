@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, resized
+from .tensors import at_least_float32, check_comparable_maps, resized
 
 
 def random_mask(feature: Tensor, mask_ratio: float) -> Tensor:
@@ -45,8 +45,7 @@ class MGDLoss(FeatureLoss):
         self.mask_ratio = mask_ratio
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         self.generation = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1))
             for c, *_ in teacher)
