@@ -20,7 +20,7 @@ Box = tuple[int, int, int, int]
 
 
 def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bool:
-    """Make the set, completely or not at all; do nothing if it exists.
+    """Make the set; see :func:`~mmkd.datasets.digits.make_set`.
 
     Args:
         out: The folder of the set.
@@ -30,10 +30,6 @@ def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bo
 
     Returns:
         bool: Whether the set was made by this call.
-
-    Raises:
-        ValueError: If a number of images is not positive.
-        FileExistsError: If ``out`` holds something else, or a set with other settings.
     """
     return make_set(out, dict(format=FORMAT, train=train, val=val, seed=seed), _write_split)
 

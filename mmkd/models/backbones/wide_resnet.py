@@ -65,12 +65,11 @@ class CRDWideResNet(StagedBackbone):
             raise MMKDError(f'The depth of a CRDWideResNet is 6n + 4, such as 16 or 40, not {depth}.')
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         channels = 16
-        for name, out_channels, stride in zip(self.stage_names, (16, 32, 64), (1, 2, 2), strict=True):
-            layers = [PreActivationBlock(channels if index == 0 else out_channels * width,
-                                         out_channels * width, stride if index == 0 else 1)
-                      for index in range(blocks)]
-            self.add_module(name, nn.Sequential(OrderedDict(layer=nn.Sequential(*layers))))
-            channels = out_channels * width
+        for name, factor, stride in zip(self.stage_names, (16, 32, 64), (1, 2, 2), strict=True):
+            first = PreActivationBlock(channels, factor * width, stride)
+            channels = factor * width
+            later = (PreActivationBlock(channels, channels, 1) for _ in range(blocks - 1))
+            self.add_module(name, nn.Sequential(OrderedDict(layer=nn.Sequential(first, *later))))
         self.bn1 = nn.BatchNorm2d(channels)
 
     def stem(self, images: Tensor) -> Tensor:
