@@ -81,6 +81,8 @@ class FTLoss(FeatureLoss):
         self.p = p
         self.collapse = collapse
         self.use_bn = use_bn
+        self.encoders = nn.ModuleList()
+        self.decoders = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
