@@ -121,7 +121,7 @@ def check_launcher(launcher: str) -> None:
     missing = [name for name in variables if name not in os.environ]
     if missing:
         raise MMKDError(f'--launcher {launcher} is for processes that {program} starts, but {missing[0]} is '
-                        f'not set; start the tool by {command}, or omit --launcher.')
+                        f'not set; start the tool with {command}, or omit --launcher.')
 
 
 def init_cpu_processes(launcher: str) -> None:

@@ -10,7 +10,7 @@ class MMKDError(ValueError):
 
 
 def one_line(error: Exception) -> str:
-    """Return the type and the first line of an error of another library, to be put into a sentence."""
+    """Return the type and the first line of an error of another library, for use in a sentence."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     return f'{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ""}'.rstrip('.')
 
@@ -52,7 +52,7 @@ def check_choice(value: object, choices: Sequence, name: str) -> None:
         name: The name of the setting in the error message.
 
     Raises:
-        MMKDError: If the setting is none of the choices.
+        MMKDError: If the setting is not one of the choices.
     """
     if value not in choices:
         raise MMKDError(f'`{name}` must be one of {choices}, not {value!r}.')

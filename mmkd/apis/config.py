@@ -10,11 +10,9 @@ from ..checkpoints import SAFE_PREFIX
 from ..errors import MMKDError
 from ..models.teachers import TeacherCache
 
-_METHOD_HOOKS = dict(
-    train_labels='mmkd.TrainLabelsHook',
-    first_phase='mmkd.FirstPhaseHook',
-    epoch_report='mmkd.EpochReportHook')
-"""Hooks that serve the methods: their keys in ``default_hooks`` and their types."""
+_DISTILLATION_HOOKS = dict(teacher_check='mmkd.TeacherCheckHook', train_labels='mmkd.TrainLabelsHook',
+                           first_phase='mmkd.FirstPhaseHook', epoch_report='mmkd.EpochReportHook')
+"""Hooks that distillation needs: their keys in ``default_hooks`` and their types."""
 
 
 def is_distillation(cfg: Config) -> bool:
@@ -56,8 +54,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
         checkpoint['type'] = 'mmkd.CheckpointHook'
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
     if is_distillation(cfg):
-        hooks.setdefault('teacher_check', ConfigDict()).setdefault('type', 'mmkd.TeacherCheckHook')
-        for name, kind in _METHOD_HOOKS.items():
+        for name, kind in _DISTILLATION_HOOKS.items():
             hooks.setdefault(name, ConfigDict()).setdefault('type', kind)
         folders = [teacher.cache for teacher in teacher_configs(cfg) if teacher.get('cache')]
         if folders:
@@ -122,11 +119,9 @@ def replay_training_data(cfg: Config, views: int) -> None:
 
 def _take_batch_augments(cfg: Config) -> list[dict]:
     """Remove the batch augmentations (Mixup, CutMix) from a config and return them."""
-    mixing = ConfigDict()
     student = cfg.model.student
-    if student.get('train_cfg'):
-        mixing = ConfigDict({key: student.train_cfg.pop(key) for key in ('augments', 'probs')
-                             if key in student.train_cfg})
+    train_cfg = student.get('train_cfg') or {}
+    mixing = {key: train_cfg.pop(key) for key in ('augments', 'probs') if key in train_cfg}
     for preprocessor in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor'),
                          student.get('data_preprocessor')):
         mixing = (preprocessor or {}).pop('batch_augments', None) or mixing
@@ -140,8 +135,7 @@ def _take_batch_augments(cfg: Config) -> list[dict]:
 def set_model_wrapper(cfg: Config, distributed: bool) -> None:
     """Let data-parallel training run on CPU; MMEngine's default needs a GPU."""
     if distributed and not torch.cuda.is_available():
-        cfg.setdefault('model_wrapper_cfg',
-                       ConfigDict(type='MMDistributedDataParallel', device_ids=None))
+        cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel', device_ids=None))
 
 
 def safe_source(path: str) -> str:

@@ -21,7 +21,7 @@ FORMAT = 1
 
 
 def make(out: str | Path, train: int = 3000, val: int = 2000, seed: int = 0) -> bool:
-    """Make the set, completely or not at all; do nothing if it exists.
+    """Make the set; see :func:`~mmkd.datasets.digits.make_set`.
 
     Args:
         out: The folder of the set.
@@ -31,10 +31,6 @@ def make(out: str | Path, train: int = 3000, val: int = 2000, seed: int = 0) -> 
 
     Returns:
         bool: Whether the set was made by this call.
-
-    Raises:
-        ValueError: If a number of images is not positive.
-        FileExistsError: If ``out`` holds something else, or a set with other settings.
     """
     settings = dict(task='classification', format=FORMAT, train=train, val=val, seed=seed)
     return make_set(out, settings, _write_split)

@@ -20,7 +20,7 @@ Box = tuple[int, int, int, int]
 
 
 def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bool:
-    """Make the set, completely or not at all; do nothing if it exists.
+    """Make the set; see :func:`~mmkd.datasets.digits.make_set`.
 
     Args:
         out: The folder of the set.
@@ -30,10 +30,6 @@ def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bo
 
     Returns:
         bool: Whether the set was made by this call.
-
-    Raises:
-        ValueError: If a number of images is not positive.
-        FileExistsError: If ``out`` holds something else, or a set with other settings.
     """
     return make_set(out, dict(format=FORMAT, train=train, val=val, seed=seed), _write_split)
 
@@ -49,14 +45,8 @@ def _write_split(root: Path, split: str, digits: Sequence[Digit], num_images: in
         images.append(dict(id=image_id, file_name=name, width=IMAGE_SIZE, height=IMAGE_SIZE))
         for index, label, (x, y, width, height) in objects:
             annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=label + 1,
-                    bbox=[x, y, width, height],
-                    area=width * height,
-                    iscrowd=0,
-                    digit_index=index))
+                dict(id=len(annotations) + 1, image_id=image_id, category_id=label + 1,
+                     bbox=[x, y, width, height], area=width * height, iscrowd=0, digit_index=index))
     (root / 'annotations').mkdir(exist_ok=True)
     content = dict(
         info=dict(description='Handwritten digits of scikit-learn on noisy gradients'),

@@ -36,10 +36,7 @@ class ReplayedDataset(Dataset):
         MMKDError: If ``views`` or ``mix`` is invalid.
     """
 
-    def __init__(self,
-                 dataset: dict,
-                 views: int = 1,
-                 seed: int = 0,
+    def __init__(self, dataset: dict, views: int = 1, seed: int = 0,
                  mix: Sequence[dict] | None = None) -> None:
         if views < 1:
             raise MMKDError(f'A ReplayedDataset has at least one view, not {views}.')

@@ -177,7 +177,7 @@ class ResidentDataset:
 
 
 class WholeBatch(dict):
-    """A batch that must not be collated; collate functions that try read item 0, which is an error."""
+    """A batch that must not be collated; reading item 0, as collate functions do, is an error."""
 
     def __missing__(self, key: Any) -> Any:
         raise MMKDError('ResidentDataset returns whole batches; its data loader must have '

@@ -25,7 +25,7 @@ from mmengine.registry import MODELS, init_default_scope
 from ..apis import compose_distillation, prepare_config
 from ..apis.config import model_config
 from ..cli import at_least, merge_options
-from ..engine.hooks.first_phase_hook import check_first_phases
+from ..engine.hooks.method_hooks import check_first_phases
 from ..errors import MMKDError
 from .method_names import check_methods, method_settings, method_title
 from .progress import duration

@@ -1,5 +1,5 @@
 """Means over the processes of distributed training."""
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce
 from torch import Tensor
 
 
@@ -17,6 +17,5 @@ def mean_over_ranks(total: Tensor, minimum: float = 1e-6) -> Tensor:
         Tensor: The mean over ranks, at least ``minimum``; a scalar.
     """
     total = total.clone()
-    if get_world_size() > 1:
-        all_reduce(total, op='mean')
+    all_reduce(total, op='mean')
     return total.clamp(min=minimum)

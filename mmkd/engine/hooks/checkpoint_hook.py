@@ -35,9 +35,8 @@ class _RemoveLater:
 class CheckpointHook(_CheckpointHook):
     """MMEngine's checkpoint hook, with atomic writes and the config of the stock student.
 
-    Files are written completely or not at all, and an old checkpoint is removed only after its successor has
-    been written. The config in the checkpoint is the config of the stock student, so MMDetection's
-    inferencers work without mmkd.
+    An old checkpoint is removed only after its successor has been written. With the student's config in the
+    checkpoint, MMDetection's inferencers work without mmkd.
 
     Args:
         *args: See MMEngine's ``CheckpointHook``.

@@ -24,9 +24,9 @@ class ExactResumeHook(Hook):
     follow through :func:`~mmkd.engine.workers.seed_worker`. The seed of the sampler is restored too, which
     matters if the config of the run sets no seed.
 
-    Resuming is exact in loops by epoch, from the checkpoint of an epoch. Loops by iteration also save and
-    restore the state, but their data loader starts again from its beginning, so the resumed run sees
-    different, equally random, batches.
+    Resuming is exact in epoch-based loops, from a checkpoint that was written at the end of an epoch.
+    Iteration-based loops also save and restore the state, but their data loader starts again from its
+    beginning, so the resumed run sees different, but equally random, batches.
     """
 
     # After all hooks that may draw random numbers, before the checkpoint is written.
@@ -83,7 +83,7 @@ class ExactResumeHook(Hook):
         self._states = checkpoint.get(_KEY)
         if self._states is None:
             print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)
-        seed = checkpoint.get('meta', {}).get('seed')
+        seed = checkpoint['meta'].get('seed')
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
             if seed is not None and sampler is not None and hasattr(sampler, 'seed'):

@@ -1,22 +1,15 @@
 """Checking the teacher before training."""
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import nn
 
 from ...errors import MMKDError
+from ...models.teachers import Teacher, TeacherCache
 from ...random_state import preserved_random_state
 from ...registry import HOOKS
 from ..runner_access import unwrapped
-
-if TYPE_CHECKING:
-    from ...models.teachers import Teacher, TeacherCache
 
 MINIMUM = {'coco/bbox_mAP': 0.05, 'accuracy/top1': 20.0}
 """By metric, the value that any teacher should reach."""
@@ -40,12 +33,11 @@ class TeacherCheckHook(Hook):
         model = unwrapped(runner)
         if not hasattr(model, 'mmkd'):
             return
-        dataset = runner.train_dataloader.dataset
-        classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+        metainfo = getattr(runner.train_dataloader.dataset, 'metainfo', None) or {}
         for teacher in model.mmkd.teachers:
-            teacher.check_class_names(classes)
+            teacher.check_class_names(metainfo.get('classes'))
             if teacher.cache is not None:
-                _check_cache(runner, model, teacher, teacher.cache, dataset)
+                _check_cache(runner, teacher, teacher.cache)
             elif self.evaluate and not teacher.is_random and runner.iter == 0 and runner.val_loop is not None:
                 with preserved_random_state():  # evaluation does not change the training
                     self._evaluate(runner, teacher)
@@ -72,8 +64,8 @@ class TeacherCheckHook(Hook):
                     'checkpoint, its class list and its normalization.', 'current', 40)
 
 
-def _check_cache(runner: Runner, model: nn.Module, teacher: Teacher, cache: TeacherCache,
-                 dataset: Any) -> None:
+def _check_cache(runner: Runner, teacher: Teacher, cache: TeacherCache) -> None:
+    model, dataset = unwrapped(runner), runner.train_dataloader.dataset
     print_log(f'Comparing the teacher cache {cache.folder!r} with the teacher and the training data.',
               'current')
     # Mixed images have soft labels only.

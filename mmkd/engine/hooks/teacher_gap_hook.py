@@ -17,7 +17,7 @@ from ..runner_access import unwrapped
 
 @HOOKS.register_module()
 class TeacherGapHook(Hook):
-    """Logs KL(T‖S) and the top-1 agreement of the first teacher and the student in validation and testing.
+    """Logs KL(T‖S) and the top-1 agreement of the first teacher and the student on validation and test data.
 
     Both networks classify the same images (classifiers), the student's boxes (two-stage; the boxes of the
     last stage of a cascade), or the same locations (dense; weighted by the teacher's probability of an
@@ -63,11 +63,9 @@ class TeacherGapHook(Hook):
     @torch.no_grad()
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
-        if self._layout is None or self._recorder is None:
+        if self._layout is None or self._recorder is None or not self._recorder['cls_outputs']:
             return
         student_outputs = {spot: self._recorder[spot] for spot in self._points}
-        if not student_outputs['cls_outputs']:
-            return
         model = unwrapped(runner)
         data = model.data_preprocessor(copy.deepcopy(data_batch), False)
         teacher_outputs = model.mmkd.teacher.forward(

@@ -17,13 +17,13 @@ class WeightScheduleHook(Hook):
 
     The factor rises linearly from 0 to 1 during the first ``warmup`` iterations, falls to 0 from
     ``decay_from`` until ``stop`` (or the end of training), and is 1 in between. From ``stop`` on, a method is
-    not computed any more and its parameters are frozen. Once all methods have ended, the teacher no longer
+    no longer computed, and its parameters are frozen. Once all methods have ended, the teacher no longer
     runs, so a step costs as much as without distillation.
 
     Args:
         methods: The name or names of methods, as in the config; by default all methods.
         warmup: Length of the warm-up in iterations.
-        decay_from: Begin of the decay in epochs, or in iterations with ``by_epoch=False``.
+        decay_from: Start of the decay in epochs, or in iterations with ``by_epoch=False``.
         stop: End of the methods, in the same unit.
         decay: Shape of the decay: ``'linear'`` or ``'cosine'``.
         by_epoch: Whether the unit of ``decay_from`` and ``stop`` is an epoch. An epoch is the length of the
@@ -76,7 +76,7 @@ class WeightScheduleHook(Hook):
             rewrap(runner)
 
     def _in_unit(self, iterations: int, runner: Runner) -> float:
-        # The loop's epochs do not serve: a loop that counts iterations has only one epoch.
+        # Not in the loop's epochs, because a loop that counts iterations has only one epoch.
         return iterations / len(runner.train_dataloader) if self.by_epoch else iterations
 
     def factor(self, iteration: int, now: float) -> float:

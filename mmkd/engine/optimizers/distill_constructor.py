@@ -1,6 +1,5 @@
 """An optimizer wrapper in which distillation does not change how the student is optimized."""
 import copy
-from typing import TYPE_CHECKING
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
@@ -9,11 +8,6 @@ from torch import nn
 
 from ...models.methods import OptimizerSettings
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
-
-if TYPE_CHECKING:
-    from mmengine.optim import OptimWrapper as WrapperBase
-else:
-    WrapperBase = object  # the class behind the mix-in is a subclass of OptimWrapper
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -37,11 +31,9 @@ class DistillOptimWrapperConstructor:
         kind = cfg.get('type', 'OptimWrapper')
         wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         cfg['type'] = type(f'Distill{wrapper.__name__}', (_SeparateStudent, wrapper), {})
+        constructor = cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor')
         self._student_constructor = OPTIM_WRAPPER_CONSTRUCTORS.build(
-            dict(
-                type=cfg.pop('student_constructor', 'DefaultOptimWrapperConstructor'),
-                optim_wrapper_cfg=cfg,
-                paramwise_cfg=paramwise_cfg))
+            dict(type=constructor, optim_wrapper_cfg=cfg, paramwise_cfg=paramwise_cfg))
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         student = model.module if is_model_wrapper(model) else model
@@ -76,7 +68,7 @@ def _trainable(module: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-class _SeparateStudent(WrapperBase):
+class _SeparateStudent(OptimWrapper):
     """Mix-in in front of an optimizer wrapper: separates the gradients of student and distillation."""
 
     number_of_student_groups: int | None = None

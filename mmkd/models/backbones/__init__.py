@@ -1,23 +1,11 @@
-try:
-    import mmpretrain  # noqa: F401
-except ImportError:  # needed for classifiers only
-    __all__ = []
-else:
-    from .mobilenet import CRDMobileNetV2, MobileNetV1
-    from .resnet import CRDResNet, CRDResNet50
-    from .shufflenet import CRDShuffleNetV1, CRDShuffleNetV2
-    from .staged import Staged
-    from .vgg import CRDVGG
-    from .wide_resnet import CRDWideResNet
+from .mobilenet import CRDMobileNetV2, MobileNetV1
+from .resnet import CRDResNet, CRDResNet50
+from .shufflenet import CRDShuffleNetV1, CRDShuffleNetV2
+from .staged import Staged
+from .vgg import CRDVGG
+from .wide_resnet import CRDWideResNet
 
-    __all__ = [
-        'CRDVGG',
-        'CRDMobileNetV2',
-        'CRDResNet',
-        'CRDResNet50',
-        'CRDShuffleNetV1',
-        'CRDShuffleNetV2',
-        'CRDWideResNet',
-        'MobileNetV1',
-        'Staged'
-    ]
+__all__ = [
+    'CRDVGG', 'CRDMobileNetV2', 'CRDResNet', 'CRDResNet50', 'CRDShuffleNetV1', 'CRDShuffleNetV2',
+    'CRDWideResNet', 'MobileNetV1', 'Staged'
+]

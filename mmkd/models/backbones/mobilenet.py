@@ -30,8 +30,7 @@ class MobileNetV1(StagedBackbone):
         ((1024, 1024), (2, 1)),
     )
 
-    def __init__(self,
-                 out_indices: Sequence[int] = (3, ),
+    def __init__(self, out_indices: Sequence[int] = (3, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         common = dict(padding=1, norm_cfg=dict(type='BN'))
@@ -78,8 +77,9 @@ class InvertedResidual(nn.Module):
 class CRDMobileNetV2(StagedBackbone):
     """MobileNetV2 of half width for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
-    In contrast to the network of Sandler et al., it has ReLU instead of ReLU6, an expansion also in its first
-    block, numbers of channels that are not rounded to multiples of 8, and one strided convolution less.
+    In contrast to the network of Sandler et al., it has ReLU instead of ReLU6, an expansion in the first
+    block as well, numbers of channels that are not rounded to multiples of 8, and one strided convolution
+    fewer.
 
     The four stages are the outputs of ``blocks.1``, ``blocks.2``, ``blocks.4`` and ``blocks.6``, maps of H/2,
     H/4, H/8 and H/16; the tail is a 1×1 convolution to 1280 channels.
@@ -95,8 +95,7 @@ class CRDMobileNetV2(StagedBackbone):
     settings = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2),
                 (6, 160, 1, 1))
 
-    def __init__(self,
-                 out_indices: Sequence[int] = (4, ),
+    def __init__(self, out_indices: Sequence[int] = (4, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         self.conv1 = nn.Sequential(*_convolution(3, 16, 3, stride=2))

@@ -47,24 +47,13 @@ class CRDResNet(_StagedResNet):
 
     arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (8, 14, 20, 32, 44, 56, 110)}
 
-    def __init__(self,
-                 depth: int,
-                 stem_channels: int = 16,
-                 base_channels: int = 16,
-                 out_indices: Sequence[int] = (2, ),
-                 **kwargs) -> None:
+    def __init__(self, depth: int, stem_channels: int = 16, base_channels: int = 16,
+                 out_indices: Sequence[int] = (2, ), **kwargs) -> None:
         if depth not in self.arch_settings:
             raise MMKDError(f'CRDResNet has depth {", ".join(map(str, self.arch_settings))}, not {depth}.')
         super().__init__(
-            depth,
-            stem_channels=stem_channels,
-            base_channels=base_channels,
-            num_stages=3,
-            strides=(1, 2, 2),
-            dilations=(1, 1, 1),
-            out_indices=out_indices,
-            zero_init_residual=False,
-            **kwargs)
+            depth, stem_channels=stem_channels, base_channels=base_channels, num_stages=3, strides=(1, 2, 2),
+            dilations=(1, 1, 1), out_indices=out_indices, zero_init_residual=False, **kwargs)
 
 
 @MODELS.register_module()

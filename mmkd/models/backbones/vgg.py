@@ -25,18 +25,11 @@ class CRDVGG(StagedBackbone):
         MMKDError: If there is no network of this depth.
     """
 
-    convolutions = {
-        8: (1, 1, 1, 1, 1),
-        11: (1, 1, 2, 2, 2),
-        13: (2, 2, 2, 2, 2),
-        16: (2, 2, 3, 3, 3),
-        19: (2, 2, 4, 4, 4)
-    }
+    convolutions = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3),
+                    19: (2, 2, 4, 4, 4)}
     stage_names = ('block1', 'block2', 'block3', 'block4')
 
-    def __init__(self,
-                 depth: int,
-                 out_indices: Sequence[int] = (3, ),
+    def __init__(self, depth: int, out_indices: Sequence[int] = (3, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         if depth not in self.convolutions:

@@ -57,10 +57,7 @@ class CRDWideResNet(StagedBackbone):
     stage_names = ('block1', 'block2', 'block3')
     has_tail = True
 
-    def __init__(self,
-                 depth: int,
-                 width: int,
-                 out_indices: Sequence[int] = (3, ),
+    def __init__(self, depth: int, width: int, out_indices: Sequence[int] = (3, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         blocks, rest = divmod(depth - 4, 6)
@@ -68,12 +65,11 @@ class CRDWideResNet(StagedBackbone):
             raise MMKDError(f'The depth of a CRDWideResNet is 6n + 4, such as 16 or 40, not {depth}.')
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         channels = 16
-        for name, out_channels, stride in zip(self.stage_names, (16, 32, 64), (1, 2, 2), strict=True):
-            layers = [PreActivationBlock(channels if index == 0 else out_channels * width,
-                                         out_channels * width, stride if index == 0 else 1)
-                      for index in range(blocks)]
-            self.add_module(name, nn.Sequential(OrderedDict(layer=nn.Sequential(*layers))))
-            channels = out_channels * width
+        for name, factor, stride in zip(self.stage_names, (16, 32, 64), (1, 2, 2), strict=True):
+            first = PreActivationBlock(channels, factor * width, stride)
+            channels = factor * width
+            later = (PreActivationBlock(channels, channels, 1) for _ in range(blocks - 1))
+            self.add_module(name, nn.Sequential(OrderedDict(layer=nn.Sequential(first, *later))))
         self.bn1 = nn.BatchNorm2d(channels)
 
     def stem(self, images: Tensor) -> Tensor:

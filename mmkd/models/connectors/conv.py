@@ -23,7 +23,7 @@ class ConvConnector(BaseModule):
         norm: Whether to add batch norm.
         relu: Whether to add a ReLU.
         out_channels: Number of output channels; the teacher's by default.
-        skip_same: Whether to leave out all layers if the map has their output's shape already.
+        skip_same: Whether to leave out all layers if the map already has the shape of their output.
         pool: Whether to average pool the map before the convolution, by the whole number of times that its
             height and width are larger than the teacher's; meant for use with ``kernel_size``.
     """

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from ...errors import check_weight
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, pooled_alike
+from .tensors import at_least_float32, check_comparable_maps, pooled_alike
 
 
 def activation_boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -56,10 +56,7 @@ class ABLoss(FeatureLoss):
 
     has_first_phase = True
 
-    def __init__(self,
-                 first_weight: float = 3e-3,
-                 weight: float = 0.0,
-                 margin: float = 1.0,
+    def __init__(self, first_weight: float = 3e-3, weight: float = 0.0, margin: float = 1.0,
                  level_weights: Sequence[float] | None = None) -> None:
         super().__init__(weight)
         check_weight(first_weight, 'first_weight')
@@ -70,8 +67,7 @@ class ABLoss(FeatureLoss):
         self.level_weights = level_weights
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
@@ -81,6 +77,3 @@ class ABLoss(FeatureLoss):
             s, t = pooled_alike(s, t)
             values.append(level_weight * activation_boundary_distance(s, t, self.margin))
         return values
-
-    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

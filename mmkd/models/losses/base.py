@@ -29,6 +29,9 @@ class FeatureLoss(nn.Module):
     has_first_phase: bool = False
     """Whether training has a first phase in which only :meth:`first_phase` counts."""
 
+    first_weight: float = 1.0
+    """Loss weight in the first phase."""
+
     trains_student_first: bool = True
     """Whether the first phase trains the student, or only parts of this loss."""
 
@@ -110,8 +113,8 @@ class FeatureLoss(nn.Module):
         return choice.mean() * self.compare(student[index], teacher[index])
 
     def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        """Return the loss of the first phase of training, a scalar; features as for :meth:`values`."""
-        raise NotImplementedError
+        """Return the loss of the first phase, a scalar: as :meth:`forward`, with :attr:`first_weight`."""
+        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))
 
     def end_first_phase(self) -> None:
         """Freeze the parts that only the first phase trains.

@@ -96,24 +96,18 @@ class CCLoss(FeatureLoss):
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
-        if self.dim is not None:
-            student = self.embed(self.student_embeddings, student)
-            teacher = self.embed(self.teacher_embeddings, teacher)
-        return super().values(student, teacher)
+        return super().values(*self.embed(student, teacher))
 
     def masked(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
                samples: Sequence | None = None) -> Tensor:
-        if self.dim is not None:
-            student = self.embed(self.student_embeddings, student)
-            teacher = self.embed(self.teacher_embeddings, teacher)
-        return super().masked(student, teacher, choices)
+        return super().masked(*self.embed(student, teacher), choices)
 
-    @staticmethod
-    def embed(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
-        """Return the embeddings ``(N, dim)`` of the features of every level."""
-        rows = [at_least_float32(feature).flatten(1) for feature in features]
-        with torch.autocast(rows[0].device.type, enabled=False):
-            return [embedding(x) for embedding, x in zip(embeddings, rows, strict=True)]
+    def embed(self, student: Sequence[Tensor],
+              teacher: Sequence[Tensor]) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+        """Return the embeddings ``(N, dim)`` of both networks' features; with ``dim=None``, the features."""
+        if self.dim is None:
+            return student, teacher
+        return _embedded(self.student_embeddings, student), _embedded(self.teacher_embeddings, teacher)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         s, t = at_least_float32(student).flatten(1), at_least_float32(teacher).flatten(1)
@@ -121,3 +115,9 @@ class CCLoss(FeatureLoss):
             return neighbor_products(s, t)
         s, t = (correlations(x, self.kernel, self.gamma, self.order) for x in (s, t))
         return F.mse_loss(s, t)
+
+
+def _embedded(embeddings: nn.ModuleList, features: Sequence[Tensor]) -> list[Tensor]:
+    with torch.autocast(features[0].device.type, enabled=False):
+        return [embedding(at_least_float32(feature).flatten(1))
+                for embedding, feature in zip(embeddings, features, strict=True)]

@@ -64,7 +64,7 @@ def sample_indices(samples: Sequence | None, total: int) -> list[int]:
         raise MMKDError("CRD needs the `sample_idx` of every sample; let the pipeline's PackInputs keep it "
                         'among its `meta_keys`')
     if not all(0 <= index < total for index in indices):
-        raise MMKDError(f'a `sample_idx` is {max(indices)}, but CRD knows a training set of {total} samples')
+        raise MMKDError(f'a `sample_idx` is {max(indices)}, but the training set has {total} samples')
     return indices
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from ...registry import MODELS
 from .base import FeatureLoss
 from .kl import kl_divergence
-from .tensors import at_least_float32, check_maps, check_same_channels, resized
+from .tensors import at_least_float32, check_comparable_maps, resized
 
 
 def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -44,8 +44,7 @@ class CWDLoss(FeatureLoss):
         self.temperature = temperature
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         teacher = resized(at_least_float32(teacher), student.shape[-2:])

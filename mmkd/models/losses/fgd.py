@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, resized
+from .tensors import at_least_float32, check_comparable_maps, resized
 
 
 def attention_maps(feature: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -120,12 +120,9 @@ class FGDLoss(FeatureLoss):
         self.attention = attention
         self.global_ = global_
         self.temperature = temperature
-        self.student_context = nn.ModuleList()
-        self.teacher_context = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         self.student_context = nn.ModuleList(GlobalContext(shape[0]) for shape in teacher)
         self.teacher_context = nn.ModuleList(GlobalContext(shape[0]) for shape in teacher)
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import check_maps, check_same_channels, pooled_alike
+from .tensors import check_comparable_maps, pooled_alike
 
 
 def flow_matrix(first: Tensor, second: Tensor, max_pool: bool = False) -> Tensor:
@@ -62,8 +62,7 @@ class FSPLoss(FeatureLoss):
         self.max_pool = max_pool
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         if len(student) < 2:
             raise MMKDError('FSPLoss compares pairs of consecutive levels and needs at least two levels')
 
@@ -71,6 +70,3 @@ class FSPLoss(FeatureLoss):
                samples: Sequence | None = None) -> list[Tensor]:
         return [(flow_matrix(*s, self.max_pool) - flow_matrix(*t, self.max_pool)).square().mean((1, 2))
                 for s, t in zip(pairwise(student), pairwise(teacher), strict=True)]
-
-    def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-        return self.first_weight * sum(value.mean() for value in self.values(student, teacher))

@@ -74,11 +74,7 @@ class FTLoss(FeatureLoss):
     has_first_phase = True
     trains_student_first = False
 
-    def __init__(self,
-                 weight: float = 1.0,
-                 k: float = 0.5,
-                 p: int = 1,
-                 collapse: bool = True,
+    def __init__(self, weight: float = 1.0, k: float = 0.5, p: int = 1, collapse: bool = True,
                  use_bn: bool = False) -> None:
         super().__init__(weight)
         self.k = k
@@ -87,22 +83,16 @@ class FTLoss(FeatureLoss):
         self.use_bn = use_bn
         self.encoders = nn.ModuleList()
         self.decoders = nn.ModuleList()
-        self.translators = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_maps(student, teacher)
-        student_channels = [shape[0] for shape in student]
-        teacher_channels = [shape[0] for shape in teacher]
-        factors = [max(1, int(self.k * c)) for c in teacher_channels]
+        channels = [(s[0], t[0], max(1, int(self.k * t[0]))) for s, t in zip(student, teacher, strict=True)]
         self.encoders = nn.ModuleList(
-            convolutions(nn.Conv2d, (c, c, f, f), self.use_bn)
-            for c, f in zip(teacher_channels, factors, strict=True))
+            convolutions(nn.Conv2d, (t, t, f, f), self.use_bn) for _, t, f in channels)
         self.decoders = nn.ModuleList(
-            convolutions(nn.ConvTranspose2d, (f, f, c, c), self.use_bn)
-            for c, f in zip(teacher_channels, factors, strict=True))
+            convolutions(nn.ConvTranspose2d, (f, f, t, t), self.use_bn) for _, t, f in channels)
         self.translators = nn.ModuleList(
-            convolutions(nn.Conv2d, (c, c, f, f), True)
-            for c, f in zip(student_channels, factors, strict=True))
+            convolutions(nn.Conv2d, (s, s, f, f), True) for s, _, f in channels)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from ...errors import MMKDError
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels
+from .tensors import at_least_float32, check_comparable_maps
 
 
 def distilled_vectors(student: Tensor, teacher: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
@@ -79,8 +79,7 @@ class KDSVDLoss(FeatureLoss):
         self.k = k
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         if len(student) < 2:
             raise MMKDError('KDSVDLoss relates consecutive levels and needs at least two of them')
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, resized
+from .tensors import at_least_float32, check_comparable_maps, resized
 
 
 def random_mask(feature: Tensor, mask_ratio: float) -> Tensor:
@@ -43,11 +43,9 @@ class MGDLoss(FeatureLoss):
         if not 0 <= mask_ratio <= 1:
             raise MMKDError(f'`mask_ratio` of MGDLoss must be between 0 and 1, not {mask_ratio}.')
         self.mask_ratio = mask_ratio
-        self.generation = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         self.generation = nn.ModuleList(
             nn.Sequential(nn.Conv2d(c, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, c, 3, padding=1))
             for c, *_ in teacher)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, pooled_alike
+from .tensors import at_least_float32, check_comparable_maps, pooled_alike
 
 
 def margin_from_batch_norm(weight: Tensor, bias: Tensor) -> Tensor:
@@ -107,11 +107,9 @@ class OFDLoss(FeatureLoss):
 
     def __init__(self, weight: float = 1e-3) -> None:
         super().__init__(weight)
-        self.margins = nn.ModuleList()
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
         self.margins = nn.ModuleList(NegativeMean(shape[0]) for shape in teacher)
 
     def set_margins(self, level: int, bn_weight: Tensor, bn_bias: Tensor) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...registry import MODELS
 from .base import FeatureLoss
-from .tensors import at_least_float32, check_maps, check_same_channels, resized
+from .tensors import at_least_float32, check_comparable_maps, resized
 
 
 def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
@@ -49,8 +49,7 @@ class PKDLoss(FeatureLoss):
         super().__init__(weight)
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
-        check_maps(student, teacher)
-        check_same_channels(student, teacher)
+        check_comparable_maps(student, teacher)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return pearson_distance(student, resized(teacher, student.shape[-2:]))

@@ -41,6 +41,20 @@ def check_maps(*networks: Sequence[tuple[int, ...]]) -> None:
         raise MMKDError('feature maps (N, C, H, W) are needed')
 
 
+def check_comparable_maps(student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
+    """Check that all features are maps, with the same number of channels at every level.
+
+    Args:
+        student: Shape of a sample's student feature at every level.
+        teacher: Shape of a sample's teacher feature at every level.
+
+    Raises:
+        MMKDError: If they are not.
+    """
+    check_maps(student, teacher)
+    check_same_channels(student, teacher)
+
+
 def resized(feature: Tensor, size: Sequence[int]) -> Tensor:
     """Resample a map ``(N, C, H, W)`` bilinearly to a height and width, unless it already has them."""
     if tuple(feature.shape[-2:]) == tuple(size):

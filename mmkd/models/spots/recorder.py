@@ -2,6 +2,7 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -68,10 +69,9 @@ class Recorder:
             for module_name in point.modules:
                 module = self._model.get_submodule(module_name)
                 if point.side == 'output':
-                    forward.append((module, self._forward_hook(name, point, module_name)))
+                    forward.append((module, partial(self._record_output, name, module_name)))
                 else:
-                    in_place = getattr(module, 'inplace', False)
-                    forward_pre.append((module, self._pre_hook(name, point, module_name, in_place)))
+                    forward_pre.append((module, partial(self._record_input, name, module_name)))
         self._hooks.enter_context(module_hooks(forward, forward_pre))
         return self
 
@@ -84,28 +84,23 @@ class Recorder:
     def __getitem__(self, name: str) -> list[Any]:
         return [record.value for record in self._records[name]]
 
-    def _forward_hook(self, name: str, point: HookPoint, module_name: str):
+    def _record_output(self, name: str, module_name: str, _: nn.Module, args: tuple, output: Any) -> None:
+        index = self._points[name].index
+        self._record(name, module_name, output if index is None else output[index])
 
-        def hook(_, args, output):
-            self._record(name, point, module_name, output if point.index is None else output[point.index])
+    def _record_input(self, name: str, module_name: str, module: nn.Module, args: tuple,
+                      kwargs: dict[str, Any]) -> None:
+        point = self._points[name]
+        value: Any = (args, kwargs) if point.side == 'call' else args
+        if point.index is not None:
+            value = value[point.index]
+        # An in-place module overwrites its input with its output.
+        if getattr(module, 'inplace', False) and isinstance(value, Tensor):
+            value = value.clone()
+        self._record(name, module_name, value)
 
-        return hook
-
-    def _pre_hook(self, name: str, point: HookPoint, module_name: str, in_place: bool):
-
-        def hook(_, args, kwargs):
-            value = (args, kwargs) if point.side == 'call' else args
-            if point.index is not None:
-                value = value[point.index]
-            # An in-place module overwrites its input with its output.
-            if in_place and isinstance(value, Tensor):
-                value = value.clone()
-            self._record(name, point, module_name, value)
-
-        return hook
-
-    def _record(self, name: str, point: HookPoint, module_name: str, value: Any) -> None:
-        records = self._records[name]
+    def _record(self, name: str, module_name: str, value: Any) -> None:
+        point, records = self._points[name], self._records[name]
         if point.first and any(record.module == module_name for record in records):
             return
         if point.last:

@@ -77,19 +77,21 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
         spots.update(
             cls_logits=HookPoint(name), cls_inputs=HookPoint(name, 'input'), cls_outputs=HookPoint(name))
         return spots
-    head: str | tuple[str, ...] = 'bbox_head'
+    names: tuple[str, ...] = ('bbox_head', )
     if is_two_stage(model):
-        head = 'roi_head.bbox_head'
+        names = ('roi_head.bbox_head', )
         if isinstance(model.roi_head.bbox_head, nn.ModuleList):
-            head = tuple(f'roi_head.bbox_head.{stage}' for stage in range(len(heads)))
+            names = tuple(f'roi_head.bbox_head.{stage}' for stage in range(len(heads)))
+        extractors = tuple(name.replace('bbox_head', 'bbox_roi_extractor') for name in names)
         spots.update(
-            cls_targets=HookPoint(_child(head, 'loss_cls'), 'call'),
+            cls_targets=HookPoint(tuple(f'{name}.loss_cls' for name in names), 'call'),
             # Masks may come from the same extractor, which is called for boxes first.
-            rois=HookPoint(_sibling(head, 'bbox_roi_extractor'), 'input', 1, first=True))
+            rois=HookPoint(extractors, 'input', 1, first=True))
+    head = names if len(names) > 1 else names[0]
     spots.update(
         cls_logits=HookPoint(head, 'output', 0),
         cls_inputs=HookPoint(head, 'input'),
-        cls_outputs=HookPoint(head, 'output'))
+        cls_outputs=HookPoint(head))
     return spots
 
 
@@ -154,15 +156,3 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
         raise MMKDError(f'{message}: it has no classification head whose logits belong to its proposals '
                         '(two-stage) or to fixed locations (dense).')
     raise MMKDError(f'{message}{nearest_names(spot, [*spots, *modules])}.')
-
-
-def _child(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
-    """Return the names of a child of one head, or of every head of a cascade."""
-    return f'{heads}.{name}' if isinstance(heads, str) else tuple(f'{head}.{name}' for head in heads)
-
-
-def _sibling(heads: str | tuple[str, ...], name: str) -> str | tuple[str, ...]:
-    """Return the names of a module that stands beside one head, or beside every head of a cascade."""
-    if isinstance(heads, str):
-        return heads.replace('bbox_head', name)
-    return tuple(head.replace('bbox_head', name) for head in heads)

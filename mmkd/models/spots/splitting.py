@@ -101,11 +101,11 @@ def _parts(backbone: nn.Module) -> tuple[Split, int]:
     """Return the parts of a backbone, and how many outputs its ``out_indices`` can choose from."""
     if all(hasattr(backbone, part) for part in ('stem', 'stages', 'tail')):
         return _staged(backbone)
-    for kind, (family, layers) in FAMILIES.items():
+    for kinds, family, layers in FAMILIES:
         # A subclass that overrides `forward` may call the same modules in another way.
-        if type(backbone).forward is kind.forward:
+        if type(backbone).forward in [kind.forward for kind in kinds]:
             return family(backbone), len(getattr(backbone, layers))
-    names = ', '.join(dict.fromkeys(kind.__name__ for kind in FAMILIES))
+    names = ', '.join(dict.fromkeys(kind.__name__ for kinds, *_ in FAMILIES for kind in kinds))
     raise MMKDError(
         f'The backbone {type(backbone).__name__} cannot be run stage by stage. These can: {names} of '
         'MMPretrain and MMDetection, their subclasses with the same forward pass, and any backbone with the '
@@ -228,22 +228,13 @@ def _chained(backbone: nn.Module, stem: list, stages: list[list], tail: Sequence
                  lambda x: (run(tail, x), ))
 
 
-FAMILIES: dict[type[nn.Module], tuple[Callable[[Any], Split], str]] = {
-    ResNet: (_resnet, 'res_layers'),
-    ResNet_CIFAR: (_resnet, 'res_layers'),
-    RegNet: (_resnet, 'res_layers'),
-    mmdet_backbones.ResNet: (_resnet, 'res_layers'),
-    mmdet_backbones.RegNet: (_resnet, 'res_layers'),
-    mmdet_backbones.DetectoRS_ResNet: (_resnet, 'res_layers'),
-    VGG: (_vgg, 'stage_blocks'),
-    MobileNetV2: (_mobilenet, 'layers'),
-    MobileNetV3: (_mobilenet, 'layers'),
-    ShuffleNetV1: (_shufflenet, 'layers'),
-    ShuffleNetV2: (_shufflenet, 'layers'),
-    ConvNeXt: (_convnext, 'stages'),
-    VisionTransformer: (_vision_transformer, 'layers'),
-    DistilledVisionTransformer: (_vision_transformer, 'layers'),
-    SwinTransformer: (_swin, 'stages'),
-    SwinTransformerV2: (_swin, 'stages'),
-}
-"""By class: the function that splits its forward pass, and the attribute that ``out_indices`` counts."""
+FAMILIES: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any], Split], str], ...] = (
+    ((ResNet, ResNet_CIFAR, RegNet, mmdet_backbones.ResNet, mmdet_backbones.RegNet,
+      mmdet_backbones.DetectoRS_ResNet), _resnet, 'res_layers'),
+    ((VGG, ), _vgg, 'stage_blocks'),
+    ((MobileNetV2, MobileNetV3), _mobilenet, 'layers'),
+    ((ShuffleNetV1, ShuffleNetV2), _shufflenet, 'layers'),
+    ((ConvNeXt, ), _convnext, 'stages'),
+    ((VisionTransformer, DistilledVisionTransformer), _vision_transformer, 'layers'),
+    ((SwinTransformer, SwinTransformerV2), _swin, 'stages'))
+"""Classes, the function that splits their forward pass, and the attribute that ``out_indices`` counts."""

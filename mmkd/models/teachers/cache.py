@@ -285,7 +285,7 @@ def check_room(folder: str, needed: int) -> int:
     """Check that the disk of a folder has enough free space, and return the free bytes.
 
     Raises:
-        MMKDError: If it has not.
+        MMKDError: If it does not.
     """
     existing = next(path for path in [Path(folder).absolute(), *Path(folder).absolute().parents]
                     if path.exists())

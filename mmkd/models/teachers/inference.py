@@ -1,4 +1,4 @@
-"""Running a frozen network at the least cost."""
+"""Running a frozen network at minimal cost."""
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
 _ROUNDING = 1e-3
 """By how much another memory format may change values in float32, relative to the largest value. Rounding
-changes about 1e-6; an operator that misreads memory, which is one of many, may change only a few per cent."""
+changes about 1e-6; a single operator that misreads memory may change as little as a few percent."""
 
 _ROUNDING_TF32 = 1e-2
 """The limit on GPUs, where convolutions may round to TF32 (11 bits, 5e-4) in one memory format only."""
@@ -228,8 +228,8 @@ def _outermost(module: nn.Module, reached: set[int]) -> list[nn.Module]:
     outermost = []
     for child in module.children():
         parameters = [id(parameter) for parameter in child.parameters()]
-        if parameters and not reached.intersection(parameters) and type(child) not in (nn.ModuleList,
-                                                                                       nn.ModuleDict):
+        is_container = type(child) in (nn.ModuleList, nn.ModuleDict)
+        if parameters and not reached.intersection(parameters) and not is_container:
             outermost.append(child)
         else:
             outermost += _outermost(child, reached)

@@ -84,7 +84,8 @@ class BatchConverter:
 def image_shapes(model: nn.Module, inputs: Tensor, data_samples: Sequence) -> list[tuple[int, int]]:
     """Return the height and width of every image of a batch inside its padding, in pixels.
 
-    For classifiers, padding is a part of the image: after Mixup and CutMix it cannot be told from content.
+    For classifiers, padding is a part of the image, because after Mixup and CutMix it cannot be distinguished
+    from content.
 
     Args:
         model: The network that the batch is for.

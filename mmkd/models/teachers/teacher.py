@@ -3,6 +3,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -111,11 +112,9 @@ class Teacher:
             MMKDError: If the teacher is for a different task, the normalization of its images is unknown, or
                 the student's batches cannot be converted into the teacher's.
         """
-        name = type(self.model).__name__
-        if is_classifier(student) and not is_classifier(self.model):
-            raise MMKDError(f'The teacher {name} is not an MMPretrain classifier, but the student is.')
-        if is_classifier(self.model) and not is_classifier(student):
-            raise MMKDError(f'The teacher {name} is not an MMDetection detector, but the student is.')
+        if is_classifier(student) != is_classifier(self.model):
+            kind = 'MMPretrain classifier' if is_classifier(student) else 'MMDetection detector'
+            raise MMKDError(f'The teacher {type(self.model).__name__} is not an {kind}, but the student is.')
         # A preprocessor without mean and std (YOLOX) is intended; no preprocessor means an incomplete config.
         if self.cfg.model.get('data_preprocessor') is None and getattr(
                 student.data_preprocessor, '_enable_normalize', False):
@@ -175,18 +174,18 @@ class Teacher:
         """
         if not self.class_mapping.is_identity or not self.classes or not student_classes:
             return
-        teacher_names, student_names = list(self.classes), list(student_classes)
-        if teacher_names != student_names:
-            pairs = zip(teacher_names, student_names, strict=False)
-            first = next((index for index, (teacher, student) in enumerate(pairs) if teacher != student),
-                         min(len(teacher_names), len(student_names)))
-            raise MMKDError(
-                f'The class lists differ from class {first} on: the teacher was trained on '
-                f'{teacher_names[first:first + 3]}, the student is trained on '
-                f'{student_names[first:first + 3]}; set teacher.class_mapping, or train with the same list.')
+        for index, (teacher, student) in enumerate(zip_longest(self.classes, student_classes)):
+            if teacher != student:
+                raise MMKDError(
+                    f'The class lists differ from class {index} on: the teacher was trained on '
+                    f'{list(self.classes[index:index + 3])}, the student is trained on '
+                    f'{list(student_classes[index:index + 3])}; set teacher.class_mapping, or train with the '
+                    'same list.')
 
     def check_cache(self, student: nn.Module, dataset_cfg: Mapping, dataset: Any) -> None:
-        """Check that the cache was made from this teacher and these data; it cannot be read before.
+        """Check that the cache, if there is one, was made from this teacher and these data.
+
+        A cache cannot be read before.
 
         Args:
             student: The student network.
@@ -196,14 +195,11 @@ class Teacher:
         Raises:
             MMKDError: If it was not, or lacks some views of the data.
         """
-        if self.cache is None:
-            raise MMKDError('The teacher has no cache to check.')
-        self.cache.check(fingerprint_of(self, student, dataset_cfg, dataset), getattr(dataset, 'views', None))
+        if self.cache is not None:
+            fingerprint = fingerprint_of(self, student, dataset_cfg, dataset)
+            self.cache.check(fingerprint, getattr(dataset, 'views', None))
 
-    def __call__(self,
-                 inputs: Tensor,
-                 data_samples: Sequence,
-                 rois: Sequence[Tensor] | None = None,
+    def __call__(self, inputs: Tensor, data_samples: Sequence, rois: Sequence[Tensor] | None = None,
                  spots: Sequence[str] | None = None) -> dict[str, list]:
         """Return what the teacher computes for the student's batch, from its cache if there is one.
 
@@ -224,10 +220,7 @@ class Teacher:
         return self.forward(inputs, data_samples, rois, spots)
 
     @torch.no_grad()
-    def forward(self,
-                inputs: Tensor,
-                data_samples: Sequence,
-                rois: Sequence[Tensor] | None = None,
+    def forward(self, inputs: Tensor, data_samples: Sequence, rois: Sequence[Tensor] | None = None,
                 spots: Sequence[str] | None = None) -> dict[str, list]:
         """Run the network, even if there is a cache; see :meth:`__call__`."""
         spots = tuple(self.inference.points) if spots is None else spots
@@ -255,8 +248,7 @@ class Teacher:
         heads = classification_heads(self.model)
         if len(heads) == 1:
             heads = heads * len(inputs)
-        outputs = [head(*args) for head, args in zip(heads, inputs, strict=False)]
-        return self.class_mapping.outputs(outputs)
+        return self.class_mapping.outputs([head(*args) for head, args in zip(heads, inputs, strict=False)])
 
     def classify_map(self, features: Tensor) -> list:
         """Classify a feature map ``(N, C, H, W)`` in place of the backbone's last; gradients reach the map.
@@ -281,8 +273,7 @@ class Teacher:
     def describe(self) -> str:
         """Return one line for the log."""
         number = sum(parameter.numel() for parameter in self.model.parameters())
-        return (f'{type(self.model).__name__} with {number / 1e6:.1f} M parameters from '
-                f'{self.checkpoint!r}')
+        return f'{type(self.model).__name__} with {number / 1e6:.1f} M parameters from {self.checkpoint!r}'
 
 
 @contextmanager

@@ -250,7 +250,7 @@ def test_pretrains_samples():
 @pytest.mark.parametrize(('samples', 'message'), [
     (None, 'needs the `sample_idx` of every sample'),
     ([SimpleNamespace()] * 3, 'needs the `sample_idx` of every sample'),
-    (at([0, 1, 10]), 'a `sample_idx` is 10, but CRD knows a training set of 10 samples'),
+    (at([0, 1, 10]), 'a `sample_idx` is 10, but the training set has 10 samples'),
 ])
 def test_samples_without_a_place(samples, message):
     student, teacher, _ = batch()

@@ -1,12 +1,16 @@
-"""The first phase of training of some methods."""
-from collections.abc import Mapping
+"""Hooks for what only some methods need: a first phase of training, labels of the training set, reports."""
+import json
+import os.path as osp
+from collections.abc import Mapping, Sequence
 
+from mmengine.dataset import BaseDataset
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
-from mmengine.runner import IterBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 from ...errors import MMKDError
-from ...models.methods import Method, PhasedMethod
+from ...models.methods import EpochReports, Method, PhasedMethod, TrainLabelsMethod
 from ...registry import HOOKS
 from ..runner_access import forget_scalars, rewrap, unwrapped
 
@@ -26,7 +30,7 @@ class FirstPhaseHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         self._ended = set()
-        methods = dict(unwrapped(runner).mmkd.methods.items())
+        methods = unwrapped(runner).mmkd.methods
         phased = phased_methods(methods)
         if phased and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise MMKDError(f'{", ".join(phased)}: a first phase is counted in epochs, which an '
@@ -45,17 +49,14 @@ class FirstPhaseHook(Hook):
         runner.optim_wrapper.student_is_frozen = bool(running) and not trains_student
         if running and runner.epoch == 0:
             print_log(f'First phase of training: {", ".join(running)}.', 'current')
-        if ended := phased.keys() - running:
-            self._end(runner, {name: phased[name] for name in ended})
-
-    def _end(self, runner: Runner, methods: Mapping[str, PhasedMethod]) -> None:
-        for name, method in methods.items():
-            method.end_first_phase()
-            forget_scalars(runner, name)
-        runner.message_hub.log_scalars.pop('train/loss_waiting', None)
-        self._ended |= methods.keys()
-        print_log(f'The first phase of training has ended for {", ".join(methods)}.', 'current')
-        rewrap(runner)
+        if ended := [name for name in phased if name not in running]:
+            for name in ended:
+                phased[name].end_first_phase()
+                forget_scalars(runner, name)
+            self._ended.update(ended)
+            runner.message_hub.log_scalars.pop('train/loss_waiting', None)
+            print_log(f'The first phase of training has ended for {", ".join(ended)}.', 'current')
+            rewrap(runner)
 
 
 def phased_methods(methods: Mapping[str, Method]) -> dict[str, PhasedMethod]:
@@ -78,3 +79,43 @@ def check_first_phases(methods: Mapping[str, Method], epochs: int) -> None:
         if method.first_phase_epochs >= epochs:
             raise MMKDError(f'The first phase of {name} takes {method.first_phase_epochs} epochs, and the '
                             f'whole training has {epochs}; set model.methods.{name}.first_phase_epochs.')
+
+
+@HOOKS.register_module()
+class TrainLabelsHook(Hook):
+    """Passes the classes of the training set to the methods that need them (CRD)."""
+
+    priority = 'HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        distillation = getattr(unwrapped(runner), 'mmkd', None)
+        if distillation is None or not isinstance(runner._train_loop, BaseLoop):
+            return  # a student alone, or a test
+        methods = [method for method in distillation.methods.values()
+                   if isinstance(method, TrainLabelsMethod) and method.needs_train_labels]
+        if methods:
+            # Before weights are loaded, because they may include buffers whose size depends on the labels.
+            labels = _train_labels(runner.train_dataloader.dataset)
+            for method in methods:
+                method.set_train_labels(labels)
+
+
+def _train_labels(dataset: BaseDataset) -> Sequence[int]:
+    if not hasattr(dataset, 'get_gt_labels'):
+        raise MMKDError('A method needs the class of every training image, which '
+                        f'{type(dataset).__name__} cannot list; use a dataset of MMPretrain.')
+    return dataset.get_gt_labels().tolist()
+
+
+@HOOKS.register_module()
+class EpochReportHook(Hook):
+    """Appends what methods report on an epoch (SAKD) to ``<method>_epochs.jsonl`` in the work directory."""
+
+    priority = 'HIGH'
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        for name, method in unwrapped(runner).mmkd.methods.items():
+            report = method.epoch_report() if isinstance(method, EpochReports) else None
+            if report and is_main_process():
+                with open(osp.join(runner.work_dir, f'{name}_epochs.jsonl'), 'a') as file:
+                    file.write(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
