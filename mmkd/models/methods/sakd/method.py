@@ -45,30 +45,23 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
     It is for classifiers. The policy, the adapters and the teacher are not needed after training.
 
     Args:
-        method: Config of the inner method, which distills features or logits. ``None`` distills only logits,
-            by the KL divergence.
+        method: The config of the inner method, which distills features or logits. ``None`` distills only
+            logits, by the KL divergence.
         strategy: ``'adaptive'``, or one of the paper's controls: ``'always'``, ``'never'``, ``'random'``
             (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
-        kd_weight: α.
-        temperature: τ of the KL divergence.
-        gamma: γ; 2 in the released settings of AT, VID and RKD.
-        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
+        kd_weight: The weight α.
+        temperature: The temperature τ of the KL divergence.
+        gamma: The factor γ; 2 in the released settings of AT, VID and RKD.
+        gumbel_temperature: The temperature of the policy's Gumbel-softmax.
         same_family: Whether both networks belong to one family, for which the policy starts by distilling at
             every spot. By default, whether their backbones have the same class.
-        lr_mult: Learning rate of policy and adapters, relative to the student's.
-        weight_decay: Weight decay of policy and adapters.
+        lr_mult: The learning rate of policy and adapters, relative to the student's.
+        weight_decay: The weight decay of policy and adapters.
     """
 
-    def __init__(self,
-                 method: Mapping | None = None,
-                 strategy: str = 'adaptive',
-                 kd_weight: float = 1.0,
-                 temperature: float = 4.0,
-                 gamma: float = 1.0,
-                 gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None,
-                 lr_mult: float = 0.5,
-                 weight_decay: float = 1e-3) -> None:
+    def __init__(self, method: Mapping | None = None, strategy: str = 'adaptive', kd_weight: float = 1.0,
+                 temperature: float = 4.0, gamma: float = 1.0, gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3) -> None:
         super().__init__()
         check_choice(strategy, STRATEGIES, 'strategy')
         self.inner = _build_inner(method)
@@ -233,29 +226,22 @@ class SAKD(SpotAdaptiveDistill):
     FSP, which has no first phase here, has weight 50.
 
     Args:
-        method: Name of the inner method.
+        method: The name of the inner method.
         strategy: See :class:`SpotAdaptiveDistill`.
-        kd_weight: α, see :class:`SpotAdaptiveDistill`.
-        temperature: τ of the KL divergence.
-        gamma: γ; by default the released settings: 2 for AT, VID and RKD, else 1.
-        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
-        same_family: Whether both networks belong to one family, see :class:`SpotAdaptiveDistill`.
-        lr_mult: Learning rate of policy and adapters, relative to the student's.
-        weight_decay: Weight decay of policy and adapters.
+        kd_weight: See :class:`SpotAdaptiveDistill`.
+        temperature: See :class:`SpotAdaptiveDistill`.
+        gamma: See :class:`SpotAdaptiveDistill`; by default 2 for AT, VID and RKD, and 1 otherwise.
+        gumbel_temperature: See :class:`SpotAdaptiveDistill`.
+        same_family: See :class:`SpotAdaptiveDistill`.
+        lr_mult: See :class:`SpotAdaptiveDistill`.
+        weight_decay: See :class:`SpotAdaptiveDistill`.
         **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; the default weight is
             from the protocol ``'sakd'``.
     """
 
-    def __init__(self,
-                 method: str = 'FitNet',
-                 strategy: str = 'adaptive',
-                 kd_weight: float = 1.0,
-                 temperature: float = 4.0,
-                 gamma: float | None = None,
-                 gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None,
-                 lr_mult: float = 0.5,
-                 weight_decay: float = 1e-3,
+    def __init__(self, method: str = 'FitNet', strategy: str = 'adaptive', kd_weight: float = 1.0,
+                 temperature: float = 4.0, gamma: float | None = None, gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3,
                  **method_settings: Any) -> None:
         names = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
         if method not in names:
