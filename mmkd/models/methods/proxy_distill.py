@@ -224,8 +224,9 @@ class ProxyDistill(Method):
         """Return the weighted mean of a divergence over all samples, summed over the stages of a cascade."""
         stages = zip(self.layout.stage_loss_weights, student, teacher, weights, strict=False)
         return sum(
-            stage_weight * (weight * divergence(s, t)).sum() / mean_over_ranks(weight.sum())
-            for stage_weight, s, t, weight in stages)
+            stage_weight * (weight * divergence(student_logits, teacher_logits)).sum() /
+            mean_over_ranks(weight.sum())
+            for stage_weight, student_logits, teacher_logits, weight in stages)
 
     def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.layout.activation == 'sigmoid':
