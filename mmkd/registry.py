@@ -1,4 +1,7 @@
 """mmkd's registries: children of MMEngine's, under the scope ``mmkd``."""
+from collections.abc import Iterable
+from typing import Any
+
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
@@ -6,6 +9,8 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
 from mmengine.registry import Registry
+
+from .errors import MMKDError, nearest_names, one_line
 
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='mmkd', locations=['mmkd.datasets'])
@@ -20,3 +25,28 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     parent=MMENGINE_CONSTRUCTORS,
     scope='mmkd',
     locations=['mmkd.engine'])
+
+
+def build_checked(cfg: dict, base: type, role: str, known: Iterable[str]) -> Any:
+    """Build a module of a certain kind from a user's config.
+
+    Args:
+        cfg: The config.
+        base: The class that the module must be derived from.
+        role: What such a module is called in error messages, such as ``'proxy'``.
+        known: The names of such modules.
+
+    Raises:
+        MMKDError: If there is no such module, one of its settings is wrong, or it is of another kind.
+    """
+    kind = cfg.get('type')
+    if isinstance(kind, str) and MODELS.get(kind) is None:
+        raise MMKDError(f'There is no {role} {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
+                        f'known names are {", ".join(known)}.')
+    try:
+        module = MODELS.build(cfg)
+    except (KeyError, TypeError) as error:
+        raise MMKDError(f'The {role} {kind!r} has a wrong setting ({one_line(error)}).') from None
+    if not isinstance(module, base):
+        raise MMKDError(f'{kind!r} is a {type(module).__name__}, not a {role}.')
+    return module

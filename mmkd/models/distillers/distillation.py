@@ -5,9 +5,9 @@ import torch
 from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
-from ...errors import MMKDError, nearest_names, one_line
+from ...errors import MMKDError
 from ...random_state import preserved_random_state
-from ...registry import MODELS
+from ...registry import build_checked
 from ..methods import METHODS, Method
 from ..methods.mixins import in_first_phase
 from ..spots import Recorder, resolve_spot
@@ -138,21 +138,10 @@ class Distillation(BaseModule):
 def _build_method(name: str, cfg: dict) -> Method:
     if '.' in name or 'loss' in name or hasattr(ModuleDict, name):  # MMEngine adds up all that is a 'loss'
         raise MMKDError(f'A method cannot be called {name!r}; choose another key in `methods`.')
-    kind = cfg.get('type') if isinstance(cfg, Mapping) else None
-    if kind is None:
+    if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         "dict(type='mmkd.SHAKE').")
-    if isinstance(kind, str) and MODELS.get(kind) is None:
-        known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
-        raise MMKDError(f'There is no method {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
-                        f'known methods are {", ".join(known)}.')
-    try:
-        method = MODELS.build(cfg)
-    except (KeyError, TypeError) as error:
-        raise MMKDError(f'The method {name!r} has a wrong setting ({one_line(error)}).') from None
-    if not isinstance(method, Method):
-        raise MMKDError(f'{kind!r} (in methods.{name}) is a {type(method).__name__}, not a method.')
-    return method
+    return build_checked(cfg, Method, 'method', [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill'])
 
 
 def _check_gradient(spot: str, calls: list) -> None:

@@ -1,19 +1,15 @@
 """The student's class, extended by distillation: what the distillers of all tasks share."""
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mmengine.model import BaseModel
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...random_state import preserved_random_state
 from .distillation import Distillation
-
-if TYPE_CHECKING:
-    from mmengine.model import BaseModel
-else:
-    BaseModel = object  # the class behind the mix-in is a subclass of it
 
 
 class Distilled(BaseModel):

@@ -1,3 +1,4 @@
+from . import zoo
 from .base import Method
 from .crosskd import CrossKD
 from .deit import DeiT
@@ -10,76 +11,11 @@ from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
 from .sakd import SAKD, SpotAdaptiveDistill
 from .table import METHODS, TASKS, MethodEntry
-from .zoo import (
-    AB,
-    AT,
-    CC,
-    CRD,
-    CWD,
-    DIST,
-    DKD,
-    FGD,
-    FSP,
-    FT,
-    KDSVD,
-    MGD,
-    NST,
-    OFD,
-    PKD,
-    PKT,
-    RKD,
-    SP,
-    VID,
-    ZOO,
-    FitNet,
-    HardLabel,
-    ReviewKD,
-)
+from .zoo import *  # noqa: F403
 
 __all__ = [
-    'AB',
-    'AT',
-    'CC',
-    'CRD',
-    'CWD',
-    'DIST',
-    'DKD',
-    'DML',
-    'FGD',
-    'FSP',
-    'FT',
-    'KD',
-    'KDSVD',
-    'LD',
-    'METHODS',
-    'MGD',
-    'NST',
-    'OFD',
-    'PKD',
-    'PKT',
-    'PROTOCOLS',
-    'RKD',
-    'SAKD',
-    'SHAKE',
-    'SOKD',
-    'SP',
-    'TASKS',
-    'VID',
-    'ZOO',
-    'CrossKD',
-    'DeiT',
-    'EpochReports',
-    'FeatureDistill',
-    'FitNet',
-    'HardLabel',
-    'KDTuned',
-    'LogitDistill',
-    'Method',
-    'MethodEntry',
-    'OptimizerSettings',
-    'PhasedMethod',
-    'ProxyDistill',
-    'ReviewKD',
-    'SpotAdaptiveDistill',
-    'TrainLabelsMethod'
+    'DML', 'KD', 'LD', 'METHODS', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'TASKS', 'CrossKD', 'DeiT',
+    'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'MethodEntry', 'OptimizerSettings',
+    'PhasedMethod', 'ProxyDistill', 'SpotAdaptiveDistill', 'TrainLabelsMethod'
 ]
+__all__ += zoo.__all__

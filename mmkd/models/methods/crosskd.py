@@ -70,10 +70,7 @@ class CrossKD(Method):
             :func:`align_statistics`, as in the released code, with which the paper's figures were measured.
     """
 
-    def __init__(self,
-                 layer: int = 3,
-                 cls_weight: float = 1.0,
-                 reg_weight: float | None = None,
+    def __init__(self, layer: int = 3, cls_weight: float = 1.0, reg_weight: float | None = None,
                  align: bool = True) -> None:
         super().__init__()
         check_weight(cls_weight, 'cls_weight')
@@ -159,14 +156,13 @@ class CrossKD(Method):
             divergence = quality_focal_divergence(student_logits, teacher_logits)
             losses['loss_cls'] = self.cls_weight * (weights * divergence).sum() / normalizer
         head = teacher.model.bbox_head
-        has_distributions = isinstance(head, GFLHead)
         reg_weight = self.reg_weight
         if reg_weight is None:
-            reg_weight = 4.0 if has_distributions else 1.0
+            reg_weight = 4.0 if isinstance(head, GFLHead) else 1.0
         if not reg_weight:
             return losses
         scores = teacher_logits.amax(dim=-1).sigmoid() * (weights > 0)
-        if has_distributions:
+        if isinstance(head, GFLHead):
             channels = 4 * (head.reg_max + 1)
             student_edges = flat(crossed[1], channels)
             teacher_edges = flat(target[1], channels)

@@ -32,17 +32,15 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             such names, or a dict with the choice for a ``classifier`` and for a ``detector``.
         teacher_spot: Where to read the teacher; by default at the same spots.
         connector: The config of the module that gives every level of the student the teacher's shape, such
-            as ``dict(type='mmkd.ConvConnector')``. It is trained together with the student, but is no part of
-            it.
+            as ``dict(type='mmkd.ConvConnector')``. It is trained together with the student, but is not part
+            of it.
         first_phase_epochs: The number of epochs of the first phase, for losses that have one; the total
             number of epochs includes them. Only losses with a first phase count in it.
     """
 
-    def __init__(self,
-                 loss: dict,
+    def __init__(self, loss: dict,
                  spot: str | Sequence[str] | Mapping[str, str | Sequence[str] | None] = 'neck',
-                 teacher_spot: str | Sequence[str] | None = None,
-                 connector: dict | None = None,
+                 teacher_spot: str | Sequence[str] | None = None, connector: dict | None = None,
                  first_phase_epochs: int = 0) -> None:
         super().__init__()
         self.loss_cfg = loss
@@ -87,7 +85,9 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             raise MMKDError(f'there are {len(student_shapes)} levels in the student and '
                             f'{len(teacher_shapes)} in the teacher')
         if self.connector_cfg is not None:
-            connectors = self._build_connectors(student_shapes, teacher_shapes)
+            connectors = ModuleList(MODELS.build(self.connector_cfg) for _ in student_shapes)
+            for connector, *shapes in zip(connectors, student_shapes, teacher_shapes, strict=True):
+                connector.build(*shapes)
             self.connectors.append(connectors)
             student_shapes = [_output_shape(connector, shape)
                               for connector, shape in zip(connectors, student_shapes, strict=True)]
@@ -157,15 +157,6 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             raise MMKDError(f'{type(loss).__name__} does not compare features.')
         return loss
 
-    def _build_connectors(self, student_shapes: Sequence[Shape],
-                          teacher_shapes: Sequence[Shape]) -> ModuleList:
-        connectors = ModuleList()
-        for student_shape, teacher_shape in zip(student_shapes, teacher_shapes, strict=True):
-            connector = MODELS.build(self.connector_cfg)
-            connector.build(student_shape, teacher_shape)
-            connectors.append(connector)
-        return connectors
-
     @staticmethod
     def levels(outputs: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
         """Return the features of all levels at some spots, in float32 at least."""
@@ -174,8 +165,8 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
 
 def _flattened(calls: list) -> list[Tensor]:
     """Return the outputs of a module's calls as one list of levels."""
-    levels = [output if isinstance(output, (tuple, list)) else [output] for output in calls]
-    return [level for output in levels for level in output]
+    return [level for output in calls
+            for level in (output if isinstance(output, (tuple, list)) else [output])]
 
 
 def _shapes(model: nn.Module, spots: Sequence[str], role: str, size: tuple[int, int] | None) -> list[Shape]:

@@ -51,13 +51,8 @@ class LD(Method):
         kd_temperature: The temperature τ of the class logits.
     """
 
-    def __init__(self,
-                 weight: float = 0.25,
-                 vlr_weight: float = 0.25,
-                 temperature: float = 10.0,
-                 gamma: float = 0.25,
-                 normalize: bool = False,
-                 kd_weight: float = 0.0,
+    def __init__(self, weight: float = 0.25, vlr_weight: float = 0.25, temperature: float = 10.0,
+                 gamma: float = 0.25, normalize: bool = False, kd_weight: float = 0.0,
                  kd_temperature: float = 2.0) -> None:
         super().__init__()
         if min(temperature, kd_temperature) <= 0:
@@ -213,7 +208,7 @@ def assign(head: nn.Module, levels: Sequence[Tensor],
     gt_instances, gt_ignored, metas = unpack_gt_instances(data_samples)
     sizes = [level.shape[-2:] for level in levels]
     anchors, valid = head.get_anchors(sizes, metas, device=levels[0].device)
-    priors = list(anchors[0])
+    priors = list(anchors[0])  # here, because some heads replace the entries of `anchors`
     targets = head.get_targets(anchors, valid, gt_instances, metas, batch_gt_instances_ignore=gt_ignored)
     # Some heads return the anchors (N, A_l, 4) first.
     labels, weights = targets[1:3] if targets[0][0].dim() == 3 else targets[:2]

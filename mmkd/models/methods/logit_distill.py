@@ -26,15 +26,12 @@ class LogitDistill(Method):
 
     Args:
         loss: The config of a :class:`~mmkd.models.losses.LogitLoss`.
-        weight: Factor of the loss.
-        student_task: Factor of the student's task loss.
+        weight: Loss weight.
+        student_task: The weight of the student's task loss.
         standardize: Whether all logits are standardized over classes first.
     """
 
-    def __init__(self,
-                 loss: dict,
-                 weight: float = 1.0,
-                 student_task: float = 1.0,
+    def __init__(self, loss: dict, weight: float = 1.0, student_task: float = 1.0,
                  standardize: bool = False) -> None:
         super().__init__()
         self.loss = MODELS.build(loss)

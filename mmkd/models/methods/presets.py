@@ -14,28 +14,19 @@ class KD(ProxyDistill):
         temperature: The temperature τ.
         weight: The weight λ of KL(T‖S).
         student_task: The weight e of the student's task loss; 0.1 beside ``weight=0.9`` in CRD's protocol.
-        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
-        standardize: Whether the logits are standardized over classes before they are compared.
-        standardize_task: Classifiers: whether the task loss takes standardized logits as well.
-        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+        sample_weight: See :class:`ProxyDistill`.
+        standardize: See :class:`ProxyDistill`.
+        standardize_task: See :class:`ProxyDistill`.
+        teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self,
-                 temperature: float = 4.0,
-                 weight: float = 1.0,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool = False,
-                 standardize_task: bool = False,
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, student_task: float = 1.0,
+                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: str = 'equal') -> None:
         super().__init__(
-            temperature=temperature,
-            proxy_to_student=weight,
-            student_task=student_task,
-            sample_weight=sample_weight,
-            standardize=standardize,
-            standardize_task=standardize_task,
-            teacher_weights=teacher_weights)
+            None, temperature, proxy_to_student=weight,
+            student_task=student_task, sample_weight=sample_weight, standardize=standardize,
+            standardize_task=standardize_task, teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
@@ -51,22 +42,16 @@ class KDTuned(ProxyDistill):
         trainable: Which part of the teacher learns: ``'all'`` of it, its ``'head'``, or a residual
             ``'adapter'`` under its frozen head.
         proxy_task: The weight of the tuned teacher's task loss; with 1, it learns from labels as well.
-        student_task: The weight of the student's task loss.
-        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
-        standardize: Whether the logits are standardized over classes before they are compared.
-        standardize_task: Classifiers: whether the task losses take standardized logits as well.
-        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+        student_task: See :class:`ProxyDistill`.
+        sample_weight: See :class:`ProxyDistill`.
+        standardize: See :class:`ProxyDistill`.
+        standardize_task: See :class:`ProxyDistill`.
+        teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self,
-                 temperature: float = 4.0,
-                 weight: float = 1.0,
-                 trainable: str = 'all',
-                 proxy_task: float = 0.0,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool = False,
-                 standardize_task: bool = False,
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, trainable: str = 'all',
+                 proxy_task: float = 0.0, student_task: float = 1.0, sample_weight: str | None = None,
+                 standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: str = 'equal') -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
@@ -74,17 +59,10 @@ class KDTuned(ProxyDistill):
             adapter=dict(type='mmkd.FrozenHeadLayers', layers='adapter'))
         check_choice(trainable, tuple(proxies), 'trainable')
         super().__init__(
-            proxy=proxies[trainable],
-            temperature=temperature,
-            proxy_task=proxy_task,
-            teacher_to_proxy=0.0,
-            student_to_proxy=weight,
-            proxy_to_student=weight,
-            student_task=student_task,
-            sample_weight=sample_weight,
-            standardize=standardize,
-            standardize_task=standardize_task,
-            teacher_weights=teacher_weights)
+            proxies[trainable], temperature, proxy_task,
+            teacher_to_proxy=0.0, student_to_proxy=weight, proxy_to_student=weight,
+            student_task=student_task, sample_weight=sample_weight, standardize=standardize,
+            standardize_task=standardize_task, teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
@@ -99,35 +77,22 @@ class DML(ProxyDistill):
         weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
         reversed: Whether the peer learns from the student; the method is DML† without it.
         config: The config of the peer; by default the student's.
-        student_task: The weight of the student's task loss.
-        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
-        standardize: Whether the logits are standardized over classes before they are compared.
-        standardize_task: Classifiers: whether the task losses take standardized logits as well.
-        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+        student_task: See :class:`ProxyDistill`.
+        sample_weight: See :class:`ProxyDistill`.
+        standardize: See :class:`ProxyDistill`.
+        standardize_task: See :class:`ProxyDistill`.
+        teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self,
-                 temperature: float = 4.0,
-                 weight: float = 1.0,
-                 reversed: bool = True,
-                 config: str | dict | None = None,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool = False,
-                 standardize_task: bool = False,
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, reversed: bool = True,
+                 config: str | dict | None = None, student_task: float = 1.0,
+                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: str = 'equal') -> None:
         super().__init__(
-            proxy=dict(type='mmkd.WholeNetwork', source='student', config=config),
-            temperature=temperature,
-            proxy_task=1.0,
-            teacher_to_proxy=0.0,
-            student_to_proxy=weight if reversed else 0.0,
-            proxy_to_student=weight,
-            student_task=student_task,
-            sample_weight=sample_weight,
-            standardize=standardize,
-            standardize_task=standardize_task,
-            teacher_weights=teacher_weights)
+            dict(type='mmkd.WholeNetwork', source='student', config=config), temperature, proxy_task=1.0,
+            teacher_to_proxy=0.0, student_to_proxy=weight if reversed else 0.0, proxy_to_student=weight,
+            student_task=student_task, sample_weight=sample_weight, standardize=standardize,
+            standardize_task=standardize_task, teacher_weights=teacher_weights)
 
 
 @MODELS.register_module()
@@ -153,32 +118,21 @@ class SHAKE(ProxyDistill):
             otherwise 0.
         teacher_to_proxy: The weight of what the shadow head learns from the teacher.
         student_to_proxy: The weight of KL(sg S‖P), the reversed distillation; by default ``weight``.
-        student_task: The weight of the student's task loss.
-        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
-        standardize: Whether the logits are standardized over classes before they are compared; by default
-            with ``placement='teacher'`` only.
-        standardize_task: Classifiers: whether the task losses take standardized logits as well, as in the
-            released code.
-        teacher_loss: How the shadow head imitates the teacher: ``'kl'`` or ``'mse'``; by default ``'mse'``
-            with ``placement='teacher'``, otherwise ``'kl'``.
-        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+        student_task: See :class:`ProxyDistill`.
+        sample_weight: See :class:`ProxyDistill`.
+        standardize: See :class:`ProxyDistill`; true by default only with ``placement='teacher'``.
+        standardize_task: See :class:`ProxyDistill`.
+        teacher_loss: See :class:`ProxyDistill`; by default ``'mse'`` with ``placement='teacher'``, otherwise
+            ``'kl'``.
+        teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self,
-                 temperature: float = 4.0,
-                 weight: float = 1.0,
-                 placement: str = 'student',
-                 depth: str = 'head',
-                 head: dict | None = None,
-                 proxy_task: float | None = None,
-                 teacher_to_proxy: float = 1.0,
-                 student_to_proxy: float | None = None,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool | None = None,
-                 standardize_task: bool = False,
-                 teacher_loss: str | None = None,
-                 teacher_weights: str = 'equal') -> None:
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, placement: str = 'student',
+                 depth: str = 'head', head: dict | None = None, proxy_task: float | None = None,
+                 teacher_to_proxy: float = 1.0, student_to_proxy: float | None = None,
+                 student_task: float = 1.0, sample_weight: str | None = None,
+                 standardize: bool | None = None, standardize_task: bool = False,
+                 teacher_loss: str | None = None, teacher_weights: str = 'equal') -> None:
         proxies: dict[str, dict] = dict(
             student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
             teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
@@ -189,20 +143,16 @@ class SHAKE(ProxyDistill):
         released = placement == 'teacher'
         if proxy_task is None:
             proxy_task = 1.0 if released else 0.0
+        if student_to_proxy is None:
+            student_to_proxy = weight
+        if standardize is None:
+            standardize = released
         if teacher_loss is None:
             teacher_loss = 'mse' if released else 'kl'
         super().__init__(
-            proxy=proxies[placement],
-            temperature=temperature,
-            proxy_task=proxy_task,
-            teacher_to_proxy=teacher_to_proxy,
-            student_to_proxy=weight if student_to_proxy is None else student_to_proxy,
-            proxy_to_student=weight,
-            student_task=student_task,
-            sample_weight=sample_weight,
-            standardize=released if standardize is None else standardize,
-            standardize_task=standardize_task,
-            teacher_loss=teacher_loss,
+            proxies[placement], temperature, proxy_task, teacher_to_proxy, student_to_proxy,
+            proxy_to_student=weight, student_task=student_task, sample_weight=sample_weight,
+            standardize=standardize, standardize_task=standardize_task, teacher_loss=teacher_loss,
             teacher_weights=teacher_weights)
 
 
@@ -218,39 +168,26 @@ class SOKD(ProxyDistill):
         weight: The weight of all KL terms; 1 in the paper.
         init: The initial weights of the bridge: ``'random'`` or the ``'teacher'``'s.
         last_stage: Detectors: whether the bridge copies the last stage of the backbone and the neck as well.
-        student_task: The weight of the student's task loss.
-        sample_weight: Which boxes or locations count, see :class:`ProxyDistill`.
-        standardize: Whether the logits are standardized over classes before they are compared.
-        standardize_task: Classifiers: whether the task losses take standardized logits as well.
-        teacher_weights: How several teachers are weighted: ``'equal'`` or ``'adaptive'``.
+        student_task: See :class:`ProxyDistill`.
+        sample_weight: See :class:`ProxyDistill`.
+        standardize: See :class:`ProxyDistill`.
+        standardize_task: See :class:`ProxyDistill`.
+        teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self,
-                 temperature: float = 4.0,
-                 weight: float = 1.0,
-                 init: str = 'random',
-                 last_stage: bool = False,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool = False,
-                 standardize_task: bool = False,
+    def __init__(self, temperature: float = 4.0, weight: float = 1.0, init: str = 'random',
+                 last_stage: bool = False, student_task: float = 1.0, sample_weight: str | None = None,
+                 standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: str = 'equal') -> None:
         super().__init__(
-            proxy=dict(type='mmkd.CopiedTail', init=init),
-            temperature=temperature,
-            proxy_task=1.0,
-            teacher_to_proxy=weight,
-            student_to_proxy=weight,
-            proxy_to_student=weight,
-            student_task=student_task,
-            sample_weight=sample_weight,
-            standardize=standardize,
-            standardize_task=standardize_task,
-            teacher_weights=teacher_weights)
+            dict(type='mmkd.CopiedTail', init=init), temperature, proxy_task=1.0,
+            teacher_to_proxy=weight, student_to_proxy=weight, proxy_to_student=weight,
+            student_task=student_task, sample_weight=sample_weight, standardize=standardize,
+            standardize_task=standardize_task, teacher_weights=teacher_weights)
         self.init = init
         self.last_stage = last_stage
 
-    def choose_proxy(self) -> dict:
+    def choose_proxy(self) -> dict | None:
         if self.layout.of_images or self.last_stage:
-            return dict(type='mmkd.CopiedTail', init=self.init)
+            return self.proxy_cfg
         return dict(type='mmkd.CopiedHead', source='teacher', init=self.init)

@@ -70,19 +70,11 @@ class ProxyDistill(Method):
             (AEKD).
     """
 
-    def __init__(self,
-                 proxy: dict | None = None,
-                 temperature: float = 4.0,
-                 proxy_task: float = 0.0,
-                 teacher_to_proxy: float = 1.0,
-                 student_to_proxy: float = 1.0,
-                 proxy_to_student: float = 1.0,
-                 student_task: float = 1.0,
-                 sample_weight: str | None = None,
-                 standardize: bool = False,
-                 standardize_task: bool = False,
-                 teacher_loss: str = 'kl',
-                 teacher_weights: str = 'equal') -> None:
+    def __init__(self, proxy: dict | None = None, temperature: float = 4.0, proxy_task: float = 0.0,
+                 teacher_to_proxy: float = 1.0, student_to_proxy: float = 1.0,
+                 proxy_to_student: float = 1.0, student_task: float = 1.0,
+                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
+                 teacher_loss: str = 'kl', teacher_weights: str = 'equal') -> None:
         super().__init__()
         check_weight(temperature, 'temperature')
         if temperature == 0:
@@ -120,8 +112,11 @@ class ProxyDistill(Method):
             raise MMKDError(f'sample_weight={self.sample_weight!r} is for detectors; a classifier has one '
                             'prediction for the whole image.')
         if self.standardized_task:
-            self._standardize_task()
-        _check_classifier(student, self.layout, 'student')
+            if not self.layout.of_images or self.layout.activation != 'softmax':
+                raise MMKDError('standardize_task is for classifiers that choose one class.')
+            self.layout = dataclasses.replace(self.layout, standardized_task=True)
+        if not self.layout.of_images:  # what a classifier returns is logits in any case
+            find_classifiers(student, 'student')
         if self.sample_weight is None:
             self.sample_weight = 'foreground' if self.layout.dense else 'uniform'
         proxy_cfg = self.choose_proxy()
@@ -132,7 +127,8 @@ class ProxyDistill(Method):
             check_teachers(type(self).__name__, teachers)
         for teacher in teachers:
             teacher.require_logits(self.layout)
-            _check_classifier(teacher.model, self.layout, 'teacher')
+            if not self.layout.of_images:
+                find_classifiers(teacher.model, 'teacher')
         student_spots = ['cls_outputs']
         teacher_spots = ['cls_outputs'] if reads_teacher else []
         if self.sample_weight == 'foreground' and self.layout.of_boxes:
@@ -144,11 +140,6 @@ class ProxyDistill(Method):
             teacher_spots += proxy.teacher_spots
         self.student_spots = tuple(dict.fromkeys(student_spots))
         self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
-
-    def _standardize_task(self) -> None:
-        if not self.layout.of_images or self.layout.activation != 'softmax':
-            raise MMKDError('standardize_task is for classifiers that choose one class.')
-        self.layout = dataclasses.replace(self.layout, standardized_task=True)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the terms of both equations.
@@ -173,7 +164,9 @@ class ProxyDistill(Method):
         student = self._logits(student_outputs)
         teachers = [self._logits(outputs) for outputs in teacher_outputs]
         proxies = [self._logits(outputs) for outputs in proxy_outputs] if self.proxies else teachers
-        weights = self._sample_weights(step, student_outputs, teacher_outputs or proxy_outputs)
+        # The weights are never taken from standardized logits.
+        weighting = _mean([self.layout.logits(outputs) for outputs in teacher_outputs or proxy_outputs])
+        weights = self.layout.weights(self.sample_weight or 'uniform', student_outputs, weighting, step)
 
         terms = {}
         if teachers:
@@ -195,12 +188,6 @@ class ProxyDistill(Method):
             terms['loss_proxy_student'] = self.student_to_proxy * sum(
                 self._mean_over_samples(self._kl, proxy, _detached(student), weights) for proxy in proxies)
         return terms
-
-    def _sample_weights(self, step: Step, student_outputs: Sequence,
-                        weighting_outputs: Sequence[Sequence]) -> list[Tensor]:
-        """Return the weights of all boxes or locations; they are never taken from standardized logits."""
-        logits = [self.layout.logits(outputs) for outputs in weighting_outputs]
-        return self.layout.weights(self.sample_weight or 'uniform', student_outputs, _mean(logits), step)
 
     def _logits(self, outputs: Sequence) -> list[Tensor]:
         logits = self.layout.logits(outputs)
@@ -237,8 +224,9 @@ class ProxyDistill(Method):
         """Return the weighted mean of a divergence over all samples, summed over the stages of a cascade."""
         stages = zip(self.layout.stage_loss_weights, student, teacher, weights, strict=False)
         return sum(
-            stage_weight * (weight * divergence(s, t)).sum() / mean_over_ranks(weight.sum())
-            for stage_weight, s, t, weight in stages)
+            stage_weight * (weight * divergence(student_logits, teacher_logits)).sum() /
+            mean_over_ranks(weight.sum())
+            for stage_weight, student_logits, teacher_logits, weight in stages)
 
     def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.layout.activation == 'sigmoid':
@@ -255,12 +243,6 @@ class ProxyDistill(Method):
 
 def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     return (teacher - student).square().mean(dim=-1)
-
-
-def _check_classifier(model: nn.Module, layout: LogitLayout, role: str) -> None:
-    """Check that a detector's scores are logits; what a classifier returns is logits in any case."""
-    if not layout.of_images:
-        find_classifiers(model, role)
 
 
 def _detached(stages: list[Tensor]) -> list[Tensor]:

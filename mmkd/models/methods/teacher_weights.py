@@ -41,8 +41,6 @@ def minimum_norm_weights(gram: Tensor, iterations: int = 200) -> Tensor:
         Tensor: Shape ``(M,)``.
     """
     weights = torch.full_like(gram[0], 1 / len(gram))
-    if len(gram) == 1:
-        return weights
     if len(gram) == 2:
         return _towards(torch.eye(2, dtype=gram.dtype, device=gram.device)[0], gram, gram.new_ones(()))
     for _ in range(iterations):

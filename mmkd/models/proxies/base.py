@@ -1,21 +1,22 @@
 """Networks, or parts of networks, that may pass knowledge from the teacher to the student."""
-from abc import ABCMeta, abstractmethod
+from collections.abc import Sequence
 
 from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from ...errors import MMKDError, nearest_names, one_line
-from ...registry import MODELS
+from ...errors import MMKDError
+from ...registry import build_checked
 from ..spots import LogitLayout
 from ..step import Step
 from ..teachers import Teacher
+from .heads import classification_loss
 
 
-class Proxy(BaseModule, metaclass=ABCMeta):
+class Proxy(BaseModule):
     """A trainable network, or part of a network, whose logits teach the student.
 
-    The spots that a proxy reads are known after :meth:`build`.
+    A proxy overrides :meth:`build` and :meth:`outputs`. The spots it reads are known after :meth:`build`.
     """
 
     student_spots: tuple[str, ...] = ()
@@ -27,10 +28,15 @@ class Proxy(BaseModule, metaclass=ABCMeta):
     needs_teacher: bool = False
     """Whether the proxy consists of parts of a teacher."""
 
-    teacher: Teacher
-    """The teacher; known after :meth:`build` if :attr:`needs_teacher`."""
+    init: str = 'random'
+    """The initial weights: ``'random'``, or ``'teacher'`` for the teacher's."""
 
-    @abstractmethod
+    layout: LogitLayout
+    """The layout of the logits; known after :meth:`build`."""
+
+    teacher: Teacher
+    """The teacher, if there is one; known after :meth:`build`."""
+
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
         """Build the parts that depend on the networks.
@@ -45,9 +51,18 @@ class Proxy(BaseModule, metaclass=ABCMeta):
         Raises:
             MMKDError: If the proxy does not fit these networks.
         """
+        self.layout = layout
+        if teacher is not None:
+            self.teacher = teacher
+        if task and layout.of_boxes:
+            self.student_spots = ('cls_targets', )
 
-    @abstractmethod
-    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+    def init_weights(self) -> None:
+        """Initialize random weights; weights of the teacher stay."""
+        if self.init == 'random':
+            super().init_weights()
+
+    def forward(self, step: Step, index: int, task: bool) -> tuple[Sequence, Tensor | None]:
         """Compute the proxy's outputs in a training step.
 
         Args:
@@ -59,6 +74,12 @@ class Proxy(BaseModule, metaclass=ABCMeta):
             tuple: Head outputs, laid out like the student's and for the student's boxes; and the task loss,
             a scalar, or ``None``.
         """
+        outputs = self.outputs(step, index)
+        return outputs, classification_loss(self.layout, step, outputs) if task else None
+
+    def outputs(self, step: Step, index: int) -> Sequence:
+        """Return the head outputs; see :meth:`forward`."""
+        raise NotImplementedError
 
     @property
     def export_obstacle(self) -> str | None:
@@ -77,27 +98,16 @@ class Proxy(BaseModule, metaclass=ABCMeta):
         """
         if self.export_obstacle is not None:
             raise MMKDError(f'{type(self).__name__} cannot be exported as a teacher: {self.export_obstacle}.')
-        return self._export()
+        config = Config(self.teacher.cfg.to_dict())
+        weights = {name: value.clone() for name, value in self.teacher.model.state_dict().items()}
+        self.replace_weights(config, weights)
+        return config, weights
 
-    def _export(self) -> tuple[Config, dict[str, Tensor]]:
-        """Return config and weights; called only if there is no :attr:`export_obstacle`."""
+    def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
+        """Put the trained part into the config and the weights of the teacher; see :meth:`export`."""
         raise NotImplementedError
 
 
 def build_proxy(cfg: dict) -> Proxy:
-    """Build a proxy from its config.
-
-    Raises:
-        MMKDError: If there is no such proxy, or one of its settings is wrong.
-    """
-    name = cfg.get('type')
-    if isinstance(name, str) and MODELS.get(name) is None:
-        known = [proxy.__name__ for proxy in Proxy.__subclasses__()]
-        raise MMKDError(f'There is no proxy {name!r}{nearest_names(name.split(".")[-1], known)}.')
-    try:
-        proxy = MODELS.build(cfg)
-    except (KeyError, TypeError) as error:
-        raise MMKDError(f'The proxy {name!r} has a wrong setting ({one_line(error)}).') from None
-    if not isinstance(proxy, Proxy):
-        raise MMKDError(f'{name!r} is a {type(proxy).__name__}, not a proxy.')
-    return proxy
+    """Build a proxy from its config; see :func:`~mmkd.registry.build_checked`."""
+    return build_checked(cfg, Proxy, 'proxy', [proxy.__name__ for proxy in Proxy.__subclasses__()])

@@ -1,6 +1,5 @@
 """A copy of a classification head."""
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from mmengine.config import Config
 from mmengine.model import ModuleList
@@ -8,12 +7,12 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError, check_choice
 from ...registry import MODELS
-from ..spots import LogitLayout, logit_layout, resolve_spot
+from ..spots import LogitLayout, resolve_spot
 from ..step import Step
 from ..teachers import Teacher
 from .base import Proxy
-from .heads import build_heads, classification_loss, find_classifiers, load_head_weights, run_heads
-from .improved_teacher import teacher_with_heads
+from .heads import build_heads, copy_heads, find_classifiers, run_heads
+from .improved_teacher import replace_heads
 
 
 @MODELS.register_module()
@@ -62,25 +61,15 @@ class CopiedHead(Proxy):
 
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
-        self.layout = layout
+        super().build(student, teacher, student_cfg, layout, task)
         if self.source == 'teacher':
-            assert teacher is not None, 'a method checks `needs_teacher`'
-            self._copy_head_of(teacher)
+            self.teacher_spots = ('cls_inputs', )
+            self.heads = copy_heads(self.teacher, self.init)
         elif self.depth == 'head':
-            self.student_spots = ('cls_inputs', )
+            self.student_spots += ('cls_inputs', )
             self.heads = build_heads(student, student_cfg, layout, settings=self.settings)
         else:
             self._copy_last_layers(student, student_cfg, layout)
-        if task and layout.of_boxes:
-            self.student_spots = (*self.student_spots, 'cls_targets')
-
-    def _copy_head_of(self, teacher: Teacher) -> None:
-        self.teacher = teacher
-        self.teacher_spots = ('cls_inputs', )
-        self.heads = build_heads(
-            teacher.model, teacher.cfg.model, logit_layout(teacher.model, 'teacher'), teacher.scope)
-        if self.init == 'teacher':
-            load_head_weights(self.heads, teacher.model)
 
     def _copy_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
         if len(layout.reads) > 1:
@@ -96,26 +85,16 @@ class CopiedHead(Proxy):
                     layers[name] = head.get_submodule(name.removeprefix(f'{prefix}.'))
         self.layers = ModuleList(layers.values())
         self.layer_spots = [f'{name}:input' for name in layers]
-        self.student_spots = tuple(self.layer_spots)
+        self.student_spots += tuple(self.layer_spots)
 
-    def init_weights(self) -> None:
-        """Initialize random weights; weights of the teacher stay."""
-        if self.init == 'random':
-            super().init_weights()
-
-    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+    def outputs(self, step: Step, index: int) -> Sequence:
         if self.source == 'teacher':
             outputs = run_heads(self.heads, step.teacher_outputs[index]['cls_inputs'])
-            outputs = self.teacher.class_mapping.outputs(outputs)
-        elif self.depth == 'head':
-            outputs = run_heads(self.heads, step.student_outputs['cls_inputs'])
-        else:
-            outputs = self._run_last_layers(step.student_outputs)
-        return outputs, classification_loss(self.layout, step, outputs) if task else None
-
-    def _run_last_layers(self, student_outputs: Mapping[str, list]) -> list[Any]:
+            return self.teacher.class_mapping.outputs(outputs)
+        if self.depth == 'head':
+            return run_heads(self.heads, step.student_outputs['cls_inputs'])
         logits = [layer(features) for spot, layer in zip(self.layer_spots, self.layers, strict=True)
-                  for features in student_outputs[spot]]
+                  for features in step.student_outputs[spot]]
         if self.layout.of_images:
             return logits
         return [(logits, )] if self.layout.dense else [(scores, ) for scores in logits]
@@ -124,5 +103,5 @@ class CopiedHead(Proxy):
     def export_obstacle(self) -> str | None:
         return None if self.source == 'teacher' else "it is a head on the student's features"
 
-    def _export(self) -> tuple[Config, dict[str, Tensor]]:
-        return teacher_with_heads(self.teacher, self.heads)
+    def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
+        replace_heads(config, weights, self.teacher, self.heads)

@@ -1,5 +1,6 @@
 """A trainable copy of the last part of the teacher."""
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,20 +13,11 @@ from torch import Tensor, nn
 from ...errors import MMKDError, check_choice
 from ...random_state import preserved_random_state
 from ...registry import MODELS
-from ..spots import (
-    LogitLayout,
-    classify_map,
-    is_two_stage,
-    logit_layout,
-    module_hooks,
-    probe,
-    resolve_spot,
-    split,
-)
+from ..spots import LogitLayout, classify_map, module_hooks, probe, resolve_spot, split
 from ..step import Step
 from ..teachers import Teacher
 from .base import Proxy
-from .heads import build_heads, classification_loss, load_head_weights, run_heads, unreached_parameters
+from .heads import copy_heads, run_heads, unreached_parameters
 
 
 @MODELS.register_module()
@@ -52,10 +44,8 @@ class CopiedTail(Proxy):
 
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
-        assert teacher is not None, 'a method checks `needs_teacher`'
-        self.layout = layout
-        self.teacher = teacher
-        model: Any = teacher.model
+        super().build(student, teacher, student_cfg, layout, task)
+        model: Any = self.teacher.model
         if not hasattr(model, 'backbone'):
             raise MMKDError('CopiedTail needs a teacher with a backbone, a neck and a head, and a '
                             f'{type(model).__name__} has none.')
@@ -66,11 +56,14 @@ class CopiedTail(Proxy):
         self.stage_input = f'backbone.{stages[-2][0]}'
         self.teacher_spots = (self.stage_input, )
         if not layout.of_images:
-            self._copy_detector_heads(model)
-            if task and layout.of_boxes:
-                self.student_spots = ('cls_targets', )
-            if is_two_stage(model):
-                self.student_spots = (*self.student_spots, 'rois')
+            if not model.with_neck:
+                raise MMKDError(
+                    f'CopiedTail needs a detector with a neck, and a {type(model).__name__} has none.')
+            self.heads = copy_heads(self.teacher, self.init)
+            # All outputs of the backbone go through the neck; only the last one changes.
+            self.teacher_spots += ('backbone', )
+            if layout.of_boxes:
+                self.student_spots += ('rois', )
         point = resolve_spot(model, self.stage_input, 'teacher')
         (features, ) = probe(model, dict(features=point))['features']
         self.tail = BaseModule()
@@ -85,17 +78,6 @@ class CopiedTail(Proxy):
         self.tail.requires_grad_(True).train()
         if self.init == 'random':
             self._reset_parameters()
-
-    def _copy_detector_heads(self, model: Any) -> None:
-        if not model.with_neck:
-            raise MMKDError(
-                f'CopiedTail needs a detector with a neck, and a {type(model).__name__} has none.')
-        # All outputs of the backbone go through the neck; only the last one changes.
-        self.teacher_spots = (self.stage_input, 'backbone')
-        self.heads = build_heads(
-            model, self.teacher.cfg.model, logit_layout(model, 'teacher'), self.teacher.scope)
-        if self.init == 'teacher':
-            load_head_weights(self.heads, model)
 
     def _reset_parameters(self) -> None:
         """Give all layers of the copy new random weights."""
@@ -116,11 +98,6 @@ class CopiedTail(Proxy):
                     name = name.removeprefix('.')  # of the backbone itself
                     self.tail.backbone.get_parameter(name).copy_(fresh.get_parameter(name))
 
-    def init_weights(self) -> None:
-        """Initialize random weights; weights of the teacher stay."""
-        if self.init == 'random':
-            super().init_weights()
-
     def train(self, mode: bool = True) -> 'CopiedTail':
         """Set the mode of all modules but those batch norms that keep the teacher's statistics."""
         super().train(mode)
@@ -130,7 +107,7 @@ class CopiedTail(Proxy):
                 module.train(mode and not keeps)
         return self
 
-    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+    def outputs(self, step: Step, index: int) -> Sequence:
         teacher_outputs = step.teacher_outputs[index]
         (features, ) = teacher_outputs[self.stage_input]
         features = _run_last_stage(self.tail.backbone, features)
@@ -140,8 +117,7 @@ class CopiedTail(Proxy):
             (maps, ) = teacher_outputs['backbone']
             levels = self.tail.neck((*maps[:-1], features))
             outputs = run_heads(self.heads, self._head_inputs(levels, step))
-        outputs = self.teacher.class_mapping.outputs(outputs)
-        return outputs, classification_loss(self.layout, step, outputs) if task else None
+        return self.teacher.class_mapping.outputs(outputs)
 
     def _head_inputs(self, levels: tuple[Tensor, ...], step: Step) -> list[tuple]:
         if self.layout.dense:
@@ -159,9 +135,8 @@ class CopiedTail(Proxy):
             return None
         return "the teacher's boxes depend on its last stage and its neck, which were trained for classes"
 
-    def _export(self) -> tuple[Config, dict[str, Tensor]]:
-        weights = {name: value.clone() for name, value in self.teacher.model.state_dict().items()}
-        return Config(copy.deepcopy(self.teacher.cfg.to_dict())), {**weights, **self.tail.state_dict()}
+    def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
+        weights.update(self.tail.state_dict())
 
 
 def _run_last_stage(backbone: nn.Module, features: Any) -> Any:

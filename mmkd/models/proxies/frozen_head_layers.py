@@ -1,5 +1,7 @@
 """Trainable layers between the frozen teacher's features and its frozen classification head."""
-from torch import Tensor, nn
+from collections.abc import Sequence
+
+from torch import nn
 
 from ...errors import check_choice
 from ...registry import MODELS
@@ -8,7 +10,6 @@ from ..step import Step
 from ..teachers import Teacher
 from .base import Proxy
 from .fusion import StageFusion, build_adapter, build_fusion, fused_spots
-from .heads import classification_loss
 
 
 @MODELS.register_module()
@@ -31,31 +32,25 @@ class FrozenHeadLayers(Proxy):
 
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
-        assert teacher is not None, 'a method checks `needs_teacher`'
-        self.layout = layout
-        self.teacher = teacher
+        super().build(student, teacher, student_cfg, layout, task)
         self.teacher_spots = ('cls_inputs', )
         self.fuses_stages = self.layers == 'fusion' and layout.of_images
         if self.layers == 'adapter':
-            self.module = build_adapter(teacher.model)
+            self.module = build_adapter(self.teacher.model)
         elif self.fuses_stages:
-            channels = fused_spots(teacher.model)
+            channels = fused_spots(self.teacher.model)
             self.teacher_spots = tuple(channels)
             self.module = StageFusion(list(channels.values()))
         else:
-            self.module = build_fusion(teacher.model)
-        if task and layout.of_boxes:
-            self.student_spots = ('cls_targets', )
+            self.module = build_fusion(self.teacher.model)
 
-    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+    def outputs(self, step: Step, index: int) -> Sequence:
         teacher_outputs = step.teacher_outputs[index]
         if self.fuses_stages:
             maps = [teacher_outputs[spot][0] for spot in self.teacher_spots]
-            outputs = self.teacher.classify_map(self.module(maps))
-        else:
-            outputs = self.teacher.run_frozen_head(
-                [(self.module(args[0]), ) for args in teacher_outputs['cls_inputs']])
-        return outputs, classification_loss(self.layout, step, outputs) if task else None
+            return self.teacher.classify_map(self.module(maps))
+        inputs = [(self.module(args[0]), ) for args in teacher_outputs['cls_inputs']]
+        return self.teacher.run_frozen_head(inputs)
 
     @property
     def export_obstacle(self) -> str | None:

@@ -1,21 +1,15 @@
 """Trainable layers that keep the shapes of features: fusion of levels or stages, and an adapter."""
 import itertools
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import MMKDError
-from ..spots import (
-    HookPoint,
-    classification_heads,
-    is_two_stage,
-    module_hooks,
-    probe,
-    resolve_spot,
-    stage_names,
-)
+from ..spots import HookPoint, classification_heads, is_two_stage, module_hooks, probe, resolve_spot
 
 
 class PyramidFusion(BaseModule):
@@ -117,7 +111,7 @@ class Adapter(BaseModule):
 
 
 def fused_spots(model: nn.Module, number: int = 3) -> dict[str, int]:
-    """Return the spots where a classifier has the last maps of its last resolutions.
+    """Return the spots where a classifier has the last map of each of its last resolutions.
 
     Args:
         model: The classifier.
@@ -127,44 +121,40 @@ def fused_spots(model: nn.Module, number: int = 3) -> dict[str, int]:
         dict: Spot and number of channels of each map; the last one is the map that the head classifies.
 
     Raises:
-        MMKDError: If there are fewer resolutions, or the head does not classify a map.
+        MMKDError: If there are fewer resolutions, or the head does not classify the last map.
     """
-    spots, output = _map_spots(model)
-    points = {spot: resolve_spot(model, spot, 'teacher') for spot in spots}
-    last_maps: dict[tuple[int, ...], tuple[str, int]] = {}
-    shapes = []
-    for spot, (features, *_) in (probe(model, points) if points else {}).items():
-        shapes.append(getattr(features, 'shape', None))
-        if isinstance(features, Tensor) and features.dim() == 4:
-            last_maps[tuple(features.shape[-2:])] = (spot, features.shape[1])
-    maps = list(last_maps.values())
-    if len(maps) < number or output not in (None, shapes[-1]):
-        raise MMKDError(f'The teacher {type(model).__name__} has feature maps of {len(maps)} resolutions; '
-                        f'{number} are needed to fuse them: a convolutional network with that many known '
-                        'stages, whose head classifies the last map.')
-    return dict(maps[-number:])
+    part = 'backbone' if hasattr(model, 'backbone') else 'model'  # of timm
+    calls: list[tuple[str, tuple[int, ...], Tensor]] = []
 
+    def record_map(name: str, module: nn.Module, args: tuple, output: Any) -> None:
+        if args and _is_map(args[0]) and _is_map(output):
+            calls.append((name, args[0].shape[-2:], output))
 
-def _map_spots(model: nn.Module) -> tuple[list[str], tuple[int, ...] | None]:
-    """Return the spots of a classifier's stages and of the map that the head classifies.
-
-    Returns:
-        tuple: The spots; and the shape that the map must have, where that is not certain.
-    """
-    if not hasattr(model, 'backbone'):
-        network = getattr(model, 'model', nn.Identity())
-        # The heads of timm's networks start with the pooling.
-        pooling = [f'{name}:input' for name, _ in network.named_modules() if name.endswith('global_pool')]
-        return [f'model.{name}' for name in [*stage_names(network), *pooling[:1]]], None
-    # The map is the output of the backbone's last module: a ReLU that is not a module may follow in the
-    # backbone, but the fusion ends with a ReLU as well.
-    called: list[str] = []
-    hooks = [(module, lambda *_, name=name: called.append(name))
-             for name, module in model.backbone.named_modules() if name]
+    hooks = [(module, partial(record_map, name)) for name, module in model.named_modules()
+             if name.startswith(f'{part}.')]
     with module_hooks(forward=hooks):
-        (outputs, ) = probe(model, dict(outputs=HookPoint('backbone')))['outputs']
-    spots = [f'backbone.{name}' for name in [*stage_names(model.backbone), called[-1]]]
-    return spots, getattr(outputs[-1], 'shape', ())  # some transformers return several tensors
+        (outputs, ) = probe(model, dict(outputs=HookPoint(part)))['outputs']
+    names = [name for name, _, _ in calls]
+    maps = {}
+    for name, _, output in calls:
+        size = output.shape[-2:]
+        # A module that changes the resolution may first compute intermediate maps of the old resolution.
+        is_intermediate = any(name.startswith(f'{outer}.') and before == size != after.shape[-2:]
+                              for outer, before, after in calls)
+        if names.count(name) == 1 and not is_intermediate and max(size) > 1:
+            maps[size] = name, output
+    last = [maps[size] for size in sorted(maps, reverse=True)[-number:]]
+    # A ReLU that is not a module may follow the last map, because the fusion ends with a ReLU as well.
+    classified = getattr(outputs[-1], 'shape', None)  # some transformers return several tensors
+    if len(last) < number or (part == 'backbone' and classified != last[-1][1].shape):
+        raise MMKDError(f'The teacher {type(model).__name__} has feature maps of {len(maps)} resolutions; '
+                        f'{number} are needed to fuse them, in a convolutional network whose head classifies '
+                        'the last map.')
+    return {name: output.shape[1] for name, output in last}
+
+
+def _is_map(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4
 
 
 def build_fusion(teacher: nn.Module) -> PyramidFusion | RoIFusion:

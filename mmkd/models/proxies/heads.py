@@ -19,11 +19,13 @@ from ..spots import (
     is_classifier,
     is_two_stage,
     library_scope,
+    logit_layout,
     module_hooks,
     probe,
     resolve_spot,
 )
 from ..step import Step
+from ..teachers import Teacher
 
 
 def build_heads(model: nn.Module,
@@ -60,16 +62,20 @@ def build_heads(model: nn.Module,
     return ModuleList(heads)
 
 
-def load_head_weights(heads: Sequence[nn.Module], model: nn.Module) -> None:
-    """Copy the weights of a network's classification heads into copies of these heads.
+def copy_heads(teacher: Teacher, init: str) -> ModuleList:
+    """Copy a teacher's classification heads; see :func:`build_heads`.
 
     Args:
-        heads: The copies, as from :func:`build_heads`.
-        model: The network.
+        teacher: The teacher.
+        init: The initial weights: ``'random'``, or ``'teacher'`` for the teacher's.
     """
-    for head, original in zip(heads, classification_heads(model), strict=True):
-        weights = original.state_dict()
-        head.load_state_dict({name: weights[name] for name in head.state_dict()})
+    layout = logit_layout(teacher.model, 'teacher')
+    heads = build_heads(teacher.model, teacher.cfg.model, layout, teacher.scope)
+    if init == 'teacher':
+        for head, original in zip(heads, classification_heads(teacher.model), strict=True):
+            weights = original.state_dict()
+            head.load_state_dict({name: weights[name] for name in head.state_dict()})
+    return heads
 
 
 def run_heads(heads: Sequence[nn.Module], inputs: Sequence[tuple]) -> list:
@@ -197,19 +203,13 @@ def _remove_box_branches(head: nn.Module, args: tuple, layout: LogitLayout) -> N
               for name, module in head.named_modules() if name]
     with module_hooks(forward=layers), torch.enable_grad():
         logits = torch.cat([part.flatten() for part in layout.logits([head(*args)])])
-    unreached = {id(parameter) for parameter in unreached_parameters(head, logits)}
-    removed: list[str] = []
-    for name in sorted(called, key=len):
-        if any(name.startswith(f'{outer}.') for outer in removed):
-            continue
-        parameters = list(head.get_submodule(name).parameters())
-        if parameters and all(id(parameter) in unreached for parameter in parameters):
+    freeze_unreached(head, logits)
+    modules = dict(head.named_modules())
+    for name in sorted(called, key=len):  # a module before the modules inside it
+        parameters = list(modules[name].parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
             parent, _, child = name.rpartition('.')
-            setattr(head.get_submodule(parent), child, nn.Identity())
-            removed.append(name)
-    for parameter in head.parameters():
-        if id(parameter) in unreached:
-            parameter.requires_grad_(False)
+            setattr(modules[parent], child, nn.Identity())
     with torch.no_grad():
         remaining = torch.cat([part.flatten() for part in layout.logits([head(*args)])])
     if not torch.equal(remaining, logits):

@@ -14,31 +14,30 @@ from ..spots import classification_heads, is_classifier, is_two_stage
 from ..teachers import Teacher
 
 
-def teacher_with_heads(teacher: Teacher, heads: Sequence[nn.Module]) -> tuple[Config, dict[str, Tensor]]:
-    """Return config and weights of a teacher that classifies with other heads and predicts the same boxes.
+def replace_heads(config: Config, weights: dict[str, Tensor], teacher: Teacher,
+                  heads: Sequence[nn.Module]) -> None:
+    """Make a teacher classify with other heads, and predict the same boxes.
 
     Where classes and boxes of a two-stage detector share layers, they get separate layers: the trained ones,
     and the teacher's.
 
     Args:
+        config: A copy of the teacher's config, to be changed.
+        weights: A copy of the teacher's weights, to be changed.
         teacher: The teacher.
         heads: Trained copies of its classification heads, without box branches.
 
     Raises:
         MMKDError: If the teacher's boxes depend on layers of the heads.
     """
-    config = Config(copy.deepcopy(teacher.cfg.to_dict()))
-    weights = {name: value.clone() for name, value in teacher.model.state_dict().items()}
     trained = [head.state_dict() for head in heads]
-    if is_classifier(teacher.model):
-        weights.update({f'head.{name}': value for name, value in trained[0].items()})
-        return config, weights
     if is_two_stage(teacher.model):
         _separate_towers(config, weights, teacher.model, trained)
     else:
-        weights.update({f'bbox_head.{name}': value for name, value in trained[0].items()})
-    _check_boxes(config, weights, teacher)
-    return config, weights
+        prefix = 'head' if is_classifier(teacher.model) else 'bbox_head'
+        weights.update({f'{prefix}.{name}': value for name, value in trained[0].items()})
+    if not is_classifier(teacher.model):
+        _check_boxes(config, weights, teacher)
 
 
 def _separate_towers(config: Config, weights: dict[str, Tensor], model: Any,

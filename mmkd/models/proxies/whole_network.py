@@ -1,6 +1,7 @@
 """A whole network that is trained beside the student."""
 import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -68,8 +69,7 @@ class WholeNetwork(Proxy):
 
     def build(self, student: Any, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
-        if teacher is not None:
-            self.teacher = teacher
+        super().build(student, teacher, student_cfg, layout, task)
         self._build_network(student, student_cfg, task)
         self.layout = logit_layout(self.network, 'proxy')
         check_comparable(layout, self.layout)
@@ -100,12 +100,7 @@ class WholeNetwork(Proxy):
         if self.init == 'teacher':
             load_strictly(self.network, self.teacher.model.state_dict(), "teacher's weights")
 
-    def init_weights(self) -> None:
-        """Initialize random weights; weights of the teacher stay."""
-        if self.init == 'random':
-            super().init_weights()
-
-    def forward(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
+    def forward(self, step: Step, index: int, task: bool) -> tuple[Sequence, Tensor | None]:
         outputs, loss = self._run(step, task)
         if self.source == 'teacher':
             outputs = self.teacher.class_mapping.outputs(outputs)
@@ -136,5 +131,5 @@ class WholeNetwork(Proxy):
     def export_obstacle(self) -> str | None:
         return None if self.source == 'teacher' else 'it is not a copy of the teacher'
 
-    def _export(self) -> tuple[Config, dict[str, Tensor]]:
-        return Config(copy.deepcopy(self.teacher.cfg.to_dict())), self.network.state_dict()
+    def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
+        weights.update(self.network.state_dict())

@@ -332,7 +332,7 @@ def test_an_epochs_report():
 
 @pytest.mark.parametrize(('settings', 'message'), [
     (dict(strategy='sometimes'), "must be one of .*not 'sometimes'"),
-    (dict(method='KD'), "features or of logits, not of 'KD'"),
+    (dict(method='KD'), "features or logits, not 'KD'"),
     (dict(method='AB'), "spot 'preactivations' is none of 'stages'"),
     (dict(spot=['stage2', 'stage1']), 'in the order of the network'),
     (dict(spot='stage7'), "no spot 'stage7'"),

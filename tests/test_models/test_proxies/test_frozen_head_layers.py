@@ -6,6 +6,7 @@ from mmengine.registry import MODELS
 from mmkd.errors import MMKDError
 from mmkd.models.proxies import FrozenHeadLayers
 from mmkd.models.proxies.fusion import fused_spots
+from mmkd.models.spots import HookPoint, probe
 from tests.helpers.classifiers import batch, classifier, deit, distill, teacher_of
 from tests.helpers.tiny import build
 
@@ -37,6 +38,8 @@ def teacher_with(backbone: dict, channels: int) -> dict:
     (dict(type='mmkd.CRDWideResNet', depth=10, width=1), ['block1', 'block2', 'bn1'], 64),
     # Two stages of one resolution: the last one counts.
     (dict(type='mmkd.CRDVGG', depth=8), ['block1', 'block2', 'block4'], 512),
+    # A network whose stages are not known.
+    (dict(type='EfficientNet', arch='b0'), ['layers.3', 'layers.4', 'layers.6'], 1280),
 ])
 def test_the_last_map_of_every_resolution_is_fused(backbone, spots, channels):
     model = build(distill(classifier(), teacher_with(backbone, channels), shake=SHAKE))
@@ -49,10 +52,13 @@ def test_the_last_map_of_every_resolution_is_fused(backbone, spots, channels):
 
 def test_the_stages_of_a_network_of_timm():
     pytest.importorskip('timm')
-    for name, stages in (('regnety_002', ['s2', 's3', 'head.global_pool:input']),
-                         ('resnet18', ['layer2', 'layer3', 'global_pool:input'])):
+    for name, stages, pooling in (('regnety_002', ['s2', 's3', 'final_conv'], 'head.global_pool'),
+                                  ('resnet18', ['layer2', 'layer3', 'layer4'], 'global_pool')):
         model = MODELS.build(dict(type='mmpretrain.TimmClassifier', model_name=name, num_classes=5))
         assert list(fused_spots(model)) == [f'model.{stage}' for stage in stages]
+        points = dict(last=HookPoint(f'model.{stages[-1]}'), head=HookPoint(f'model.{pooling}', 'input', 0))
+        recorded = probe(model, points)
+        assert torch.equal(recorded['last'][0], recorded['head'][0])
 
 
 @pytest.mark.parametrize('backbone', [

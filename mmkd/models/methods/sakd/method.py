@@ -45,51 +45,45 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
     It is for classifiers. The policy, the adapters and the teacher are not needed after training.
 
     Args:
-        method: Config of the inner method, which distills features or logits. ``None`` distills only logits,
-            by the KL divergence.
+        method: The config of the inner method, which distills features or logits. ``None`` distills only
+            logits, by the KL divergence.
         strategy: ``'adaptive'``, or one of the paper's controls: ``'always'``, ``'never'``, ``'random'``
             (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
-        kd_weight: α.
-        temperature: τ of the KL divergence.
-        gamma: γ; 2 in the released settings of AT, VID and RKD.
-        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
+        kd_weight: The weight α.
+        temperature: The temperature τ of the KL divergence.
+        gamma: The factor γ; 2 in the released settings of AT, VID and RKD.
+        gumbel_temperature: The temperature of the policy's Gumbel-softmax.
         same_family: Whether both networks belong to one family, for which the policy starts by distilling at
             every spot. By default, whether their backbones have the same class.
-        lr_mult: Learning rate of policy and adapters, relative to the student's.
-        weight_decay: Weight decay of policy and adapters.
+        lr_mult: The learning rate of policy and adapters, relative to the student's.
+        weight_decay: The weight decay of policy and adapters.
     """
 
-    def __init__(self,
-                 method: Mapping | None = None,
-                 strategy: str = 'adaptive',
-                 kd_weight: float = 1.0,
-                 temperature: float = 4.0,
-                 gamma: float = 1.0,
-                 gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None,
-                 lr_mult: float = 0.5,
-                 weight_decay: float = 1e-3) -> None:
+    def __init__(self, method: Mapping | None = None, strategy: str = 'adaptive', kd_weight: float = 1.0,
+                 temperature: float = 4.0, gamma: float = 1.0, gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3) -> None:
         super().__init__()
         check_choice(strategy, STRATEGIES, 'strategy')
-        self.inner = _build_inner(method)
+        self.inner: FeatureDistill | LogitDistill | None = None
+        if method is not None:
+            self.inner = MODELS.build(dict(method))
+            if not isinstance(self.inner, (FeatureDistill, LogitDistill)):
+                raise MMKDError(_NOT_SUPPORTED.format(method['type']) + '.')
         check_weight(kd_weight, 'kd_weight')
         self.strategy = strategy
+        self.has_policy = strategy in ('adaptive', 'reversed')
         self.kd_weight = kd_weight
         self.temperature = temperature
         self.gamma = gamma
         self.gumbel_temperature = gumbel_temperature
         self.same_family = same_family
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
-        self.optimizer_settings = dict(policy=settings, routing=settings) if self._has_policy else {}
+        self.optimizer_settings = dict(policy=settings, routing=settings) if self.has_policy else {}
         if isinstance(self.inner, FeatureDistill):
             self.first_phase_epochs = self.inner.first_phase_epochs
             self.trains_student_first = self.inner.trains_student_first
             self.needs_train_labels = self.inner.needs_train_labels
         self.policy, self.routing = nn.Module(), nn.Module()
-
-    @property
-    def _has_policy(self) -> bool:
-        return self.strategy in ('adaptive', 'reversed')
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         if not is_classifier(student):
@@ -97,7 +91,7 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         if len(teachers) != 1:
             raise MMKDError(f'SAKD learns from one teacher, not from {len(teachers)}.')
         teacher, = teachers
-        if self._has_policy and teacher.inference.precision != 'fp32':
+        if self.has_policy and teacher.inference.precision != 'fp32':
             raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
         self.layout = logit_layout(student, 'student')
         if self.layout.activation != 'softmax':
@@ -128,7 +122,7 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             shapes = list(zip(*self.inner.shapes, strict=True))
         names = ['features' if stage == POOLED else f'stage{stage}' for stage, _ in stages]
         self.spot_names = [*names, 'logits']
-        if self._has_policy:
+        if self.has_policy:
             same_family = self.same_family
             if same_family is None:
                 same_family = type(student.backbone) is type(teacher.backbone)
@@ -157,18 +151,18 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             self.inner.in_first_phase = self.in_first_phase
             if self.in_first_phase:
                 return self._with_all_parameters(self.inner(step))
-        s, = self.layout.logits(step.student_outputs['cls_outputs'])
-        t, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
-        target = _target(step.data_samples, s)
-        choices = self._choose(step, len(s))
+        student_logits, = self.layout.logits(step.student_outputs['cls_outputs'])
+        teacher_logits, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
+        target = _target(step.data_samples, student_logits)
+        choices = self._choose(step, len(student_logits))
         losses = {}
-        if self._has_policy:
-            losses.update(self._routing_losses(step, choices, s, t, target))
+        if self.has_policy:
+            losses.update(self._routing_losses(step, choices, student_logits, teacher_logits, target))
         used = 1 - choices.detach() if self.strategy == 'reversed' else choices.detach()
         if self.inner is not None and self.inner.active:
             inner_choices = used[:, :-1] if isinstance(self.inner, FeatureDistill) else used[:, -1:]
             losses.update(self.inner(step, inner_choices.unbind(dim=1)))
-        divergence = kl_divergence(s, t.detach(), self.temperature)
+        divergence = kl_divergence(student_logits, teacher_logits.detach(), self.temperature)
         losses['loss_kd'] = self.kd_weight * (used[:, -1] * divergence).mean()
         self._count(used, target)
         shares = used.mean(dim=0)
@@ -186,17 +180,19 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             return self.policy(_pooled(step.student_outputs['features']),
                                _pooled(step.teacher_outputs[0]['features']))
 
-    def _routing_losses(self, step: Step, choices: Tensor, s: Tensor, t: Tensor, target: Tensor) -> dict:
+    def _routing_losses(self, step: Step, choices: Tensor, student_logits: Tensor, teacher_logits: Tensor,
+                        target: Tensor) -> dict:
         teacher, = self._teacher
         teacher_feature = None
         if isinstance(self.inner, FeatureDistill):
             teacher_feature = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
-        z = self.routing(step.student, teacher, step.inputs, teacher_feature, t, choices)
-        routed = F.cross_entropy(z.float(), target, reduction='none')
-        plain = F.cross_entropy(s.detach().float(), target, reduction='none')
+        routed_logits = self.routing(
+            step.student, teacher, step.inputs, teacher_feature, teacher_logits, choices)
+        routed = F.cross_entropy(routed_logits.float(), target, reduction='none')
+        plain = F.cross_entropy(student_logits.detach().float(), target, reduction='none')
         factor = torch.where(routed.detach() > plain, self.gamma, 1 / self.gamma)
         return dict(loss_routing=(factor * routed).mean(),
-                    loss_balance=(len(s) / 2 - choices[:, -1].sum()).clamp(min=0))
+                    loss_balance=(len(choices) / 2 - choices[:, -1].sum()).clamp(min=0))
 
     def _with_all_parameters(self, losses: dict) -> dict:
         """Make every parameter part of the losses, because DDP waits for those that no sample needed."""
@@ -233,29 +229,22 @@ class SAKD(SpotAdaptiveDistill):
     FSP, which has no first phase here, has weight 50.
 
     Args:
-        method: Name of the inner method.
+        method: The name of the inner method.
         strategy: See :class:`SpotAdaptiveDistill`.
-        kd_weight: α, see :class:`SpotAdaptiveDistill`.
-        temperature: τ of the KL divergence.
-        gamma: γ; by default the released settings: 2 for AT, VID and RKD, else 1.
-        gumbel_temperature: Temperature of the policy's Gumbel-softmax.
-        same_family: Whether both networks belong to one family, see :class:`SpotAdaptiveDistill`.
-        lr_mult: Learning rate of policy and adapters, relative to the student's.
-        weight_decay: Weight decay of policy and adapters.
+        kd_weight: See :class:`SpotAdaptiveDistill`.
+        temperature: See :class:`SpotAdaptiveDistill`.
+        gamma: See :class:`SpotAdaptiveDistill`; by default 2 for AT, VID and RKD, and 1 otherwise.
+        gumbel_temperature: See :class:`SpotAdaptiveDistill`.
+        same_family: See :class:`SpotAdaptiveDistill`.
+        lr_mult: See :class:`SpotAdaptiveDistill`.
+        weight_decay: See :class:`SpotAdaptiveDistill`.
         **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; the default weight is
             from the protocol ``'sakd'``.
     """
 
-    def __init__(self,
-                 method: str = 'FitNet',
-                 strategy: str = 'adaptive',
-                 kd_weight: float = 1.0,
-                 temperature: float = 4.0,
-                 gamma: float | None = None,
-                 gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None,
-                 lr_mult: float = 0.5,
-                 weight_decay: float = 1e-3,
+    def __init__(self, method: str = 'FitNet', strategy: str = 'adaptive', kd_weight: float = 1.0,
+                 temperature: float = 4.0, gamma: float | None = None, gumbel_temperature: float = 5.0,
+                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3,
                  **method_settings: Any) -> None:
         names = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
         if method not in names:
@@ -271,16 +260,7 @@ class SAKD(SpotAdaptiveDistill):
                          gumbel_temperature, same_family, lr_mult, weight_decay)
 
 
-_NOT_SUPPORTED = 'SAKD chooses spots of methods of features or of logits, not of {!r}'
-
-
-def _build_inner(config: Mapping | None) -> FeatureDistill | LogitDistill | None:
-    if config is None:
-        return None
-    method = MODELS.build(dict(config))
-    if not isinstance(method, (FeatureDistill, LogitDistill)):
-        raise MMKDError(_NOT_SUPPORTED.format(config['type']) + '.')
-    return method
+_NOT_SUPPORTED = 'SAKD needs an inner method that distills features or logits, not {!r}'
 
 
 def _pooled(calls: list) -> Tensor:

@@ -12,7 +12,7 @@ from ...spots.splitting import split
 from ...teachers import Teacher
 
 POOLED = -1
-"""Stands for the output of a network's neck among the numbers of its stages, which start at 1."""
+"""The number of a network's neck among the numbers of its stages, which start at 1."""
 
 
 class Adapter(nn.Module):
@@ -92,12 +92,14 @@ class Routing(nn.Module):
     def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
             teacher_logits: Tensor, choices: Tensor) -> Tensor:
         """Run both networks; arguments as for :meth:`forward`."""
-        student_path, teacher_path = _Path(student), _Path(teacher.model)
+        student_path = _Path(student)
+        first_stage, teacher_stage = self.stages[0] if self.stages else (None, 0)
         with torch.no_grad():  # nothing before the first spot is trained here
-            x = student_path.advance(student_path.start(images), self.stages[0][0] if self.stages else None)
+            x = student_path.advance(student_path.parts.stem(images), first_stage)
         if not self.stages:
             return _mixed(choices[:, -1], x, teacher_logits)
-        y = teacher_path.resume(teacher_feature, self.stages[0][1])
+        teacher_path = _Path(teacher.model, teacher_stage)
+        y = teacher_feature
         for index, (student_stage, teacher_stage) in enumerate(self.stages):
             if index:
                 x = student_path.advance(x, student_stage)
@@ -122,33 +124,23 @@ class _Routed(nn.Module):
 
 
 class _Path:
-    """Runs a classifier stage by stage."""
+    """Runs a classifier stage by stage; ``stage`` is the number of the last stage that has been run."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, stage: int = 0) -> None:
         self.model = model
         self.parts = split(model.backbone)
-        self.stage = 0
-
-    def start(self, images: Tensor) -> Any:
-        return self.parts.stem(images)
-
-    def resume(self, feature: Any, stage: int) -> Any:
-        """Continue with the output of a stage."""
         self.stage = stage
-        return feature
 
     def advance(self, feature: Any, stage: int | None) -> Any:
         """Run up to the output of a stage, of the neck (:data:`POOLED`) or of the head (``None``)."""
-        runs_neck = stage in (None, POOLED)
-        last = len(self.parts.stages) if stage is None or stage == POOLED else stage
+        last = None if stage == POOLED else stage
         if self.stage != POOLED:
             for _, module in self.parts.stages[self.stage:last]:
                 feature = module(feature)
-            self.stage = last
-            if runs_neck:
+            if last is None:
                 feature = self.parts.tail(feature)
                 feature = (self.model.neck(feature) if self.model.with_neck else feature)[-1]
-                self.stage = POOLED
+            self.stage = POOLED if last is None else last
         return self.model.head((feature, )) if stage is None else feature
 
 
