@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from mmengine.config import Config, ConfigDict
 
 from ..errors import MMKDError, nearest_names
-from ..models.methods import METHODS
+from ..models.methods.table import METHODS
 from .config import is_distillation, trains_classifier
 
 

@@ -3,7 +3,7 @@ import inspect
 from collections.abc import Sequence
 
 from ..errors import MMKDError, nearest_names
-from ..models.methods import METHODS
+from ..models.methods.table import METHODS
 
 TITLES = dict(
     student='student alone', kd='KD', kdtuned='KD†', dml='DML', sokd='SOKD', shake_student='SHAKE (student)',

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from mmkd.models.methods import METHODS
+from mmkd.models.methods.table import METHODS
 from tests.helpers.tiny import REPO, load_tool
 
 

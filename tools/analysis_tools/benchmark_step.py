@@ -34,6 +34,7 @@ from mmkd.errors import MMKDError
 from mmkd.experiments.benchmarking import benchmark_parser, device_name, now, run_benchmark
 from mmkd.experiments.trial import build, load, random_batch
 from mmkd.models.spots import classify
+from mmkd.models.teachers import check_cache
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,7 +118,7 @@ def first_batch(cfg: Config, models: Iterable[nn.Module]) -> dict:
     for model in models:
         for teacher in model.mmkd.teachers:
             if teacher.cache is not None:
-                teacher.check_cache(model, cfg.train_dataloader.dataset, loader.dataset)
+                check_cache(teacher, model, cfg.train_dataloader.dataset, loader.dataset)
     return next(iter(loader))
 
 

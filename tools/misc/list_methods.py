@@ -7,7 +7,7 @@ import argparse
 from collections.abc import Sequence
 
 from mmkd.cli import run_tool
-from mmkd.models.methods import METHODS, TASKS, MethodEntry
+from mmkd.models.methods.table import METHODS, TASKS, MethodEntry
 
 KINDS = dict({task: (task, ) for task in TASKS}, detector=('two-stage', 'dense'))
 """The choices of ``--task``, and the kinds of networks that they stand for."""

@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ...errors import MMKDError
-from ...models.teachers import Teacher, TeacherCache
+from ...models.teachers import Teacher, TeacherCache, check_cache
 from ...random_state import preserved_random_state
 from ...registry import HOOKS
 from ..runner_access import unwrapped
@@ -74,6 +74,6 @@ def _check_cache(runner: Runner, teacher: Teacher, cache: TeacherCache) -> None:
     if names and getattr(dataset, 'mix', None):
         raise MMKDError(f'The methods {", ".join(names)} need one class label for every image, but the '
                         'training data mix images.')
-    teacher.check_cache(model, runner.cfg.train_dataloader.dataset, dataset)
+    check_cache(teacher, model, runner.cfg.train_dataloader.dataset, dataset)
     print_log(f'The logits of the teacher are read from the cache {cache.folder!r}, so it is not '
               f'evaluated; its top-1 accuracy on the cached images was {cache.top1():.2f} %.', 'current')

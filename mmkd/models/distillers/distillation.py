@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ...random_state import preserved_random_state
 from ...registry import build_checked
-from ..methods import METHODS, Method
+from ..methods import Method
 from ..methods.mixins import in_first_phase
+from ..methods.table import METHODS
 from ..spots import Recorder, resolve_spot
 from ..step import Step
 from ..teachers import Teacher, build_teachers

@@ -10,12 +10,11 @@ from .presets import DML, KD, SHAKE, SOKD, KDTuned
 from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
 from .sakd import SAKD, SpotAdaptiveDistill
-from .table import METHODS, TASKS, MethodEntry
 from .zoo import *  # noqa: F403
 
 __all__ = [
-    'DML', 'KD', 'LD', 'METHODS', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'TASKS', 'CrossKD', 'DeiT',
-    'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'MethodEntry', 'OptimizerSettings',
+    'DML', 'KD', 'LD', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'CrossKD', 'DeiT',
+    'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'OptimizerSettings',
     'PhasedMethod', 'ProxyDistill', 'SpotAdaptiveDistill', 'TrainLabelsMethod'
 ]
 __all__ += zoo.__all__

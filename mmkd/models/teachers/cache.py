@@ -5,19 +5,15 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...checkpoints import write_atomic
 from ...errors import MMKDError
-
-if TYPE_CHECKING:
-    from .teacher import Teacher
 
 SPOTS = ('cls_logits', 'cls_outputs')
 """The spots of a teacher whose values a cache holds."""
@@ -301,42 +297,6 @@ def _index_type(classes: int) -> torch.dtype:
     return torch.int16 if classes <= 2**15 else torch.int32
 
 
-# The fingerprint of a cache
-
-
-def fingerprint_of(teacher: 'Teacher', student: nn.Module, dataset_cfg: Mapping, dataset: Any) -> dict:
-    """Return everything that the teacher's logits depend on in training, as plain data.
-
-    Data and weights are identified by their content, not by their paths: weights by their SHA-256, images by
-    their number, labels, file names and sizes (or pixels, if the annotations hold them), and some images by
-    their pixels after augmentation.
-
-    Args:
-        teacher: The teacher.
-        student: The student network, whose data preprocessor makes the batches.
-        dataset_cfg: The config of the training data.
-        dataset: The training data.
-
-    Raises:
-        MMKDError: If the teacher's logits of an image are not the same every time.
-    """
-    if teacher.is_random:
-        raise MMKDError("A teacher with checkpoint='random' has different weights in every run, so it cannot "
-                        'be cached.')
-    if teacher.batch_norm == 'train':
-        raise MMKDError("With teacher.batch_norm='train' the teacher's logits depend on the batch, so they "
-                        'cannot be cached.')
-    if getattr(student.data_preprocessor, 'batch_augments', None) is not None:
-        raise MMKDError('Mixing images within batches (train_cfg.augments of the student, batch_augments of '
-                        'its data preprocessor) cannot be replayed; move it into `mix` of a ReplayedDataset.')
-    return dict(
-        teacher=dict(config=_plain(teacher.cfg.model), class_mapping=_plain(teacher.class_mapping.indices),
-                     precision=teacher.inference.precision, weights=_digest_of_weights(teacher.model)),
-        dataset=dict(config=_plain(dataset_cfg), images=len(dataset), contents=_digest_of_images(dataset),
-                     pixels=_digest_of_pixels(dataset)),
-        student=dict(padding=_padding(student.data_preprocessor)))
-
-
 def check_spots(spots: Sequence[str]) -> None:
     """Check that a cache holds the values of some spots.
 
@@ -346,24 +306,6 @@ def check_spots(spots: Sequence[str]) -> None:
     if missing := [spot for spot in spots if spot not in SPOTS]:
         raise MMKDError(f'A teacher cache holds class logits only, but a method needs '
                         f'{", ".join(map(repr, missing))} of the teacher; train without teacher.cache.')
-
-
-_WITHOUT_EFFECT = {
-    'ann_file', 'data_prefix', 'data_root', 'device', 'download', 'lazy_init', 'serialize_data', 'views'}
-"""Settings of datasets that do not change images. Some select the images, but the digest of the images covers
-that."""
-
-
-def _plain(value: Any) -> Any:
-    """Return the content of a config as JSON represents it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in ConfigDict(value).items()
-                if key not in _WITHOUT_EFFECT}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, type) or (callable(value) and hasattr(value, '__qualname__')):
-        return f'{value.__module__}.{value.__qualname__}'
-    return value if isinstance(value, (bool, float, int, str, type(None))) else str(value)
 
 
 def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
@@ -381,47 +323,3 @@ def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
         return
     for key, old_child, new_child in children:
         yield from _differences(old_child, new_child, f'{path}.{key}' if path else str(key))
-
-
-def _digest_of_weights(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        if not name.endswith('num_batches_tracked'):  # old files lack them
-            digest.update(f'{name} {value.dtype} {tuple(value.shape)}'.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def _digest_of_images(dataset: Any) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(dataset)):
-        info = dataset.get_data_info(index)
-        digest.update(repr(np.asarray(info.get('gt_label')).tolist()).encode())
-        if 'img' in info:
-            digest.update(np.ascontiguousarray(info['img']))
-            continue
-        path = Path(info['img_path'])
-        digest.update('/'.join(path.parts[-2:]).encode())  # independent of where the dataset is stored
-        if path.exists():
-            digest.update(str(path.stat().st_size).encode())
-    return digest.hexdigest()
-
-
-def _digest_of_pixels(dataset: Any) -> str:
-    images = np.linspace(0, len(dataset) - 1, 4).astype(int).tolist()
-    first, second = (b''.join(dataset[image]['inputs'].cpu().numpy().tobytes() for image in images)
-                     for _ in range(2))
-    if first != second:
-        raise MMKDError('The training pipeline makes different pixels every time, although the generators of '
-                        'Python, NumPy and torch are seeded: one of its transforms draws from a private '
-                        'generator, so it cannot be replayed.')
-    return hashlib.sha256(first).hexdigest()
-
-
-def _padding(preprocessor: nn.Module) -> dict | None:
-    """Return the part of the student's preprocessing that remains in batches converted for the teacher."""
-    if preprocessor.pad_size_divisor == 1:
-        return None
-    statistics = {name: getattr(preprocessor, name).flatten().tolist() for name in ('mean', 'std')
-                  if hasattr(preprocessor, name)}
-    return dict(statistics, divisor=preprocessor.pad_size_divisor, value=preprocessor.pad_value)

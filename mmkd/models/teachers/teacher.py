@@ -22,7 +22,7 @@ from ..spots import (
     resolve_spot,
 )
 from .building import RANDOM, build_teacher_model, read_teacher_config
-from .cache import TeacherCache, check_spots, fingerprint_of
+from .cache import TeacherCache, check_spots
 from .class_mapping import ClassMapping
 from .inference import TeacherForward
 from .normalization import BatchConverter, image_shapes
@@ -181,23 +181,6 @@ class Teacher:
                     f'{list(self.classes[index:index + 3])}, the student is trained on '
                     f'{list(student_classes[index:index + 3])}; set teacher.class_mapping, or train with the '
                     'same list.')
-
-    def check_cache(self, student: nn.Module, dataset_cfg: Mapping, dataset: Any) -> None:
-        """Check that the cache, if there is one, was made from this teacher and these data.
-
-        A cache cannot be read before.
-
-        Args:
-            student: The student network.
-            dataset_cfg: The config of the training data.
-            dataset: The training data.
-
-        Raises:
-            MMKDError: If it was not, or lacks some views of the data.
-        """
-        if self.cache is not None:
-            fingerprint = fingerprint_of(self, student, dataset_cfg, dataset)
-            self.cache.check(fingerprint, getattr(dataset, 'views', None))
 
     def __call__(self, inputs: Tensor, data_samples: Sequence, rois: Sequence[Tensor] | None = None,
                  spots: Sequence[str] | None = None) -> dict[str, list]:

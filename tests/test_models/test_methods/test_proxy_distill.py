@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mmkd.models.methods import DML, KD, METHODS, SHAKE, SOKD, KDTuned, ProxyDistill
+from mmkd.models.methods import DML, KD, SHAKE, SOKD, KDTuned, ProxyDistill
+from mmkd.models.methods.table import METHODS
 from mmkd.models.spots import LogitLayout
 from mmkd.models.step import Step
 

@@ -8,7 +8,8 @@ import re
 import pytest
 
 import mmkd
-from mmkd.models.methods import METHODS, TASKS, ZOO, FeatureDistill, LogitDistill, Method, ProxyDistill
+from mmkd.models.methods import ZOO, FeatureDistill, LogitDistill, Method, ProxyDistill
+from mmkd.models.methods.table import METHODS, TASKS
 from mmkd.registry import MODELS
 from tests.helpers.tiny import REPO
 

@@ -11,7 +11,8 @@ from torch import multiprocessing
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
-from mmkd.models.methods import METHODS, PROTOCOLS, ZOO, LogitDistill, TrainLabelsMethod
+from mmkd.models.methods import PROTOCOLS, ZOO, LogitDistill, TrainLabelsMethod
+from mmkd.models.methods.table import METHODS
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, classifier, teacher_of
 from tests.helpers.classifiers import distill as distil_classifier
 from tests.helpers.families import CLASSES as BOX_CLASSES
