@@ -1,18 +1,34 @@
 """Taking steps in two processes."""
 import os
+import socket
 from collections.abc import Callable
 
 import torch
 from mmengine.model import MMDistributedDataParallel
 from torch import distributed as torch_dist
+from torch import multiprocessing
 
 
-def join(rank: int, port: int) -> None:
-    """Join the other process."""
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def run_in_two_processes(worker: Callable, *args) -> None:
+    """Call ``worker(rank, *args)`` in two processes that are connected over gloo."""
+    multiprocessing.spawn(_connected, (free_port(), worker, args), nprocs=2)
+
+
+def _connected(rank: int, port: int, worker: Callable, args: tuple) -> None:
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2',
                       LOCAL_RANK=str(rank))
     torch.set_num_threads(1)
     torch_dist.init_process_group('gloo')
+    worker(rank, *args)
+    torch_dist.barrier()  # a process that left early would make the other one fail
+    torch_dist.destroy_process_group()
 
 
 def step_twice(model, inputs: Callable, name: str, folder: str, rank: int) -> None:

@@ -14,6 +14,7 @@ from mmkd.checkpoints import load_checkpoint
 from mmkd.engine.hooks import WeightScheduleHook
 from mmkd.errors import MMKDError
 from tests.helpers.tiny import REPO, distill, tiny_config
+from tests.helpers.two_processes import free_port
 
 
 def test_warm_up():
@@ -107,7 +108,7 @@ def test_stopped_and_resumed_in_two_processes(digits, teacher_config, teacher_ch
     cfg.train_cfg.max_epochs = 2
     cfg.dump(tmp_path / 'config.py')
     env = dict(os.environ, MMKD_PYTHON=sys.executable, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1',
-               PORT=str(23500 + os.getpid() % 2000))
+               PORT=str(free_port()))
     for epochs, resume in ((2, []), (3, ['--resume'])):
         done = subprocess.run(
             ['bash', 'tools/dist_train.sh', str(tmp_path / 'config.py'), '2', '--work-dir',

@@ -15,6 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 
 from mmkd.checkpoints import load_checkpoint
 from tests.helpers.tiny import REPO, build, distill, tiny_config
+from tests.helpers.two_processes import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
 
@@ -71,8 +72,7 @@ def worker(rank: int, port: int, folder: str, teacher_config: str, checkpoint: s
 def two_processes(tmp_path_factory, batch, teacher_config, teacher_checkpoint):
     folder = tmp_path_factory.mktemp('ddp')
     torch.save(batch, folder / 'batch.pth')
-    port = 29500 + os.getpid() % 2000
-    multiprocessing.spawn(worker, (port, str(folder), teacher_config, teacher_checkpoint), nprocs=2)
+    multiprocessing.spawn(worker, (free_port(), str(folder), teacher_config, teacher_checkpoint), nprocs=2)
     return torch.load(folder / 'result.pth')
 
 
@@ -99,7 +99,7 @@ def test_dist_train_script(tmp_path, digits, teacher_config, teacher_checkpoint)
     cfg.train_dataloader.update(batch_size=4, num_workers=1)
     cfg.dump(tmp_path / 'config.py')
     env = dict(os.environ, MMKD_PYTHON=os.sys.executable, PYTHONPATH=str(REPO), OMP_NUM_THREADS='1',
-               PORT=str(27500 + os.getpid() % 2000))
+               PORT=str(free_port()))
     done = subprocess.run(
         ['bash', 'tools/dist_train.sh', str(tmp_path / 'config.py'), '2', '--work-dir',
          str(tmp_path / 'run')],

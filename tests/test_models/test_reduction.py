@@ -1,12 +1,10 @@
 """The mean over ranks, in one process and in two."""
-import os
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from mmkd.models.reduction import mean_over_ranks
-from tests.helpers.two_processes import join
+from tests.helpers.two_processes import run_in_two_processes
 
 
 def test_one_process():
@@ -17,12 +15,11 @@ def test_one_process():
     assert mean_over_ranks(torch.tensor(0.0), minimum=1.0) == 1
 
 
-def worker(rank: int, port: int) -> None:
-    join(rank, port)
+def worker(rank: int) -> None:
     total = torch.tensor(float(rank + 1))
     assert mean_over_ranks(total) == 1.5
     assert total == rank + 1, 'the argument stays as it is'
 
 
 def test_two_processes():
-    multiprocessing.spawn(worker, (29400 + os.getpid() % 2000, ), nprocs=2)
+    run_in_two_processes(worker)

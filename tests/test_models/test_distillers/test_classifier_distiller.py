@@ -1,14 +1,11 @@
 """Classifiers with every way of who teaches: steps, gradients, processes, checkpoints, equations."""
 import copy
 import math
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.registry import MODELS, init_default_scope
-from torch import distributed as torch_dist
-from torch import multiprocessing
 
 pytest.importorskip('mmpretrain')
 
@@ -17,7 +14,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.spots import logit_layout
 from tests.helpers.classifiers import CLASSES, batch, classifier, deit, distill, teacher_of
 from tests.helpers.tiny import build, load_tool
-from tests.helpers.two_processes import join, step_twice
+from tests.helpers.two_processes import run_in_two_processes, step_twice
 
 METHODS = {
     'kd': dict(type='mmkd.KD'),
@@ -98,12 +95,10 @@ def test_cell(method):
     stock.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())))
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    join(rank, port)
+def worker(rank: int, folder: str) -> None:
     init_default_scope('mmpretrain')
     for method in METHODS:
         step_twice(make(method), other_batch, method, folder, rank)
-    torch_dist.barrier()
 
 
 def other_batch(model, seed: int) -> dict:
@@ -113,7 +108,7 @@ def other_batch(model, seed: int) -> dict:
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes(tmp_path):
-    multiprocessing.spawn(worker, (27500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
+    run_in_two_processes(worker, str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {
         f'{method}.{rank}' for method in METHODS for rank in range(2)}
 

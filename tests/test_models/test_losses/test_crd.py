@@ -1,17 +1,16 @@
 import math
-import os
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import distributed as torch_dist
-from torch import multiprocessing, nn
+from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.losses.crd import CRDLoss, contrast_nce, sample_outside
 from mmkd.registry import MODELS
-from tests.helpers.two_processes import join
+from tests.helpers.two_processes import run_in_two_processes
 
 LABELS = [2, 0, 1, 0, 2, 0, 0, 1, 2, 0]
 
@@ -280,8 +279,7 @@ def test_registered():
     assert MODELS.build(dict(type='mmkd.CRDLoss', weight=0.8)).weight == 0.8
 
 
-def worker(rank: int, port: int) -> None:
-    join(rank, port)
+def worker(rank: int) -> None:
     torch.manual_seed(rank)
     loss = CRDLoss(dim=4, negatives=7)
     loss.build([(6, )], [(5, )])
@@ -303,10 +301,9 @@ def worker(rank: int, port: int) -> None:
         both = [torch.empty(2) for _ in range(2)]
         torch_dist.all_gather(both, loss.normalizers)
         assert torch.equal(*both)
-    torch_dist.barrier()
 
 
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_have_the_same_memory():
-    multiprocessing.spawn(worker, (29500 + os.getpid() % 2000, ), nprocs=2)
+    run_in_two_processes(worker)

@@ -1,13 +1,11 @@
 """What losses measure during training is the same in all processes."""
-import os
 
 import pytest
 import torch
 from torch import distributed as torch_dist
-from torch import multiprocessing
 
 from mmkd.models.losses import CRDLoss, FTLoss, OFDLoss
-from tests.helpers.two_processes import join
+from tests.helpers.two_processes import run_in_two_processes
 from tests.test_models.test_losses.test_crd import LABELS, at
 
 pytestmark = [pytest.mark.slow, pytest.mark.dist]
@@ -90,13 +88,11 @@ def check_memory(rank: int) -> None:
         assert loss.memory.isfinite().all()
 
 
-def worker(rank: int, port: int) -> None:
-    join(rank, port)
+def worker(rank: int) -> None:
     check_margins(rank)
     check_paraphraser(rank)
     check_memory(rank)
-    torch_dist.barrier()
 
 
 def test_two_processes_measure_the_same():
-    multiprocessing.spawn(worker, (25500 + os.getpid() % 2000, ), nprocs=2)
+    run_in_two_processes(worker)

@@ -1,20 +1,17 @@
 """Every detector family with every way of who teaches: steps, gradients, processes, checkpoints."""
 import copy
 import functools
-import os
 
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import MODELS, init_default_scope
-from torch import distributed as torch_dist
-from torch import multiprocessing
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from tests.helpers.families import CLASSES, STOCK, TWO_STAGE, classifier_parts, detector
 from tests.helpers.tiny import build, distill
-from tests.helpers.two_processes import join, step_twice
+from tests.helpers.two_processes import run_in_two_processes, step_twice
 
 METHODS = {
     'kd': dict(type='mmkd.KD'),
@@ -130,21 +127,18 @@ def test_copied_heads_have_no_box_branches(family):
     assert all(any(f'{one}.' in name for one in classifier_parts(family)) for name in names), names
 
 
-def worker(rank: int, port: int, family: str, folder: str) -> None:
-    join(rank, port)
+def worker(rank: int, family: str, folder: str) -> None:
     init_default_scope('mmdet')
     for method in METHODS:
         if (family, method) not in IMPOSSIBLE:
             step_twice(make(family, method), functools.partial(inputs, family), method, folder, rank)
-    torch_dist.barrier()
 
 
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize('family', STOCK)
 def test_two_processes(family, tmp_path):
-    port = 25500 + os.getpid() % 2000 + list(STOCK).index(family)
-    multiprocessing.spawn(worker, (port, family, str(tmp_path)), nprocs=2)
+    run_in_two_processes(worker, family, str(tmp_path))
     done = {path.name for path in tmp_path.iterdir()}
     assert done == {f'{method}.{rank}' for method in METHODS for rank in range(2)
                     if (family, method) not in IMPOSSIBLE}

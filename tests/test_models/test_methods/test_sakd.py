@@ -1,14 +1,11 @@
 """SAKD: the policy, routing, choices per sample, and what they leave alone."""
 import copy
-import os
 
 import pytest
 import torch
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
-from torch import distributed as torch_dist
-from torch import multiprocessing
 from torch.nn import functional as F
 
 pytest.importorskip('mmpretrain')
@@ -20,7 +17,7 @@ from mmkd.models.methods.sakd import SAKD, SpotAdaptiveDistill
 from mmkd.models.methods.sakd.policy import SpotPolicy
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distill
 from tests.helpers.tiny import build
-from tests.helpers.two_processes import join, step_twice
+from tests.helpers.two_processes import run_in_two_processes, step_twice
 from tests.test_models.test_methods.test_zoo import cifar_network
 
 DISTILLERS = ('FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD')
@@ -358,19 +355,17 @@ def test_logits_alone():
     assert losses_of(model)['sakd.loss_logit'] >= 0
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    join(rank, port)
+def worker(rank: int, folder: str) -> None:
     init_default_scope('mmpretrain')
     models = {name: make(name) for name in DISTILLERS}
     for name, model in dict(models, never=make('AT', strategy='never')).items():
         step_twice(model, lambda model, seed: inputs(model, seed=seed), name, folder, rank)
-    torch_dist.barrier()
 
 
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes(tmp_path):
-    multiprocessing.spawn(worker, (23500 + os.getpid() % 2000, str(tmp_path)), nprocs=2)
+    run_in_two_processes(worker, str(tmp_path))
     assert {path.name for path in tmp_path.iterdir()} == {
         f'{name}.{rank}' for name in (*DISTILLERS, 'never') for rank in range(2)}
 

@@ -1,13 +1,10 @@
 """Every method of the zoo on a classifier, a two-stage and a dense detector: steps, gradients, processes."""
 import functools
-import os
 
 import pytest
 import torch
 from mmdet.testing import demo_mm_inputs
 from mmengine.registry import MODELS, init_default_scope
-from torch import distributed as torch_dist
-from torch import multiprocessing
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
@@ -18,7 +15,7 @@ from tests.helpers.classifiers import distill as distil_classifier
 from tests.helpers.families import CLASSES as BOX_CLASSES
 from tests.helpers.families import detector
 from tests.helpers.tiny import build, distill
-from tests.helpers.two_processes import join, step_twice
+from tests.helpers.two_processes import run_in_two_processes, step_twice
 
 DETECTORS = ('faster_rcnn', 'retinanet')
 OF_LOGITS = [name for name, entry in ZOO.items() if issubclass(entry.cls, LogitDistill)]
@@ -119,8 +116,7 @@ def test_cell(task, name):
     stock.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())))
 
 
-def worker(rank: int, port: int, task: str, folder: str) -> None:
-    join(rank, port)
+def worker(rank: int, task: str, folder: str) -> None:
     for one, name in CELLS:
         if one == task:
             model = make(task, name)
@@ -129,15 +125,13 @@ def worker(rank: int, port: int, task: str, folder: str) -> None:
                 model = make(task, name)
                 model.mmkd.methods[name.lower()].in_first_phase = True
                 step_twice(model, functools.partial(inputs, task), f'{name} first', folder, rank)
-    torch_dist.barrier()
 
 
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize('task', ['classifier', *DETECTORS])
 def test_two_processes(task, tmp_path):
-    port = 29500 + os.getpid() % 2000 + 7 * len(task)
-    multiprocessing.spawn(worker, (port, task, str(tmp_path)), nprocs=2)
+    run_in_two_processes(worker, task, str(tmp_path))
     names = {name for one, name in CELLS if one == task}
     names |= {f'{name} first' for name in names & set(STAGED)}
     assert {path.name for path in tmp_path.iterdir()} == {
