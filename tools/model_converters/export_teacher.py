@@ -30,7 +30,7 @@ def main() -> None:
     check_output(args.out)
     cfg = read_config(args.config)
     if not is_distillation(cfg):
-        raise MMKDError(f'{args.config!r} is not a config of a distillation.')
+        raise MMKDError(f'{args.config!r} does not distill.')
     if args.teacher_checkpoint:
         teachers = teacher_configs(cfg)
         if len(teachers) != 1:
