@@ -27,26 +27,28 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['mmkd.engine'])
 
 
-def build_checked(cfg: dict, base: type, role: str, known: Iterable[str]) -> Any:
+def build_checked(cfg: dict, base: type, role: str, known: Iterable[str], name: str | None = None) -> Any:
     """Build a module of a certain kind from a user's config.
 
     Args:
         cfg: The config.
         base: The class that the module must be derived from.
         role: What such a module is called in error messages, such as ``'proxy'``.
-        known: The names of such modules.
+        known: The types of such modules.
+        name: The user's name for the module, if there is one.
 
     Raises:
         MMKDError: If there is no such module, one of its settings is wrong, or it is of another kind.
     """
     kind = cfg.get('type')
+    title = f'The {role} {name!r}' if name else f'The {role} {kind!r}'
     if isinstance(kind, str) and MODELS.get(kind) is None:
         raise MMKDError(f'There is no {role} {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
                         f'known names are {", ".join(known)}.')
     try:
         module = MODELS.build(cfg)
     except (KeyError, TypeError) as error:
-        raise MMKDError(f'The {role} {kind!r} has a wrong setting ({one_line(error)}).') from None
+        raise MMKDError(f'{title} has a wrong setting ({one_line(error)}).') from None
     if not isinstance(module, base):
         raise MMKDError(f'{kind!r} is a {type(module).__name__}, not a {role}.')
     return module

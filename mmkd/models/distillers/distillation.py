@@ -142,7 +142,8 @@ def _build_method(name: str, cfg: dict) -> Method:
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         "dict(type='mmkd.SHAKE').")
-    return build_checked(cfg, Method, 'method', [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill'])
+    known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
+    return build_checked(cfg, Method, 'method', known, name)
 
 
 def _check_gradient(spot: str, calls: list) -> None:
