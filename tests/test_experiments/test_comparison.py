@@ -202,7 +202,7 @@ def test_a_first_phase_that_leaves_no_epoch_is_told(tmp_path):
 
 def test_settings_in_names_reach_the_check(tmp_path):
     compared = comparison(tmp_path, CLASSIFIER, methods=['sakd:method=nothing'], seeds=1)
-    with pytest.raises(MMKDError, match="SAKD chooses .* not of 'nothing'"):
+    with pytest.raises(MMKDError, match="SAKD needs an inner method that distills .* not 'nothing'"):
         compared.check_students(compared.plan())
 
 

@@ -22,12 +22,17 @@ class TeacherCheckHook(Hook):
     A teacher with a cache is not evaluated; instead, the cache is checked against the training data.
 
     Args:
-        evaluate: Whether to evaluate the teacher; never done with random weights or when a run is resumed. An
-            error is logged if its AP is below 0.05 or its top-1 accuracy below 20 %.
+        evaluate: Whether to evaluate the teacher; never done with random weights or when a run is resumed.
+        metric: The metric that ``minimum`` limits; by default ``coco/bbox_mAP`` or ``accuracy/top1``.
+        minimum: An error is logged if the teacher's metric is lower; by default, an AP of 0.05 or a top-1
+            accuracy of 20 %.
     """
 
-    def __init__(self, evaluate: bool = True) -> None:
+    def __init__(self, evaluate: bool = True, metric: str | None = None,
+                 minimum: float | None = None) -> None:
         self.evaluate = evaluate
+        self.metric = metric
+        self.minimum = minimum
 
     def before_train(self, runner: Runner) -> None:
         model = unwrapped(runner)
@@ -57,7 +62,8 @@ class TeacherCheckHook(Hook):
             return
         print_log('Teacher: ' + ', '.join(f'{name} {value:.4f}' for name, value in metrics.items()
                                           if isinstance(value, (int, float))), 'current')
-        for name, minimum in MINIMUM.items():
+        for name in MINIMUM if self.metric is None else [self.metric]:
+            minimum = MINIMUM.get(name, 0.0) if self.minimum is None else self.minimum
             if metrics.get(name, minimum) < minimum:
                 print_log(
                     f'THE TEACHER IS POOR: {name} is {metrics[name]:.4f}, below {minimum}. Check its '

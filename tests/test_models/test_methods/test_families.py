@@ -189,7 +189,8 @@ def test_scores_that_are_no_logits():
     from mmengine.hub import get_config
     tood = get_config('mmdet::tood/tood_r50_fpn_1x_coco.py').model
     tood.backbone.init_cfg = None
-    with pytest.raises(MMKDError, match="class scores of the student's TOODHead are not the output of a layer"):
+    message = "class scores of the student's TOODHead are not the output of a layer"
+    with pytest.raises(MMKDError, match=message):
         build(distill(tood, copy.deepcopy(tood), kd=METHODS['kd']))
 
 
