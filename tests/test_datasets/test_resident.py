@@ -317,6 +317,7 @@ def test_workers_do_not_share_a_gpu(folder):
         next(iter(loader))
 
 
+@pytest.mark.slow
 def test_batches_that_would_be_collated(folder):
     cfg = loader_of(resident(folder))
     del cfg['collate_fn']

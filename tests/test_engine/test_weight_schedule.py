@@ -61,6 +61,7 @@ def logged(work_dir) -> list[dict]:
     return entries
 
 
+@pytest.mark.slow
 def test_a_stopped_schedule(digits, teacher_config, teacher_checkpoint, tmp_path):
     """From the stop on: no losses, no teacher, no change of what distillation trained."""
     cfg = config(digits, teacher_config, teacher_checkpoint, decay_from=1, stop=2)

@@ -87,6 +87,7 @@ def test_several_trainings_at_a_time(tmp_path, monkeypatch):
     assert [run.finished for run in runs] == [True, True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_tool_that_fails(tmp_path, capsys):
     teacher, *_ = runs = plan(tmp_path, CLASSIFIER)
     teacher.work_dir.mkdir(parents=True)
@@ -96,6 +97,7 @@ def test_a_tool_that_fails(tmp_path, capsys):
     assert "The config 'none.py' " in (teacher.work_dir / 'stdout.log').read_text()
 
 
+@pytest.mark.slow
 def test_a_training_holds_its_lock_when_the_experiment_is_killed(tmp_path):
     """The next training in the same directory waits for it."""
     tool = tmp_path / 'tool.py'

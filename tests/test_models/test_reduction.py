@@ -21,5 +21,7 @@ def worker(rank: int) -> None:
     assert total == rank + 1, 'the argument stays as it is'
 
 
+@pytest.mark.slow
+@pytest.mark.dist
 def test_two_processes():
     run_in_two_processes(worker)

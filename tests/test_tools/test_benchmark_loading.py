@@ -47,6 +47,7 @@ def test_one_config_is_measured(configs, run, tmp_path):
     assert set(found['images_per_second']) == {'config'} and 'ratio' not in found
 
 
+@pytest.mark.slow
 def test_batches_are_what_training_gets(configs):
     tool = load_tool(TOOL)
     stream = tool.Stream(*tool.build(configs[1], None))

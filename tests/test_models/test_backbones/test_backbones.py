@@ -75,6 +75,7 @@ def test_stages(network):
         assert torch.equal(output, feature)
 
 
+@pytest.mark.slow
 def test_function(network, converter, tmp_path):
     """A converted network computes what its layers, called one by one on the original weights, compute."""
     weights = reference_weights(network)

@@ -197,6 +197,7 @@ def test_channels_last_is_given_up_at_whatever_points(operator, words, first, op
     assert sum(words in line and 'it runs with channels first' in line for line in log) == 1
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_compiled_again_without_channels_last():
     model = network(classifiers.classifier(), 'mmpretrain')
     backbone = model.backbone
