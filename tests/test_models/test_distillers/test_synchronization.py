@@ -68,6 +68,7 @@ WHO_TEACHES = [(task, name) for task in ('classifier', *DETECTORS) for name in (
                if (task, name) != ('retinanet', 'SOKD')]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('task', 'name'), CELLS + WHO_TEACHES)
 def test_distilling_waits_for_nothing_more(task, name):
     model = make(task, name)

@@ -202,6 +202,7 @@ def test_query_based_detectors_say_why():
         build(distill(detr, copy.deepcopy(detr), kd=METHODS['kd']))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['retinanet', 'yolox', 'cascade_rcnn'])
 @pytest.mark.parametrize('method', ['kd', 'sokd', 'shake_teacher', 'kdtuned'])
 def test_class_mapping_of_every_kind(family, method):
@@ -220,6 +221,7 @@ def test_class_mapping_of_every_kind(family, method):
     assert torch.isfinite(total)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', ['faster_rcnn', 'retinanet'])
 @pytest.mark.parametrize('weights', ['equal', 'adaptive'])
 @pytest.mark.parametrize('method', ['KD', 'SHAKE', 'SOKD'])
