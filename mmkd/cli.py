@@ -12,7 +12,7 @@ from mmengine.config import Config, DictAction
 from torch import distributed as torch_dist
 
 from .apis.config import is_distillation
-from .checkpoints import latest_checkpoint
+from .checkpoints import latest_checkpoint, use_safe_loaders
 from .config_files import read_config as read_config
 from .errors import MMKDError
 from .models.distillers import DetectorDistiller
@@ -104,6 +104,7 @@ def check_training_config(cfg: Config, path: str) -> None:
 def run_tool(main: Callable[[], None]) -> None:
     """Run a tool; a mistake of the user ends it with one sentence and exit status 2."""
     try:
+        use_safe_loaders()
         main()
     except MMKDError as error:
         if int(os.environ.get('RANK', 0)) == 0:

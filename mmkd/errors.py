@@ -12,7 +12,21 @@ class MMKDError(ValueError):
 def one_line(error: Exception) -> str:
     """Return the type and the first line of an error of another library, for use in a sentence."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return f'{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else ""}'.rstrip('.')
+    line = text.strip().splitlines()[0] if text.strip() else ''
+    printable = ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in line[:1000])
+    return f'{type(error).__name__}: {printable}'.rstrip('.')
+
+
+def escaped(value: object) -> str:
+    """Return a name from a file for use in a message: on one line, in ASCII, and at most 100 characters long.
+
+    Args:
+        value: The name; of anything that is not text, only the type is returned.
+    """
+    if not isinstance(value, str):
+        return f'a {type(value).__name__}'
+    line = ascii(value[:1000])[1:-1]
+    return line if len(line) <= 100 else f'{line[:99]}…'
 
 
 def nearest_names(name: str, known: Iterable[str]) -> str:

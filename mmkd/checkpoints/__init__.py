@@ -1,7 +1,8 @@
 from .atomic_files import AtomicFileBackend, latest_checkpoint, remove_partial_files, write_atomic
-from .safe_loading import SAFE_PREFIX, load_checkpoint, student_state_dict
+from .mmengine_loaders import SAFE_PREFIX, use_safe_loaders
+from .safe_loading import load_checkpoint, student_state_dict
 
 __all__ = [
     'SAFE_PREFIX', 'AtomicFileBackend', 'latest_checkpoint', 'load_checkpoint',
-    'remove_partial_files', 'student_state_dict', 'write_atomic'
+    'remove_partial_files', 'student_state_dict', 'use_safe_loaders', 'write_atomic'
 ]

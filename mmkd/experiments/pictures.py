@@ -14,10 +14,10 @@ from mmdet.registry import DATASETS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import bbox_overlaps
 from mmdet.visualization import DetLocalVisualizer
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
+from ..config_files import read_config
 from .method_names import method_title
 from .runs import SCORES, TrainingLog, metrics, score
 
@@ -84,7 +84,7 @@ def draw_detections(path: Path, detectors: Iterable[tuple[str, Path, Path]], cfg
         score_thr: Detections with a lower score are not drawn.
     """
     detectors = list(detectors)
-    cfg = Config.fromfile(detectors[0][1])
+    cfg = read_config(detectors[0][1])
     cfg.merge_from_dict(cfg_options)
     init_default_scope('mmdet')
     dataset = DATASETS.build(cfg.val_dataloader.dataset)

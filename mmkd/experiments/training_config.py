@@ -14,7 +14,8 @@ from mmengine.registry import DATASETS, init_default_scope
 
 from ..apis.config import check_annotation_files
 from ..cli import OptionsAction
-from ..errors import MMKDError, one_line
+from ..config_files import read_config
+from ..errors import MMKDError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 """The checkout with ``tools/`` and ``configs/``, relative to which configs name teachers and data."""
@@ -127,10 +128,7 @@ def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:
     Raises:
         MMKDError: If the file cannot be read.
     """
-    try:
-        cfg = Config.fromfile(path)
-    except Exception as error:  # a config is Python code, and may raise anything
-        raise MMKDError(f'The config {path} cannot be read ({one_line(error)}).') from error
+    cfg = read_config(str(path))
     cfg.merge_from_dict(parse_options(cfg_options))
     return cfg
 

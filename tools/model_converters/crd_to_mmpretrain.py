@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mmkd.checkpoints import load_checkpoint, write_atomic
 from mmkd.cli import run_tool
-from mmkd.errors import MMKDError, nearest_names
+from mmkd.errors import MMKDError, escaped, nearest_names
 
 NETWORKS = {path.stem: path for path in sorted(
     (Path(__file__).resolve().parents[2] / 'configs/_base_/models/cifar').glob('*.py'))}
@@ -74,7 +74,7 @@ def convert(path: str, wanted: str | None = None) -> tuple[str, Config, nn.Modul
             f'The tensors in {path!r} are not those of {wanted or "any network in the benchmark"}: '
             + (f'they are those of {fitting[0]}.' if fitting else
                f'{len(differing[nearest])} differ from those of {nearest}, such as '
-               f'{originals.get(name, name)!r}.'))
+               f"'{escaped(originals.get(name, name))}'."))
     config, model = build(nearest, classes)
     counters = {name: value for name, value in model.state_dict().items() if name.endswith(COUNTER)}
     model.load_state_dict({**counters, **{rename(name): value for name, value in weights.items()}})

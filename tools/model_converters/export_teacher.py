@@ -41,10 +41,11 @@ def main() -> None:
     model = MODELS.build(model_config(cfg))
     checkpoint = load_checkpoint(args.checkpoint)
     weights = {name: value for name, value in checkpoint['state_dict'].items() if name.startswith('mmkd.')}
-    expected = {name for name in model.state_dict() if name.startswith('mmkd.')}
-    if set(weights) != expected:
+    expected = {name: value.shape for name, value in model.state_dict().items() if name.startswith('mmkd.')}
+    saved = {name: getattr(value, 'shape', None) for name, value in weights.items()}
+    if differing := [name for name in {*saved, *expected} if saved.get(name) != expected.get(name)]:
         raise MMKDError(f'{args.checkpoint!r} was not trained by {args.config!r}: '
-                        f'{len(expected ^ set(weights))} entries of the distillation differ.')
+                        f'{len(differing)} entries of the distillation differ.')
     model.load_state_dict(weights, strict=False)
     config, state = improved_teacher(model)
     meta = dict(cfg=config.pretty_text)

@@ -7,7 +7,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ...checkpoints import SAFE_PREFIX
-from ...errors import MMKDError
+from ...errors import MMKDError, escaped
 from ...random_state import get_random_state, set_random_state
 from ...registry import HOOKS
 from ..runner_access import unwrapped
@@ -78,8 +78,8 @@ class ExactResumeHook(Hook):
         if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
             raise MMKDError(
                 f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} belongs to another model or method (it '
-                f'differs in {", ".join(different[:3])}), so no training can be resumed from it; use '
-                'load_from to start from its weights.')
+                f'differs in {", ".join(map(escaped, different[:3]))}), so no training can be resumed from it; '
+                'use load_from to start from its weights.')
         self._states = checkpoint.get(_KEY)
         if self._states is None:
             print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...checkpoints import load_checkpoint, student_state_dict
 from ...config_files import read_config
-from ...errors import MMKDError, one_line
+from ...errors import MMKDError, escaped, one_line
 
 RANDOM = 'random'
 
@@ -93,9 +93,14 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
         MMKDError: Naming the first tensors that are missing, unexpected or of a different shape.
     """
     expected = model.state_dict()
+    for name, value in weights.items():
+        if not isinstance(value, Tensor):
+            raise MMKDError(f'The {source} holds a {type(value).__name__} under {escaped(name)}, which is not a '
+                            'tensor.')
     misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     fitting = {name: value for name, value in weights.items() if name not in misshapen}
     missing, unexpected = model.load_state_dict(fitting, strict=False)
+    unexpected = [escaped(name) for name in unexpected]
     missing = [name for name in missing
                if not name.endswith('num_batches_tracked') and name not in misshapen]
     shapes = [f'{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}'
