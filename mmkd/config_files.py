@@ -89,7 +89,7 @@ def _read_base(base: str, folder: str, bases_left: int) -> Config:
         return get_config(base)
     if not base.endswith(_DATA):
         raise _NamesCodeError(f'its base {escaped(base)} may be a program; the bases of a YAML or JSON config '
-                              'are YAML or JSON too, or in installed packages: write a Python config instead')
+                              'must be YAML or JSON too, or in an installed package')
     return _read_data(os.path.join(folder, base), bases_left)
 
 
@@ -116,8 +116,8 @@ def _check_data(content: dict) -> None:
     modules = imports.get('imports') or []
     for module in modules if isinstance(modules, (list, tuple)) else [modules]:
         if str(module).split('.')[0] not in _PACKAGES:
-            raise _NamesCodeError(f'it imports {escaped(module)}; only a Python config can import modules that '
-                                  f'are not in {", ".join(_PACKAGES)}')
+            raise _NamesCodeError(f'it imports {escaped(module)}; only a Python config can import anything '
+                                  f'but {", ".join(_PACKAGES)}')
 
 
 def _check_type(name: str) -> None:

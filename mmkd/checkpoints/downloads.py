@@ -53,7 +53,8 @@ def local_file(path: str, role: str) -> str:
             if not os.path.exists(cached):
                 _download(path, cached)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = str(error) if isinstance(error, (BrokenError, FormatError, _DownloadError)) else one_line(error)
+        told = isinstance(error, (BrokenError, FormatError, _DownloadError))
+        reason = str(error) if told else one_line(error)
         raise MMKDError(f'The {role} {path!r} could not be downloaded ({reason}); download it yourself and '
                         'use the path of the local file instead.') from None
     return cached
@@ -110,4 +111,5 @@ def _check_digest(name: str, digest: str) -> None:
     """Compare the digest with the one in the file name, as publishers of weights write it."""
     match = _DIGEST.search(name)
     if match and not _DATE.fullmatch(match[1]) and not digest.startswith(match[1]):
-        raise _DownloadError(f'its SHA-256 begins with {digest[:8]} and not with {match[1][:8]}, as its name says')
+        raise _DownloadError(f'its SHA-256 begins with {digest[:8]} and not with {match[1][:8]}, as its name '
+                             'says')

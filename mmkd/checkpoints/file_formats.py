@@ -14,7 +14,7 @@ _CHUNK = 2**24
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _PROTOCOL = 1001
 _TENSORS_PER_FILE = 8, 2**26
-"""Tensors may share a storage: together they may take this factor times the file, and this constant, in bytes."""
+"""Tensors may share storages: together they may take this factor times the file, plus this many bytes."""
 
 
 class FormatError(ValueError):

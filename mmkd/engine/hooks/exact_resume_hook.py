@@ -78,8 +78,8 @@ class ExactResumeHook(Hook):
         if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
             raise MMKDError(
                 f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} belongs to another model or method (it '
-                f'differs in {", ".join(map(escaped, different[:3]))}), so no training can be resumed from it; '
-                'use load_from to start from its weights.')
+                f'differs in {", ".join(map(escaped, different[:3]))}), so no training can be resumed from '
+                'it; use load_from to start from its weights.')
         self._states = checkpoint.get(_KEY)
         if self._states is None:
             print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)

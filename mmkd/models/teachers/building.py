@@ -95,7 +95,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
     expected = model.state_dict()
     for name, value in weights.items():
         if not isinstance(value, Tensor):
-            raise MMKDError(f'The {source} holds a {type(value).__name__} under {escaped(name)}, which is not a '
+            raise MMKDError(f'The {source} holds a {type(value).__name__} under {escaped(name)} instead of a '
                             'tensor.')
     misshapen = [name for name in expected if name in weights and weights[name].shape != expected[name].shape]
     fitting = {name: value for name, value in weights.items() if name not in misshapen}
