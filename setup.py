@@ -70,6 +70,7 @@ setup(
         ],
         'dev': [
             'codespell',
+            'hypothesis',
             'matplotlib',
             'mdformat',
             'mdformat-gfm',

@@ -88,8 +88,8 @@ def _read_base(base: str, folder: str, bases_left: int) -> Config:
             raise _NamesCodeError(f'its base {escaped(base)} is not a config of {", ".join(_PACKAGES)}')
         return get_config(base)
     if not base.endswith(_DATA):
-        raise _NamesCodeError(f'its base {escaped(base)} may be a program; the bases of a YAML or JSON config '
-                              'must be YAML or JSON too, or in an installed package')
+        raise _NamesCodeError(f'its base {escaped(base)} may be a program; the bases of a YAML or JSON '
+                              'config must be YAML or JSON too, or in an installed package')
     return _read_data(os.path.join(folder, base), bases_left)
 
 
