@@ -13,7 +13,7 @@ def one_line(error: Exception) -> str:
     """Return the type and the first line of an error of another library, for use in a sentence."""
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     line = text.strip().splitlines()[0] if text.strip() else ''
-    printable = ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in line[:1000])
+    printable = ''.join(char if char.isprintable() else ascii(char)[1:-1] for char in line[:300])
     return f'{type(error).__name__}: {printable}'.rstrip('.')
 
 

@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from ..errors import one_line
 from .known_types import CONSTRUCTORS, STATES, VALUES, Storage, StorageType
 from .pickle_reader import BrokenError, PickleReader
 
@@ -111,7 +112,7 @@ def _open_archive(file: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-        raise BrokenError(f'its archive is damaged, {error}') from None
+        raise BrokenError(f'its archive is damaged, {one_line(error)[:200]}') from None
 
 
 class _Archive:
@@ -167,7 +168,7 @@ class _Archive:
                     target[position:position + len(chunk)] = chunk
                     position += len(chunk)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
-            raise BrokenError(f'its archive is damaged, {error}') from None
+            raise BrokenError(f'its archive is damaged, {one_line(error)[:200]}') from None
         if position != record.file_size:
             raise BrokenError('it is truncated')
         return buffer
