@@ -2,9 +2,9 @@
 
     python tests/fuzz_checkpoints.py --minutes 20
 
-Valid checkpoints of all formats are changed: their bytes, the instructions of their pickles, and the records of
-their archives, which then get valid checksums. A process with limits loads them (2 GB of memory, 10 s for a
-file, and nothing may be written). ``--seed`` repeats a run; inputs that fail are kept in ``--out``.
+Valid checkpoints of all formats are changed: their bytes, the instructions of their pickles, and the records
+of their archives, which then get valid checksums. A process with limits loads them (2 GB of memory, 10 s for
+a file, and nothing may be written). ``--seed`` repeats a run; inputs that fail are kept in ``--out``.
 """
 import argparse
 import io
@@ -45,10 +45,11 @@ NAMES = [
     'torch._utils _rebuild_parameter_with_state', 'torch.serialization _get_layout', 'torch.jit load',
     'torch.storage _load_from_bytes']
 INSTRUCTIONS = [
-    b'(', b'0', b'1', b'2', b'N', b'\x88', b'\x89', b']', b'}', b')', b'\x8f', b'\x91', b'\x90', b'a', b'e', b'b',
-    b's', b'u', b't', b'l', b'd', b'R', b'\x81', b'\x92', b'Q', b'\x85', b'\x86', b'\x87', b'\x93', b'\x94',
+    b'(', b'0', b'1', b'2', b'N', b'\x88', b'\x89', b']', b'}', b')', b'\x8f', b'\x91', b'\x90', b'a', b'e',
+    b'b', b's', b'u', b't', b'l', b'd', b'R', b'\x81', b'\x92', b'Q', b'\x85', b'\x86', b'\x87', b'\x93', b'\x94',
     b'K\x01', b'J\xff\xff\xff\xff', b'\x8a\x08' + b'\x7f' * 8, b'\x8b\xff\xff\xff\x7f', b'X\xff\xff\xff\xff',
-    b'\x8d' + b'\xff' * 8, b'B\xff\xff\xff\x7f', b'\x8e' + b'\x7f' * 8, b'\x96' + b'\x10' + b'\x00' * 7 + b'x' * 16,
+    b'\x8d' + b'\xff' * 8, b'B\xff\xff\xff\x7f', b'\x8e' + b'\x7f' * 8,
+    b'\x96' + b'\x10' + b'\x00' * 7 + b'x' * 16,
     b'\x95' + b'\xff' * 8, b'G' + b'\x7f\xf0' + b'\x00' * 6, b'\x8c\x03f8*', b'\x8c\x02f4', b'\x8c\x01O',
     b'C\x04\x00\x00\x00\x00', b'\x97', b'\x98', b'P0\n', b'I1\n', b'L' + b'9' * 5000 + b'L\n', b'.',
     *(b'c' + name.replace(' ', '\n').encode() + b'\n' for name in NAMES)]
@@ -73,7 +74,8 @@ def contents() -> list:
         state_dict=OrderedDict(a=shared, b=shared[2:4], c=shared.view(2, 4).t(), d=torch.ones(2).half()),
         parameter=nn.Parameter(torch.ones(2)), size=torch.Size([2]), device=torch.device('cpu'),
         dtype=torch.float16, arrays=[np.arange(6.0).reshape(2, 3), np.array(['a', 'bc']), np.bool_(True)],
-        plain=[{1, 2}, frozenset({1}), 1 + 2j, b'\xff', bytearray(b'ab'), slice(1, 2), defaultdict(list, a=[1])])
+        plain=[{1, 2}, frozenset({1}), 1 + 2j, b'\xff', bytearray(b'ab'), slice(1, 2),
+               defaultdict(list, a=[1])])
     return [training, values, dict(weight=torch.zeros(3, dtype=torch.int64))]
 
 
@@ -96,10 +98,11 @@ def valid_files() -> list[bytes]:
 def change_bytes(draw, content: bytes) -> bytes:
     """Change some bytes, or a part of the file."""
     data = bytearray(content)
-    for _ in range(draw(st.integers(1, 6))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 6]))):
         start = draw(st.integers(0, max(len(data) - 1, 0)))
         length = draw(st.sampled_from([1, 1, 2, 4, 8, 64, 512]))
-        action = draw(st.sampled_from(['flip', 'set', 'number', 'remove', 'repeat', 'cut', 'insert', 'splice']))
+        action = draw(st.sampled_from(
+            ['flip', 'set', 'number', 'remove', 'repeat', 'cut', 'insert', 'splice']))
         if action == 'flip' and data:
             data[start] ^= 1 << draw(st.integers(0, 7))
         elif action == 'set':
@@ -132,9 +135,10 @@ def parsed(content: bytes) -> list[tuple[str, bytes]]:
 def change_pickle(draw, content: bytes) -> bytes:
     """Change some instructions of a pickle."""
     parts = list(parsed(content))
-    for _ in range(draw(st.integers(1, 8))):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 8]))):
         where = draw(st.integers(0, len(parts) - 1)) if parts else 0
-        action = draw(st.sampled_from(['remove', 'insert', 'insert', 'repeat', 'swap', 'number', 'move', 'name']))
+        action = draw(st.sampled_from(
+            ['remove', 'insert', 'insert', 'repeat', 'swap', 'number', 'move', 'name']))
         if action == 'remove':
             del parts[where:where + draw(st.integers(1, 4))]
         elif action == 'insert':
@@ -189,7 +193,8 @@ def change_records(draw, content: bytes) -> bytes:
     compression = zipfile.ZIP_STORED
     for _ in range(draw(st.integers(1, 3))):
         where = draw(st.integers(0, len(records) - 1)) if records else 0
-        action = draw(st.sampled_from(['remove', 'repeat', 'rename', 'grow', 'cut', 'swap', 'compress', 'script']))
+        action = draw(st.sampled_from(
+            ['remove', 'repeat', 'rename', 'grow', 'cut', 'swap', 'compress', 'script']))
         if action == 'compress':
             compression = zipfile.ZIP_DEFLATED
         elif action == 'script':
@@ -201,8 +206,8 @@ def change_records(draw, content: bytes) -> bytes:
         elif action == 'repeat':
             records.append(records[where])
         elif action == 'rename':
-            names = ['archive/data/0', 'archive/data/1', '../x', '/tmp/x', 'data.pkl', 'archive/byteorder', 'a/',
-                     'archive/version', 'other/data.pkl', 'archive/data/\x1b[2J']
+            names = ['archive/data/0', 'archive/data/1', '../x', '/tmp/x', 'data.pkl', 'archive/byteorder',
+                     'a/', 'archive/version', 'other/data.pkl', 'archive/data/\x1b[2J']
             records[where] = draw(st.sampled_from(names)), records[where][1]
         elif action == 'grow':
             size = draw(st.sampled_from([1, 100, 2**20]))

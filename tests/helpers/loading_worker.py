@@ -9,7 +9,6 @@ import os
 import select
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 SECONDS = 10
@@ -106,7 +105,7 @@ class LoadingWorker:
         root = str(Path(__file__).parents[2])
         self._process = subprocess.Popen(
             [sys.executable, '-c', _WORKER, str(self._memory)], cwd=self._folder, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=tempfile.TemporaryFile(),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             env={**os.environ, 'PYTHONPATH': root, 'OMP_NUM_THREADS': '1'})
         assert self._process.stdout.readline() == 'ready\n'
 
