@@ -1,6 +1,5 @@
 """Files that are made to run code, to change the process or to take all its memory are refused."""
 import argparse
-import os
 import pickle
 import subprocess
 import sys
@@ -12,7 +11,16 @@ from mmengine.logging import HistoryBuffer
 
 from mmkd.checkpoints import load_checkpoint
 from mmkd.errors import MMKDError
-from tests.helpers.checkpoint_files import FORMATS, Made, MadeWithKeywords, call, write_zip
+from tests.helpers.checkpoint_files import (
+    FORMATS,
+    Made,
+    MadeWithKeywords,
+    call,
+    named,
+    text,
+    write_legacy,
+    write_zip,
+)
 
 
 @pytest.mark.parametrize('form', FORMATS)
@@ -26,8 +34,8 @@ def test_code_is_not_run(tmp_path, monkeypatch, form):
     monkeypatch.setenv('MMKD_ALLOW_UNSAFE_CHECKPOINTS', '1')
     try:
         load_checkpoint(path)
-    except MMKDError:  # a bare pickle is no checkpoint, but it has been run by then
-        assert form == 'pickle'
+    except MMKDError:  # the result is no checkpoint, but the file has been run by then
+        pass
     assert marker.exists()  # so the file was a real attack
 
 
@@ -159,14 +167,14 @@ def test_an_arrays_memory_is_not_freed_while_a_tensor_shares_it(tmp_path):
     array = call('numpy.core.multiarray', '_reconstruct', np.ndarray, (0, ), b'b') + b'q\xf0' + state
     tensor = b'\x8c\x05torch\x8c\x06Tensor\x93h\xf0\x85R'
     write_zip(tmp_path / 'file.pth', array + tensor + b'\x86' + b'h\xf0' + state + b'\x86')
-    with pytest.raises(MMKDError, match='a state for ndarray'):
+    with pytest.raises(MMKDError, match=r'holds torch\.Tensor besides'):
         load_checkpoint(tmp_path / 'file.pth')
 
 
 @pytest.mark.parametrize(('owner', 'name'), [
-    (b'\x8c\x1fmmengine.logging.history_buffer\x8c\x0dHistoryBuffer\x93', 'type'),
-    (b'\x8c\x0ctorch._utils\x8c\x0f_rebuild_tensor\x93', 'function'),
-    (call('torch.storage', 'UntypedStorage', 1), 'UntypedStorage')])
+    (named('mmengine.logging.history_buffer', 'HistoryBuffer'), 'mmengine.logging.history_buffer.HistoryBuffer'),
+    (named('torch._utils', '_rebuild_tensor'), 'torch._utils._rebuild_tensor'),
+    (named('torch', 'FloatStorage'), 'StorageType')])
 def test_nothing_that_is_shared_is_changed(tmp_path, owner, name):
     write_zip(tmp_path / 'file.pth', owner + pickle.dumps((None, dict(mean=0)), 2)[2:-1] + b'b')
     with pytest.raises(MMKDError, match=f'a state for {name} besides weights'):
@@ -174,13 +182,38 @@ def test_nothing_that_is_shared_is_changed(tmp_path, owner, name):
     assert callable(HistoryBuffer.mean) and not hasattr(torch._utils._rebuild_tensor, 'mean')
 
 
-def test_the_byte_order_of_numpys_own_types_is_not_changed(tmp_path):
-    write_zip(tmp_path / 'file.pth', call('numpy', 'dtype', 'f4') + pickle.dumps(
-        (3, '>', None, None, None, -1, -1, 0), 2)[2:-1] + b'b')
+def test_a_file_does_not_change_the_statistics_of_histories(tmp_path):
+    history = HistoryBuffer([1.0], [1])
+    history.__dict__['_statistics_methods'] = dict(HistoryBuffer._statistics_methods, mean=HistoryBuffer.max)
+    torch.save(dict(state_dict={}, history=history), tmp_path / 'file.pth')
+    before = dict(HistoryBuffer._statistics_methods)
     try:
-        assert load_checkpoint(tmp_path / 'file.pth')['state_dict'] == np.dtype('>f4')
+        torch.load(tmp_path / 'file.pth', weights_only=False)
+        assert HistoryBuffer._statistics_methods['mean'] is HistoryBuffer.max  # so the file was a real attack
+    finally:
+        HistoryBuffer._statistics_methods.update(before)
+    loaded = load_checkpoint(tmp_path / 'file.pth')['history']
+    assert HistoryBuffer._statistics_methods == before and loaded.statistics('mean') == 1
+    assert set(vars(loaded)) == {'max_length', '_log_history', '_count_history'}
+
+
+def test_the_byte_order_of_numpys_own_types_is_not_changed(tmp_path):
+    dtype = call('numpy', 'dtype', 'f4') + pickle.dumps((3, '>', None, None, None, -1, -1, 0), 2)[2:-1] + b'b'
+    write_zip(tmp_path / 'file.pth', b'}' + text('value') + dtype + b's')
+    try:
+        assert load_checkpoint(tmp_path / 'file.pth')['state_dict']['value'] == np.dtype('>f4')
     finally:
         assert np.dtype('f4').isnative
+
+
+def test_a_module_in_the_old_format_writes_no_patch(tmp_path, monkeypatch):
+    # torch writes the difference between the source code in the file and its own to a file of any name.
+    monkeypatch.chdir(tmp_path)
+    write_legacy(tmp_path / 'file.pth', b'(' + text('module') + named('collections', 'OrderedDict') + text('file')
+                 + text('source') + b'tQ')
+    with pytest.raises(MMKDError, match='cannot be read'):
+        load_checkpoint(tmp_path / 'file.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['file.pth']
 
 
 def test_opting_in(tmp_path, monkeypatch):
