@@ -1,4 +1,5 @@
 """A training that leaves the finite numbers ends, and its last checkpoint is finite."""
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +18,7 @@ from mmkd.engine.hooks import FiniteCheckHook
 from mmkd.errors import MMKDError
 from mmkd.models.losses import FeatureLoss
 from mmkd.registry import MODELS
-from tests.helpers.classifiers import classifier, distill, teacher_of
+from tests.helpers.classifiers import classifier, distill, distill_changed, teacher_of
 from tests.helpers.tiny import build, load_tool
 from tests.test_integration.test_classifier_runs import config, images  # noqa: F401
 
@@ -63,22 +64,7 @@ def run(tmp_path, images):  # noqa: F811
 
 @pytest.fixture
 def teacher(tmp_path):
-    """Return a function that writes a teacher's checkpoint with some tensors changed, and the distiller."""
-
-    def make(change, **method):
-        init_default_scope('mmpretrain')
-        torch.manual_seed(0)
-        model = MODELS.build(teacher_of(classes=3))
-        model.init_weights()
-        weights = model.state_dict()
-        change(weights)
-        torch.save(dict(state_dict=weights), tmp_path / 'teacher.pth')
-        cfg = distill(classifier(classes=3), teacher_of(classes=3), kd=method or dict(type='mmkd.KD'))
-        cfg['teacher']['checkpoint'] = str(tmp_path / 'teacher.pth')
-        cfg['student'].pop('data_preprocessor')
-        return ConfigDict(cfg)
-
-    return make
+    return partial(distill_changed, tmp_path)
 
 
 def explode(weights):
