@@ -28,6 +28,6 @@ from .vid import VIDLoss
 __all__ = [
     'ABLoss', 'ATLoss', 'CCLoss', 'CRDLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'FGDLoss', 'FSPLoss', 'FTLoss',
     'FeatureLoss', 'FitNetLoss', 'HardLabelLoss', 'KDSVDLoss', 'LogitLoss', 'MGDLoss', 'NSTLoss', 'OFDLoss',
-    'PKDLoss', 'PKTLoss', 'RKDLoss', 'RelationalFeatureLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss', 'at_least_float32',
-    'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
+    'PKDLoss', 'PKTLoss', 'RKDLoss', 'RelationalFeatureLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss',
+    'at_least_float32', 'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
 ]
