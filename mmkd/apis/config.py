@@ -34,10 +34,10 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     """Add the settings that mmkd needs and that the user's config does not set.
 
     These are: the optimizer constructor that applies the user's rules to the student's parameters only,
-    atomic checkpoints with the student's config, exact resuming, the check of the teacher, the hooks that
-    serve the methods, training data that a teacher's cache covers, safe loading, and distributed training on
-    CPU. All of them are visible in the config that the Runner saves beside the log. A student that is trained
-    alone is prepared in the same way, so that it can be compared.
+    atomic checkpoints with the student's config, exact resuming, the checks of losses, weights and the
+    teacher, the hooks that serve the methods, training data that a teacher's cache covers, safe loading, and
+    distributed training on CPU. All of them are visible in the config that the Runner saves beside the log. A
+    student that is trained alone is prepared in the same way, so that it can be compared.
 
     Args:
         cfg: A whole training config; changed in place.
@@ -52,6 +52,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook', interval=1))
     if checkpoint is not None and _name(checkpoint.get('type')) == 'CheckpointHook':
         checkpoint['type'] = 'mmkd.CheckpointHook'
+    hooks.setdefault('finite_check', ConfigDict()).setdefault('type', 'mmkd.FiniteCheckHook')
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
     if is_distillation(cfg):
         for name, kind in _DISTILLATION_HOOKS.items():

@@ -58,9 +58,7 @@ def plot_curves(path: Path, logs: dict[str, list[TrainingLog]]) -> None:
 def task_loss(record: dict) -> float:
     """Return the student's task loss, which all methods share, from a training record of MMEngine's log."""
     losses = [value for key, value in record.items() if key.startswith('loss_') and key != 'loss_waiting']
-    # A classifier's loss is only part of the total, which also has the methods' losses.
-    return sum(losses) if losses else record['loss'] - sum(
-        value for key, value in record.items() if '.loss' in key)
+    return sum(losses) if losses else record['loss']  # a classifier that is trained alone logs the sum only
 
 
 def mean_curve(logs: Sequence[dict[int, dict]],

@@ -1,6 +1,10 @@
 """Small classifiers that take a step in milliseconds."""
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from mmengine.config import ConfigDict
+from mmengine.registry import MODELS, init_default_scope
 
 CLASSES = 5
 STUDENT = dict(type='ClsDataPreprocessor', mean=[120.0, 115.0, 100.0], std=[60.0, 58.0, 57.0], to_rgb=True)
@@ -45,6 +49,27 @@ def distill(student, teacher, **methods) -> dict:
     """Return a ClassifierDistiller's config with a random teacher."""
     return dict(type='mmkd.ClassifierDistiller', student=student,
                 teacher=dict(config=teacher, checkpoint='random'), methods=methods)
+
+
+def distill_changed(folder: Path, change: Callable, classes: int = 3) -> ConfigDict:
+    """Return a ClassifierDistiller's config whose teacher has a checkpoint with some tensors changed.
+
+    Args:
+        folder: Where to write the checkpoint.
+        change: Called with the weights by name, to change them in place.
+        classes: Number of classes.
+    """
+    init_default_scope('mmpretrain')
+    torch.manual_seed(0)
+    model = MODELS.build(teacher_of(classes=classes))
+    model.init_weights()
+    weights = model.state_dict()
+    change(weights)
+    torch.save(dict(state_dict=weights), folder / 'teacher.pth')
+    cfg = distill(classifier(classes=classes), teacher_of(classes=classes), kd=dict(type='mmkd.KD'))
+    cfg['teacher']['checkpoint'] = str(folder / 'teacher.pth')
+    cfg['student'].pop('data_preprocessor')  # a whole config has it at the top
+    return ConfigDict(cfg)
 
 
 def batch(model, number: int = 4, size: int = 64, seed: int = 0) -> dict:

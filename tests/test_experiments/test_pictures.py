@@ -15,8 +15,9 @@ def test_task_loss_leaves_out_what_distilling_adds():
     record = {
         'loss': 5.0, 'loss_cls': 1.0, 'loss_rpn_bbox': 0.5, 'shake.loss_student': 3.5, 'lr': 0.1}
     assert task_loss(record) == 1.5
-    classifier = {'loss': 5.0, 'loss_waiting': 0.0, 'shake.loss_student': 3.5, 'lr': 0.1}
+    classifier = {'loss': 5.0, 'loss_cls': 1.5, 'loss_waiting': 0.0, 'shake.loss_student': 3.5, 'lr': 0.1}
     assert task_loss(classifier) == 1.5
+    assert task_loss({'loss': 1.5, 'lr': 0.1}) == 1.5
 
 
 def write_log(work_dir, *records):

@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from mmkd.checkpoints import load_checkpoint, student_state_dict, write_atomic
+from mmkd.checkpoints import check_valid, load_checkpoint, student_state_dict, write_atomic
 from mmkd.cli import check_output, run_tool
 from mmkd.errors import MMKDError
 
@@ -26,7 +26,8 @@ def export(checkpoint: str, out: str) -> dict:
         dict: The content of the file: ``state_dict``, and ``meta`` with ``dataset_meta``, ``cfg``, ``epoch``…
 
     Raises:
-        MMKDError: If the checkpoint cannot be read, or ``out`` exists or cannot be written.
+        MMKDError: If the checkpoint cannot be read or its weights are not finite, or ``out`` exists or cannot
+            be written.
     """
     if os.path.exists(out):
         raise MMKDError(f'{out!r} already exists; choose another name.')
@@ -36,6 +37,7 @@ def export(checkpoint: str, out: str) -> dict:
     kept = ('dataset_meta', 'cfg', 'epoch', 'iter', 'mmengine_version')
     student = dict(
         meta={key: meta[key] for key in kept if key in meta}, state_dict=student_state_dict(loaded))
+    check_valid(student['state_dict'], f'checkpoint {checkpoint!r}')
     buffer = io.BytesIO()
     torch.save(student, buffer)
     write_atomic(buffer.getvalue(), out)

@@ -4,7 +4,7 @@ import os.path as osp
 from collections.abc import Mapping, Sequence
 
 from mmengine.dataset import BaseDataset
-from mmengine.dist import is_main_process
+from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
@@ -94,6 +94,9 @@ class TrainLabelsHook(Hook):
         methods = [method for method in distillation.methods.values()
                    if isinstance(method, TrainLabelsMethod) and method.needs_train_labels]
         if methods:
+            if get_world_size() > 1 and not getattr(runner.train_dataloader.sampler, 'round_up', True):
+                raise MMKDError('A method shares its memory among all processes, which needs batches of the '
+                                'same size on all of them: set train_dataloader.sampler.round_up=True.')
             # Before weights are loaded, because they may include buffers whose size depends on the labels.
             labels = _train_labels(runner.train_dataloader.dataset)
             for method in methods:

@@ -41,9 +41,14 @@ class Distilled(BaseModel):
         Args:
             inputs: Preprocessed images ``(N, 3, H, W)``.
             data_samples: The samples of the images.
+
+        Returns:
+            dict: The losses; the ``loss`` of a classifier is called ``loss_cls``, as in MMDetection.
         """
         with self.mmkd.recorder(self) as recorder:
             losses = super().loss(inputs, data_samples)
+        # MMEngine logs the sum of all losses as `loss`, and a loss of that name would replace it in the log.
+        losses = {'loss_cls' if name == 'loss' else name: value for name, value in losses.items()}
         return self.mmkd.losses(self, recorder, inputs, data_samples, losses)
 
 

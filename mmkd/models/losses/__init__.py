@@ -1,6 +1,6 @@
 from .ab import ABLoss
 from .at import ATLoss
-from .base import FeatureLoss, LogitLoss
+from .base import FeatureLoss, LogitLoss, RelationalFeatureLoss
 from .cc import CCLoss
 from .crd import CRDLoss
 from .cwd import CWDLoss
@@ -28,6 +28,6 @@ from .vid import VIDLoss
 __all__ = [
     'ABLoss', 'ATLoss', 'CCLoss', 'CRDLoss', 'CWDLoss', 'DISTLoss', 'DKDLoss', 'FGDLoss', 'FSPLoss', 'FTLoss',
     'FeatureLoss', 'FitNetLoss', 'HardLabelLoss', 'KDSVDLoss', 'LogitLoss', 'MGDLoss', 'NSTLoss', 'OFDLoss',
-    'PKDLoss', 'PKTLoss', 'RKDLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss', 'at_least_float32',
-    'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
+    'PKDLoss', 'PKTLoss', 'RKDLoss', 'RelationalFeatureLoss', 'ReviewKDLoss', 'SPLoss', 'VIDLoss',
+    'at_least_float32', 'bernoulli_kl_divergence', 'kl_divergence', 'pearson_distance', 'standardize_logits'
 ]

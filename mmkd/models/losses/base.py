@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ...errors import check_weight
+from ..reduction import gather_over_ranks
 
 
 class FeatureLoss(nn.Module):
@@ -84,8 +85,7 @@ class FeatureLoss(nn.Module):
                samples: Sequence | None = None) -> Tensor:
         """Return the loss of a subset of the samples, multiplied by the subset's share of the batch.
 
-        Relational losses are computed on the subset; for others, the samples' values are masked. An empty
-        subset gives exactly 0, with gradients.
+        The values of the other samples are masked. An empty subset gives exactly 0, with gradients.
 
         Args:
             student: As for :meth:`values`.
@@ -97,20 +97,10 @@ class FeatureLoss(nn.Module):
         Returns:
             Tensor: A scalar.
         """
-        if self.is_relational:
-            values = [self._compare_subset(s, t, choice)
-                      for s, t, choice in zip(student, teacher, choices, strict=True)]
-        else:
-            values = self.values(student, teacher, samples)
-            values = [(choice * value).mean()
-                      for choice, value in zip(choices[len(choices) - len(values):], values, strict=True)]
-        return self.weight * sum(values)
-
-    def _compare_subset(self, student: Tensor, teacher: Tensor, choice: Tensor) -> Tensor:
-        index = choice.nonzero()[:, 0]
-        if not len(index):
-            return student.sum() * 0
-        return choice.mean() * self.compare(student[index], teacher[index])
+        values = self.values(student, teacher, samples)
+        return self.weight * sum(
+            (choice * value).mean()
+            for choice, value in zip(choices[len(choices) - len(values):], values, strict=True))
 
     def first_phase(self, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
         """Return the loss of the first phase, a scalar: as :meth:`forward`, with :attr:`first_weight`."""
@@ -130,11 +120,51 @@ class FeatureLoss(nn.Module):
         """
 
 
+class RelationalFeatureLoss(FeatureLoss):
+    """Compares how the samples of a batch relate to one another in student and teacher.
+
+    Args:
+        weight: Loss weight.
+        gather: Whether the batch is that of all processes together; by default, samples are related within
+            the batch of each process.
+    """
+
+    is_relational = True
+
+    def __init__(self, weight: float = 1.0, gather: bool = False) -> None:
+        super().__init__(weight)
+        self.gather = gather
+
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
+               samples: Sequence | None = None) -> list[Tensor]:
+        if self.gather:
+            student, teacher = ([gather_over_ranks(level) for level in levels]
+                                for levels in (student, teacher))
+        return super().values(student, teacher, samples)
+
+    def masked(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+               samples: Sequence | None = None) -> Tensor:
+        if self.gather:
+            student, teacher, choices = ([gather_over_ranks(level) for level in levels]
+                                         for levels in (student, teacher, choices))
+        return self.weight * sum(self._compare_subset(s, t, choice)
+                                 for s, t, choice in zip(student, teacher, choices, strict=True))
+
+    def _compare_subset(self, student: Tensor, teacher: Tensor, choice: Tensor) -> Tensor:
+        index = choice.nonzero()[:, 0]
+        if not len(index):
+            return student.sum() * 0
+        return choice.mean() * self.compare(student[index], teacher[index])
+
+
 class LogitLoss(nn.Module):
     """Compares the class logits (softmax) of student and teacher."""
 
     is_relational: bool = False
     """Whether the loss of a sample depends on the other samples of the batch."""
+
+    gather: bool = False
+    """Whether a relational loss is for the batch of all processes together."""
 
     needs_labels: bool = False
     """Whether the loss uses the true classes."""

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ...errors import MMKDError, check_choice
 from ...registry import MODELS
-from .base import FeatureLoss
+from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
 
@@ -57,7 +57,7 @@ def correlations(feature: Tensor, kernel: str, gamma: float, order: int) -> Tens
 
 
 @MODELS.register_module()
-class CCLoss(FeatureLoss):
+class CCLoss(RelationalFeatureLoss):
     """Makes the correlations between samples congruent, in linear embeddings of both networks' features.
 
     Both embeddings are trained, as in RepDistiller. Features are flattened per sample, so maps need a
@@ -71,13 +71,12 @@ class CCLoss(FeatureLoss):
             :func:`correlations`.
         gamma: γ of the Gaussian kernel.
         order: P, the order of its Taylor series.
+        gather: Whether samples of all processes are related to one another, not only those of each process.
     """
 
-    is_relational = True
-
     def __init__(self, weight: float = 1.0, dim: int | None = 128, kernel: str | None = None,
-                 gamma: float = 0.4, order: int = 2) -> None:
-        super().__init__(weight)
+                 gamma: float = 0.4, order: int = 2, gather: bool = False) -> None:
+        super().__init__(weight, gather)
         check_choice(kernel, (None, 'bilinear', 'gaussian'), 'kernel')
         self.dim = dim
         self.kernel = kernel

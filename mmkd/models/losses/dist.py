@@ -41,12 +41,15 @@ class DISTLoss(LogitLoss):
         beta: β, weight of the relation between classes.
         gamma: γ, weight of the relation within classes, which is constant for a batch of one.
         temperature: τ.
+        gather: Whether samples of all processes are related to one another, not only those of each process.
     """
 
     is_relational = True
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0,
+                 gather: bool = False) -> None:
         super().__init__()
+        self.gather = gather
         check_weight(beta, 'beta')
         check_weight(gamma, 'gamma')
         self.beta = beta

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss
+from .base import RelationalFeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, resized
 
 
@@ -34,16 +34,15 @@ def pearson_distance(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Ten
 
 
 @MODELS.register_module()
-class PKDLoss(FeatureLoss):
+class PKDLoss(RelationalFeatureLoss):
     """PKD's imitation loss, summed over levels (equation 5, with α = 6 on FPN levels).
 
-    Maps of another height or width are resampled to the student's.
+    Maps of another height or width are resampled to the student's. The statistics of a channel are those of
+    the images of one process, as in the released code.
 
     Args:
         weight: α.
     """
-
-    is_relational = True
 
     def __init__(self, weight: float = 6.0) -> None:
         super().__init__(weight)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
-from .base import FeatureLoss
+from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
 
@@ -54,14 +54,13 @@ def pkt_loss(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
 
 
 @MODELS.register_module()
-class PKTLoss(FeatureLoss):
+class PKTLoss(RelationalFeatureLoss):
     """Preserves the teacher's probabilities of neighbors in a batch; see :func:`pkt_loss`.
 
     Args:
         weight: Loss weight; 30000 in RepDistiller.
+        gather: Whether samples of all processes are related to one another, not only those of each process.
     """
-
-    is_relational = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return pkt_loss(student, teacher)

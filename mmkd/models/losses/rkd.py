@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ...errors import check_weight
 from ...registry import MODELS
-from .base import FeatureLoss
+from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
 
@@ -59,7 +59,7 @@ def cosines(difference: Tensor, distance: Tensor, eps: float = 1e-12) -> Tensor:
 
 
 @MODELS.register_module()
-class RKDLoss(FeatureLoss):
+class RKDLoss(RelationalFeatureLoss):
     r"""Preserves the distances between pairs of samples and the angles of triplets.
 
     .. math:: \lambda_D \, \mathrm{mean}_{ij} \, l(\psi_D(s_i, s_j), \psi_D(t_i, t_j)) +
@@ -73,13 +73,12 @@ class RKDLoss(FeatureLoss):
         weight: Weight of both terms.
         distance_weight: λ_D.
         angle_weight: λ_A.
+        gather: Whether samples of all processes are related to one another, not only those of each process.
     """
 
-    is_relational = True
-
-    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0,
-                 angle_weight: float = 50.0) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0,
+                 gather: bool = False) -> None:
+        super().__init__(weight, gather)
         check_weight(distance_weight, 'distance_weight')
         check_weight(angle_weight, 'angle_weight')
         self.distance_weight = distance_weight

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...registry import MODELS
-from .base import FeatureLoss
+from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
 
@@ -47,14 +47,13 @@ def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @MODELS.register_module()
-class SPLoss(FeatureLoss):
+class SPLoss(RelationalFeatureLoss):
     """Preserves the teacher's similarities between the samples of a batch; see :func:`sp_loss`.
 
     Args:
         weight: γ; 3000 in the paper and in RepDistiller.
+        gather: Whether samples of all processes are related to one another, not only those of each process.
     """
-
-    is_relational = True
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return sp_loss(student, teacher)

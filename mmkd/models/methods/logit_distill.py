@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ...errors import MMKDError, check_weight
 from ...registry import MODELS
 from ..losses import LogitLoss, at_least_float32, standardize_logits
-from ..reduction import mean_over_ranks
+from ..reduction import gather_over_ranks, mean_over_ranks
 from ..spots import LogitLayout, logit_layout
 from ..step import Step
 from ..teachers import Teacher
@@ -87,6 +87,9 @@ class LogitDistill(Method):
     def _mean(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None,
               choices: Sequence[Tensor] | None) -> Tensor:
         """Return the mean of the loss over images or boxes, or over the chosen images times their share."""
+        if self.loss.gather:
+            student_logits, teacher_logits = map(gather_over_ranks, (student_logits, teacher_logits))
+            choices = choices and [gather_over_ranks(choice) for choice in choices]
         if choices is not None and self.loss.is_relational:
             index = choices[0].nonzero()[:, 0]
             if not len(index):

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ...checkpoints import load_checkpoint, student_state_dict
+from ...checkpoints import check_valid, load_checkpoint, student_state_dict
 from ...config_files import read_config
 from ...errors import MMKDError, escaped, one_line
 
@@ -90,7 +90,8 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
         source: The name of the file in messages.
 
     Raises:
-        MMKDError: Naming the first tensors that are missing, unexpected or of a different shape.
+        MMKDError: Naming the first tensors that are missing, unexpected or of a different shape, or the first
+            tensor that holds NaN or infinity, or a negative variance.
     """
     expected = model.state_dict()
     for name, value in weights.items():
@@ -109,6 +110,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
         ('missing', missing), ('unexpected', unexpected), ('misshapen', shapes)) if names]
     if problems:
         raise MMKDError(f'The {source} does not fit {type(model).__name__}: {"; ".join(problems)}.')
+    check_valid(weights, source)
 
 
 def _listed(names: list[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ...checkpoints import write_atomic
+from ...checkpoints import find_invalid, write_atomic
 from ...errors import MMKDError
 
 SPOTS = ('cls_logits', 'cls_outputs')
@@ -205,6 +205,9 @@ class TeacherCache:
         if digest.hexdigest() != self.files[_name(view)]['sha256']:
             raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is damaged; delete it and '
                             f'run {_TOOL} to make it again.')
+        if problem := find_invalid(load_file(self._path(view))):
+            raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is of no use: {problem}; '
+                            f'delete it and run {_TOOL} to make it again.')
         self._verified.add(view)
 
     def _path(self, view: int) -> str:

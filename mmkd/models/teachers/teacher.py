@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ..spots import (
+    HookPoint,
     LogitLayout,
     check_comparable,
     classification_heads,
@@ -21,10 +22,12 @@ from ..spots import (
     logit_layout,
     resolve_spot,
 )
+from ..spots.probing import run
 from .building import RANDOM, build_teacher_model, read_teacher_config
 from .cache import TeacherCache, check_spots
 from .class_mapping import ClassMapping
 from .inference import TeacherForward
+from .nan_layers import record_nan_layers
 from .normalization import BatchConverter, image_shapes
 
 
@@ -248,6 +251,19 @@ class Teacher:
             MMKDError: If :meth:`build` has not been called.
         """
         return self.converter(inputs, image_shapes(self.model, inputs, data_samples))
+
+    @torch.no_grad()
+    def find_nan(self, inputs: Tensor, data_samples: Sequence) -> str | None:
+        """Return the name of the first layer that computes NaN on the student's batch, or ``None``.
+
+        Of a detector, only backbone and neck are run. A cache holds no NaN.
+        """
+        if self.cache is not None:
+            return None
+        head = dict(head=HookPoint('head')) if is_classifier(self.model) else {}
+        with record_nan_layers(self.model) as layers:
+            run(self.model, head, self.convert(inputs, data_samples))
+        return layers[0] if layers else None
 
     def apply(self, function: Callable[[Tensor], Tensor]) -> None:
         """Move or cast the teacher like a module; used when the student is moved."""

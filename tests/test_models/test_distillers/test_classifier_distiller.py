@@ -223,10 +223,10 @@ def test_all_terms_of_the_released_shake(standardize_task):
     torch.testing.assert_close(losses['shake.loss_proxy_teacher'], ((p_ - t_)**2).mean())
     own, other = (s_, p_) if standardize_task else raw
     torch.testing.assert_close(losses['shake.loss_proxy_task'], F.cross_entropy(other, labels))
-    task = losses['shake.loss_task'] if standardize_task else losses['loss']
+    task = losses['shake.loss_task'] if standardize_task else losses['loss_cls']
     torch.testing.assert_close(task, F.cross_entropy(own, labels))
     if standardize_task:
-        assert losses['loss'] == 0
+        assert losses['loss_cls'] == 0
 
 
 def standardized(z):
@@ -329,7 +329,7 @@ def test_distillation_token(hard):
     token = F.cross_entropy(of_token, t.argmax(dim=1)) if hard else kl(t, of_token, 3.0)
     torch.testing.assert_close(losses['deit.loss_class'], (1 - share) * F.cross_entropy(of_class, labels))
     torch.testing.assert_close(losses['deit.loss_token'], share * token)
-    assert losses['loss'] == 0
+    assert losses['loss_cls'] == 0
     model.parse_losses(losses)[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     MODELS.build(deit()).load_state_dict(student_state_dict(dict(state_dict=model.state_dict())))
@@ -399,6 +399,6 @@ def test_building_a_teacher_does_not_shift_random_numbers():
         model = make(method)
         data = batch(model)
         torch.manual_seed(3)
-        loss = model(**data, mode='loss')['loss']
+        loss = model(**data, mode='loss')['loss_cls']
         numbers.append((loss.item(), torch.rand(1).item()))
     assert len(set(numbers)) == 1

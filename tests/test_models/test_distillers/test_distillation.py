@@ -7,6 +7,7 @@ pytest.importorskip('mmpretrain')
 from mmengine.config import ConfigDict
 from mmengine.registry import MODELS, init_default_scope
 
+from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from tests.helpers.classifiers import STUDENT, classifier, deit, distill, teacher_of
 from tests.helpers.classifiers import batch as images
@@ -67,10 +68,22 @@ def test_a_schedule_leaves_the_labels_alone(student, method, task):
     before = losses_of(model)
     model.mmkd.methods['one'].scale = 0.25
     after = losses_of(model)
-    assert before['loss'] == after['loss'] == 0 and before[f'one.{task}'] > 0
+    assert before['loss_cls'] == after['loss_cls'] == 0 and before[f'one.{task}'] > 0
     for name, value in before.items():
         factor = 0.25 if 'loss' in name and not name.endswith(task) else 1.0
         torch.testing.assert_close(after[name], factor * value, msg=name)
+
+
+@pytest.mark.parametrize('student', [classifier(), deit()])
+def test_the_logged_loss_is_the_optimized_loss(student):
+    model = build(distill(student, teacher_of(), kd=dict(type='mmkd.KD'))).eval()
+    losses = losses_of(model)
+    optimized, logged = model.parse_losses(losses)
+    torch.testing.assert_close(optimized, losses['loss_cls'] + losses['kd.loss_student'])
+    assert losses['kd.loss_student'] > 0 and logged['loss'] == optimized
+    plain = MODELS.build(student).eval()
+    plain.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())))
+    assert plain(**images(model), mode='loss')['loss'] == losses['loss_cls']
 
 
 def test_weights_of_the_task_multiply():
@@ -79,7 +92,7 @@ def test_weights_of_the_task_multiply():
     less = losses_of(build(distill(classifier(), teacher_of(), shake=shake, kd=dict(kd, student_task=0.1))))
     torch.testing.assert_close(less['shake.loss_task'], 0.1 * plain['shake.loss_task'])
     torch.testing.assert_close(less['kd.loss_student'], plain['kd.loss_student'])
-    assert less['loss'] == 0
+    assert less['loss_cls'] == 0
 
 
 # What cannot work

@@ -241,7 +241,7 @@ def test_no_chosen_samples_give_exactly_zero_with_gradients(name):
     key, = (key for key in losses if 'loss_feature' in key)
     assert losses[key] == 0 and losses['sakd.loss_kd'] == 0
     total, _ = model.parse_losses(losses)
-    assert total.item() == pytest.approx(losses['loss'].item(), rel=1e-6)
+    assert total.item() == pytest.approx(losses['loss_cls'].item(), rel=1e-6)
     total.backward()
     gradients = [p.grad for p in model.parameters() if p.requires_grad]
     assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)

@@ -159,14 +159,14 @@ def test_in_a_first_phase_other_methods_wait():
     method = model.mmkd.methods['ab']
     method.in_first_phase = True
     losses = model(**inputs('classifier', model), mode='loss')
-    assert losses['loss'] == 0 and losses['loss_waiting'] == 0 and losses['ab.loss_feature'] > 0
+    assert losses['loss_cls'] == 0 and losses['loss_waiting'] == 0 and losses['ab.loss_feature'] > 0
     assert not any(key.startswith(('kd.', 'shake.')) for key in losses)
     sum(value for key, value in losses.items() if 'loss' in key).backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
     method.in_first_phase = False
     method.end_first_phase()
     losses = model(**inputs('classifier', model), mode='loss')
-    assert losses['loss'] > 0 and 'kd.loss_student' in losses and 'ab.loss_feature' not in losses
+    assert losses['loss_cls'] > 0 and 'kd.loss_student' in losses and 'ab.loss_feature' not in losses
 
 
 def test_random_numbers_of_a_loss_leave_those_of_the_training_alone():

@@ -75,9 +75,10 @@ def test_indices_beyond_int16_come_back(tmp_path):
 
 def test_two_views_at_most_are_open(tmp_path, monkeypatch):
     make(tmp_path, views=3)
+    reader = TeacherCache(str(tmp_path))
+    reader.check(ORIGIN, 3)  # reads every file once
     opened, load = [], cache.load_file
     monkeypatch.setattr(cache, 'load_file', lambda path: opened.append(path[-15:-12]) or load(path))
-    reader = TeacherCache(str(tmp_path))
     for view in (0, 1, 0, 1, 2, 1, 0):
         reader.read([view], [0])
     assert opened == ['000', '001', '002', '000']
@@ -96,6 +97,16 @@ def test_disks_that_are_full(tmp_path):
 
 
 # Refusals
+
+
+@pytest.mark.parametrize(('value', 'what'), [(torch.nan, 'NaN'), (-torch.inf, 'infinity')])
+def test_logits_that_are_not_finite_are_refused(tmp_path, value, what):
+    """They may have been written by another program, with the right digest."""
+    made = make(tmp_path, views=2)
+    made.write(1, dict(values=logits().index_fill(1, torch.tensor([2]), value).half()), top1=50.0)
+    reader = TeacherCache(str(tmp_path))
+    with pytest.raises(MMKDError, match=rf"view_001\.safetensors' .* is of no use: 'values' holds {what}"):
+        reader.check(ORIGIN, 2)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
