@@ -53,6 +53,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
     if checkpoint is not None and _name(checkpoint.get('type')) == 'CheckpointHook':
         checkpoint['type'] = 'mmkd.CheckpointHook'
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
+    hooks.setdefault('preemption', ConfigDict()).setdefault('type', 'mmkd.PreemptionHook')
     if is_distillation(cfg):
         for name, kind in _DISTILLATION_HOOKS.items():
             hooks.setdefault(name, ConfigDict()).setdefault('type', kind)
