@@ -1,5 +1,7 @@
 """Ending a training in good order when a cluster, or Ctrl-C, asks for it."""
+import atexit
 import functools
+import multiprocessing
 import os
 import signal
 import sys
@@ -55,6 +57,8 @@ class PreemptionHook(Hook):
         # Signals of a terminal or a cluster reach the workers too, which must live until all is saved.
         for loader in _data_loaders(runner):
             loader.worker_init_fn = functools.partial(ignore_signals, initialize=loader.worker_init_fn)
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)
 
     def before_train(self, runner: Runner) -> None:
         self._received = 0
@@ -77,8 +81,9 @@ class PreemptionHook(Hook):
         # Processes validate different numbers of batches, so there is no agreement here. The launcher ends the
         # others, which have nothing to save.
         if self._received and hook is not None and hook.saved_iter == runner.iter:
-            _exit(f'Interrupted by {signal.Signals(self._received).name} during the validation after iteration '
-                  f'{runner.iter}; {hook.last_ckpt} was saved before; add --resume to continue.')
+            _tell(f'Interrupted by {signal.Signals(self._received).name} during the validation after iteration '
+                  f'{runner.iter}; {hook.last_ckpt} was saved before it; add --resume to continue.')
+            raise SystemExit(EXIT_INTERRUPTED)
 
     def after_train(self, runner: Runner) -> None:
         while self._previous:
@@ -109,15 +114,18 @@ class PreemptionHook(Hook):
         reason = f'Interrupted by {signal.Signals(received).name} after iteration {runner.iter + 1}'
         hook = _checkpoint_hook(runner)
         if hook is None:
-            _exit(f'{reason}; nothing was saved, because the config has no mmkd.CheckpointHook.')
-        if hook.saved_iter != runner.iter + 1:
-            for other in runner.hooks:
-                capture: Callable[[Runner], None] | None = getattr(other, 'capture', None)
-                if capture is not None:
-                    capture(runner)
-            hook.save_interrupted(runner)
-        barrier()  # nobody ends, and is missed by the launcher, before the file is complete
-        _exit(f'{reason}; saved {hook.last_ckpt}; add --resume to continue.')
+            _tell(f'{reason}; nothing was saved, because the config has no mmkd.CheckpointHook.')
+        else:
+            if hook.saved_iter != runner.iter + 1:
+                for other in runner.hooks:
+                    capture: Callable[[Runner], None] | None = getattr(other, 'capture', None)
+                    if capture is not None:
+                        capture(runner)
+                hook.save_interrupted(runner)
+            _tell(f'{reason}; saved {hook.last_ckpt}; add --resume to continue.')
+        barrier()  # launchers end all processes as soon as the first one ends
+        # The handlers stay, because launchers do that with SIGTERM.
+        raise SystemExit(EXIT_INTERRUPTED)
 
 
 def ignore_signals(worker_id: int, initialize: Callable[[int], None] | None = None) -> None:
@@ -135,6 +143,14 @@ def ignore_signals(worker_id: int, initialize: Callable[[int], None] | None = No
         initialize(worker_id)
 
 
+def _kill_workers() -> None:
+    # At exit, multiprocessing sends SIGTERM, which they ignore, and waits for them.
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error when a worker is killed
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
 def _data_loaders(runner: Runner) -> Iterator[DataLoader]:
     for loop in (runner._train_loop, runner._val_loop):
         if isinstance(loop, BaseLoop) and isinstance(loop.dataloader, DataLoader):
@@ -145,9 +161,7 @@ def _checkpoint_hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
-def _exit(message: str) -> NoReturn:
-    # The handlers stay: launchers send SIGTERM to the other processes as soon as the first one ends.
+def _tell(message: str) -> None:
     if is_main_process():
         print_log(message, 'current', 30)
-    sys.stdout.flush()
-    raise SystemExit(EXIT_INTERRUPTED)
+        sys.stdout.flush()
