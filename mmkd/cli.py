@@ -1,5 +1,6 @@
 """What the command line tools share: arguments, checks of configs and outputs, reporting errors."""
 import argparse
+import errno
 import inspect
 import os
 import tempfile
@@ -13,6 +14,10 @@ from .config_files import read_config as read_config
 from .errors import MMKDError
 from .models.distillers import DetectorDistiller
 from .processes import end_by_failure, end_by_interrupt, end_by_mistake, rank_from_environment
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+               errno.ESTALE}
+"""Errors of the operating system that a user can solve."""
 
 
 class OptionsAction(DictAction):
@@ -105,6 +110,9 @@ def run_tool(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         end_by_interrupt()
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            place = f' of {error.filename!r}' if error.filename else ''
+            end_by_mistake(MMKDError(f'Reading or writing{place} failed ({error.strerror}).'))
         if rank_from_environment()[1] == 1:
             raise
         end_by_failure(error)

@@ -87,6 +87,11 @@ def rank_label() -> str:
     return f' (rank {rank} of {size})' if size > 1 else ''
 
 
+def default_store() -> torch_dist.Store:
+    """Return the key-value store through which the processes were connected."""
+    return torch_dist.distributed_c10d._get_default_store()
+
+
 def end_by_mistake(error: MMKDError) -> NoReturn:
     """End this process with one sentence, unless another process has failed before."""
     _end(f'\nerror{rank_label()}: {error}', EXIT_MISTAKE, error)
@@ -137,7 +142,7 @@ def _earlier_exit_code(code: int) -> int | None:
         int or None: The exit code of the process that failed first, if this is another one.
     """
     if torch_dist.is_initialized():
-        store = torch_dist.distributed_c10d._get_default_store()
+        store = default_store()
         try:
             if store.add(_FAILURES, 1) > 1:
                 store.wait([_EXIT_CODE])

@@ -1,6 +1,6 @@
 """The work directory of a training: who may use it, where training resumes, and what if its disk fails."""
-import errno
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,18 +13,14 @@ from mmengine.logging import print_log
 
 from .apis.config import safe_source
 from .checkpoints import SAFE_PREFIX, latest_checkpoint, remove_partial_files, write_atomic
-from .cli import check_folder
+from .cli import DISK_ERRORS, check_folder
 from .errors import MMKDError
 
 _LOCK = '.mmkd-lock'
 _LAUNCH = '.mmkd-launch'
 _WAIT_FOR_LOCK = 15.0
-"""Seconds. The data loading workers of a training that was killed keep its lock until they notice, which takes
-them up to 5 s."""
-
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EFBIG,
-                errno.ESTALE}
-
+"""Seconds. The data loading workers of a training that was killed keep its lock until they notice, which
+takes them up to 5 s."""
 
 def requested_checkpoint(cfg: Config, argument: str | None) -> str | None:
     """Return from where a training should be resumed: ``'auto'``, a path, or ``None`` for a new training.
@@ -47,8 +43,8 @@ def requested_checkpoint(cfg: Config, argument: str | None) -> str | None:
     if not resume:
         return None
     if load_from is not None and not load_from.removeprefix(SAFE_PREFIX).strip():
-        raise MMKDError('The config has `resume = True` and an empty `load_from`, perhaps from a variable that '
-                        'is not set; set load_from=None to resume from the latest checkpoint.')
+        raise MMKDError('The config has `resume = True` and an empty `load_from`, perhaps from a variable '
+                        'that is not set; set load_from=None to resume from the latest checkpoint.')
     return load_from.removeprefix(SAFE_PREFIX) if load_from else 'auto'
 
 
@@ -107,7 +103,7 @@ def disk_errors(work_dir: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in DISK_ERRORS:
             raise
         place = f' to {error.filename!r}' if error.filename else ''
         last = latest_checkpoint(work_dir)
@@ -117,13 +113,24 @@ def disk_errors(work_dir: str) -> Iterator[None]:
                         f'{known}.') from error
 
 
+def raise_logging_errors(logger: logging.Logger) -> None:
+    """Let a log file that cannot be written end the training, instead of a traceback for each line."""
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = _raise_again  # type: ignore[method-assign]
+
+
+def _raise_again(record: logging.LogRecord) -> None:
+    raise  # the exception that logging is handling
+
+
 def _lock(work_dir: str) -> FileLock | None:
     lock = FileLock(os.path.join(work_dir, _LOCK))
     try:
         lock.acquire(timeout=_WAIT_FOR_LOCK)
     except Timeout:
-        raise MMKDError(f'Another process trains in the work directory {work_dir!r}; wait until it has ended, '
-                        'or choose another --work-dir.') from None
+        raise MMKDError(f'Another process trains in the work directory {work_dir!r}; wait until it has '
+                        'ended, or choose another --work-dir.') from None
     except OSError as error:  # some network file systems have no locks
         print_log(f'The work directory {work_dir!r} cannot be locked ({error.strerror}): nothing prevents '
                   'another training from using it.', 'current', 30)
@@ -146,8 +153,8 @@ def _find_checkpoint(work_dir: str, resume: str | None) -> str | None:
             launches = {}  # the record stays as the first start has written it
     if resume is None and glob(os.path.join(escape(work_dir), '*.pth')):
         raise MMKDError(f'The work directory {work_dir!r} already holds a run '
-                        f'({os.path.basename(last or "checkpoints")}); add --resume to continue it, or choose '
-                        'another --work-dir.')
+                        f'({os.path.basename(last or "checkpoints")}); add --resume to continue it, or '
+                        'choose another --work-dir.')
     if launches:
         write_atomic(json.dumps(list(launches)).encode(), record)
     return last if resume == 'auto' else resume

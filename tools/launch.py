@@ -70,12 +70,13 @@ def main() -> int:
     except ChildFailedError as error:
         statuses = [failure.exitcode for failure in error.failures.values()]
         final = next((status for status in statuses if status in _FINAL), None)
-        if final is None:
-            print(f'error: {_reasons(error.failures)}.', file=sys.stderr)
+        killed = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+        if final is None and killed:  # the others have said themselves what is wrong
+            print(f'error: {_reasons(killed)}.', file=sys.stderr)
         return final or 1
     except (RendezvousError, torch_dist.DistError) as error:
-        print(f'error: the machines cannot be connected ({str(error).splitlines()[0]}); check MASTER_ADDR and '
-              'PORT, and that all machines have been started.', file=sys.stderr)
+        print(f'error: the machines cannot be connected ({str(error).splitlines()[0]}); check MASTER_ADDR '
+              'and PORT, and that all machines have been started.', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

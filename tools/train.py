@@ -16,7 +16,13 @@ from mmkd.apis.config import check_annotation_files
 from mmkd.cli import add_common_arguments, check_training_config, merge_options, read_config, run_tool
 from mmkd.errors import MMKDError
 from mmkd.processes import check_launcher, init_processes
-from mmkd.work_dir import claim_work_dir, disk_errors, requested_checkpoint, resume_from
+from mmkd.work_dir import (
+    claim_work_dir,
+    disk_errors,
+    raise_logging_errors,
+    requested_checkpoint,
+    resume_from,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -80,6 +86,7 @@ def main() -> None:
     resume_from(cfg, checkpoint, resume)
     with disk_errors(cfg.work_dir):
         runner = Runner.from_cfg(cfg)
+        raise_logging_errors(runner.logger)
         runner.train()
     if lock is not None:
         lock.release()

@@ -1,5 +1,6 @@
 from .checkpoint_hook import CheckpointHook
 from .exact_resume_hook import ExactResumeHook
+from .hang_hook import HangHook
 from .method_hooks import EpochReportHook, FirstPhaseHook, TrainLabelsHook
 from .preemption_hook import PreemptionHook
 from .teacher_check_hook import TeacherCheckHook
@@ -7,6 +8,6 @@ from .teacher_gap_hook import TeacherGapHook
 from .weight_schedule_hook import WeightScheduleHook
 
 __all__ = [
-    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FirstPhaseHook', 'PreemptionHook',
-    'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
+    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FirstPhaseHook', 'HangHook',
+    'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
 ]

@@ -14,7 +14,7 @@ from ...checkpoints import write_atomic
 from ...registry import HOOKS
 
 _OUTDATED, _INTERRUPTED = 'outdated_ckpts', 'interrupted_ckpt'
-"""Entries of the message hub, and so of checkpoints: names of files to remove, and the file of an interrupt."""
+"""Entries of the message hub, and so of checkpoints: files to remove, and the checkpoint of an interrupt."""
 
 
 class _RemoveLater:
@@ -61,6 +61,7 @@ class CheckpointHook(_CheckpointHook):
         self._student_text: str | None = None
         self.file_backend: Any
         self.last_ckpt: str | None
+        self.best_ckpt_path: str | None
         self.saved_iter = -1
         """Number of iterations in the last checkpoint that was written."""
 
@@ -70,7 +71,7 @@ class CheckpointHook(_CheckpointHook):
             info['keep_ckpt_ids'] = [step for step in info['keep_ckpt_ids'] if isinstance(step, int)]
         super().before_train(runner)
         self.file_backend = _RemoveLater(self.file_backend)
-        if getattr(self, 'best_ckpt_path', None) is not None:
+        if hasattr(self, 'best_ckpt_path'):
             self.best_ckpt_path = self._in_this_run(self.best_ckpt_path)
         for key, path in getattr(self, 'best_ckpt_path_dict', {}).items():
             self.best_ckpt_path_dict[key] = self._in_this_run(path)
@@ -143,8 +144,8 @@ class CheckpointHook(_CheckpointHook):
     def _in_this_run(self, path: Any) -> str | None:
         """Return the path of a checkpoint of this run that a resumed checkpoint names, or ``None``.
 
-        A folder may have been copied, and then the original must not be changed; and a file of a stranger must
-        not choose which files are removed.
+        A folder may have been copied, and then the original must not be changed; and a stranger's checkpoint
+        must not choose which files are removed.
         """
         name = osp.basename(path) if isinstance(path, str) else ''
         regular = re.escape(self.filename_tmpl).replace(r'\{\}', r'\d+')

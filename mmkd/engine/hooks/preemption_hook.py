@@ -78,11 +78,12 @@ class PreemptionHook(Hook):
     def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                        outputs: Sequence | None = None) -> None:
         hook = _checkpoint_hook(runner)
-        # Processes validate different numbers of batches, so there is no agreement here. The launcher ends the
+        # Processes validate different numbers of batches, so they cannot agree here. The launcher ends the
         # others, which have nothing to save.
         if self._received and hook is not None and hook.saved_iter == runner.iter:
-            _tell(f'Interrupted by {signal.Signals(self._received).name} during the validation after iteration '
-                  f'{runner.iter}; {hook.last_ckpt} was saved before it; add --resume to continue.')
+            name = signal.Signals(self._received).name
+            _tell(f'Interrupted by {name} during the validation after iteration {runner.iter}; '
+                  f'{hook.last_ckpt} was saved before it; add --resume to continue.')
             raise SystemExit(EXIT_INTERRUPTED)
 
     def after_train(self, runner: Runner) -> None:
@@ -146,7 +147,7 @@ def ignore_signals(worker_id: int, initialize: Callable[[int], None] | None = No
 def _kill_workers() -> None:
     # At exit, multiprocessing sends SIGTERM, which they ignore, and waits for them.
     if hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error when a worker is killed
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises an error for killed workers
     for child in multiprocessing.active_children():
         child.kill()
 
