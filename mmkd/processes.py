@@ -141,8 +141,10 @@ def _earlier_exit_code(code: int) -> int | None:
     Returns:
         int or None: The exit code of the process that failed first, if this is another one.
     """
+    rank, _, local_rank = rank_from_environment()
     if torch_dist.is_initialized():
         store = default_store()
+        time.sleep(0.5 * (rank > 0))  # where all have the same mistake, rank 0 says it
         try:
             if store.add(_FAILURES, 1) > 1:
                 store.wait([_EXIT_CODE])
@@ -153,7 +155,6 @@ def _earlier_exit_code(code: int) -> int | None:
         return None
     # All processes read the same files, so they find the same mistakes. The launcher ends all of them as soon
     # as the first one ends, so the others wait for that.
-    rank, _, local_rank = rank_from_environment()
     time.sleep(3 * (rank > 0) + 3 * (local_rank > 0))
     return None
 
