@@ -1,27 +1,24 @@
-"""What the command line tools share: reading configs, starting processes, reporting errors."""
+"""What the command line tools share: arguments, checks of configs and outputs, reporting errors."""
 import argparse
+import errno
 import inspect
 import os
-import sys
 import tempfile
 from collections.abc import Callable
-from glob import escape, glob
 
 import torch
 from mmengine.config import Config, DictAction
-from torch import distributed as torch_dist
 
 from .apis.config import is_distillation
-from .checkpoints import latest_checkpoint, use_safe_loaders
+from .checkpoints import use_safe_loaders
 from .config_files import read_config as read_config
 from .errors import MMKDError
 from .models.distillers import DetectorDistiller
+from .processes import end_by_failure, end_by_interrupt, end_by_mistake, rank_from_environment
 
-_LAUNCHERS: dict[str, tuple[str, str, tuple[str, ...]]] = dict(
-    pytorch=('torchrun', 'bash tools/dist_train.sh', ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT')),
-    slurm=('srun', 'bash tools/slurm_train.sh', ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST')),
-    mpi=('mpirun', 'mpirun', ('OMPI_COMM_WORLD_LOCAL_RANK', 'MASTER_ADDR')))
-"""By launcher: the program that starts processes, the command for it, and the variables that it sets."""
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO,
+               errno.ESTALE}
+"""Errors of the operating system that a user can solve."""
 
 
 class OptionsAction(DictAction):
@@ -102,47 +99,25 @@ def check_training_config(cfg: Config, path: str) -> None:
 
 
 def run_tool(main: Callable[[], None]) -> None:
-    """Run a tool; a mistake of the user ends it with one sentence and exit status 2."""
+    """Run a tool; a mistake of the user ends it with one sentence and exit status 2.
+
+    Where there are several processes, the first that fails says why and with which rank, and the others end
+    in silence with the same exit status.
+    """
     try:
         use_safe_loaders()
         main()
     except MMKDError as error:
-        if int(os.environ.get('RANK', 0)) == 0:
-            print(f'\nerror: {error}', file=sys.stderr)
-        sys.exit(2)
-
-
-def check_launcher(launcher: str) -> None:
-    """Check that this process was started by the program that belongs to a launcher.
-
-    Raises:
-        MMKDError: If it was not.
-    """
-    program, command, variables = _LAUNCHERS.get(launcher, ('', '', ()))
-    missing = [name for name in variables if name not in os.environ]
-    if missing:
-        raise MMKDError(f'--launcher {launcher} is for processes that {program} starts, but {missing[0]} is '
-                        f'not set; start the tool with {command}, or omit --launcher.')
-
-
-def init_cpu_processes(launcher: str) -> None:
-    """Initialize distributed training with gloo if there is no GPU, which MMEngine would need."""
-    if launcher == 'pytorch' and not torch.cuda.is_available():
-        os.environ.setdefault('LOCAL_RANK', '0')
-        torch_dist.init_process_group('gloo')
-
-
-def claim_work_dir(work_dir: str, resume: bool) -> None:
-    """Make a work directory, or check that an existing work directory can be used.
-
-    Raises:
-        MMKDError: If it cannot be written, or holds checkpoints that a new run would overwrite.
-    """
-    check_folder(work_dir, 'work directory')
-    if not resume and glob(os.path.join(escape(work_dir), '*.pth')):
-        last = latest_checkpoint(work_dir) or 'checkpoints'
-        raise MMKDError(f'The work directory {work_dir!r} already holds a run ({os.path.basename(last)}); '
-                        'add --resume to continue it, or choose another --work-dir.')
+        end_by_mistake(error)
+    except KeyboardInterrupt:
+        end_by_interrupt()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            place = f' of {error.filename!r}' if error.filename else ''
+            end_by_mistake(MMKDError(f'Reading or writing{place} failed ({error.strerror}).'))
+        if rank_from_environment()[1] == 1:
+            raise
+        end_by_failure(error)
 
 
 def check_folder(folder: str, name: str) -> None:

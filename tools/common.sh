@@ -35,7 +35,7 @@ count_cores() {
     env -u OMP_NUM_THREADS nproc 2>/dev/null || getconf _NPROCESSORS_ONLN
 }
 
-# Runs torch.distributed.run with NUM processes on this machine, after a check of its GPUs.
+# Runs NUM connected processes on this machine, after a check of its GPUs. The exit status is theirs.
 launch() {  # NUM SCRIPT [ARGS...]
     local num="$1" python gpus threads
     shift
@@ -54,8 +54,13 @@ launch() {  # NUM SCRIPT [ARGS...]
     elif [[ "$gpus" -lt "$num" ]]; then
         die "$num processes were requested, but only $gpus GPU(s) are visible (CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-unset})"
     fi
-    exec "$python" -m torch.distributed.run \
-        --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
-        --master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}" \
+    # On one machine torch chooses a free port, so that several runs do not disturb each other.
+    local rendezvous=(--standalone)
+    if [[ "${NNODES:-1}" -gt 1 || -n "${PORT:-}" ]]; then
+        rendezvous=(--nnodes="${NNODES:-1}" --rdzv_backend=c10d
+            --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+            --rdzv_id="${RUN_ID:-${SLURM_JOB_ID:-$(basename "$2")}}")
+    fi
+    exec "$python" "$ROOT/tools/launch.py" "${rendezvous[@]}" --max_restarts="${MAX_RESTARTS:-0}" \
         --nproc_per_node="$num" "$@"
 }

@@ -9,9 +9,10 @@ Usage: bash tools/dist_train.sh CONFIG NUM [ARGS...]
 Trains on NUM GPUs of this machine, or in NUM processes on the CPU where there is no GPU.
 ARGS are passed on to tools/train.py. Environment variables and their defaults:
 
-  NNODES, NODE_RANK    number of machines, and the rank of this machine   (1, 0)
-  MASTER_ADDR, PORT    address and port of the machine of rank 0          (127.0.0.1, 29500)
-  MMKD_PYTHON          Python interpreter                                 (.venv, else python)
+  NNODES               number of machines                                     (1)
+  MASTER_ADDR, PORT    address and port of the first machine, if several      (127.0.0.1, 29500)
+  MAX_RESTARTS         how often all processes restart and resume after one fails   (0)
+  MMKD_PYTHON          Python interpreter                                     (.venv, else python)
 TEXT
 }
 

@@ -13,19 +13,11 @@ from mmengine.runner import Runner
 from mmkd.apis import compose_distillation, student_config
 from mmkd.apis.config import check_annotation_files, set_model_wrapper, trains_classifier
 from mmkd.checkpoints import load_checkpoint, student_state_dict
-from mmkd.cli import (
-    add_common_arguments,
-    check_launcher,
-    check_output,
-    claim_work_dir,
-    init_cpu_processes,
-    merge_options,
-    read_config,
-    run_tool,
-)
+from mmkd.cli import add_common_arguments, check_folder, check_output, merge_options, read_config, run_tool
 from mmkd.engine.runner_access import unwrapped
 from mmkd.errors import MMKDError
 from mmkd.models.teachers.building import load_strictly
+from mmkd.processes import check_launcher, init_processes
 
 
 def parse_args() -> argparse.Namespace:
@@ -66,7 +58,7 @@ def main() -> None:
     cfg.launcher = args.launcher
     default = osp.join('work_dirs', osp.splitext(osp.basename(args.config))[0])
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or default
-    claim_work_dir(cfg.work_dir, resume=True)
+    check_folder(cfg.work_dir, 'work directory')
     cfg.load_from, cfg.resume = None, False
     if args.out:
         evaluators = cfg.test_evaluator
@@ -78,8 +70,9 @@ def main() -> None:
             type='VisualizationHook', enable=True, interval=1,
             out_dir=osp.join(cfg.work_dir, args.show_dir)) if is_classifier else ConfigDict(
                 type='DetVisualizationHook', draw=True, test_out_dir=args.show_dir)
+    # Before the checkpoint is loaded, because one process may download it for all.
+    init_processes(args.launcher, cfg.get('env_cfg'))
     checkpoint = load_checkpoint(args.checkpoint)
-    init_cpu_processes(args.launcher)
     set_model_wrapper(cfg, args.launcher != 'none')
     runner = Runner.from_cfg(cfg)
     load_strictly(unwrapped(runner), student_state_dict(checkpoint), f'checkpoint {args.checkpoint!r}')

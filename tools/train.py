@@ -5,7 +5,6 @@ python tools/train.py STOCK_CONFIG --distill shake --teacher TEACHER_CONFIG --te
 python tools/train.py configs/cifar/resnet32x4_resnet8x4.py --distill shake
 """
 import argparse
-import os
 import os.path as osp
 
 import torch
@@ -13,19 +12,17 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mmkd.apis import compose_distillation, prepare_config
-from mmkd.apis.config import check_annotation_files, safe_source
-from mmkd.checkpoints import latest_checkpoint, remove_partial_files
-from mmkd.cli import (
-    add_common_arguments,
-    check_launcher,
-    check_training_config,
-    claim_work_dir,
-    init_cpu_processes,
-    merge_options,
-    read_config,
-    run_tool,
-)
+from mmkd.apis.config import check_annotation_files
+from mmkd.cli import add_common_arguments, check_training_config, merge_options, read_config, run_tool
 from mmkd.errors import MMKDError
+from mmkd.processes import check_launcher, init_processes
+from mmkd.work_dir import (
+    claim_work_dir,
+    disk_errors,
+    raise_logging_errors,
+    requested_checkpoint,
+    resume_from,
+)
 
 
 def parse_args() -> argparse.Namespace:
@@ -83,19 +80,16 @@ def main() -> None:
     args = parse_args()
     check_launcher(args.launcher)
     cfg = compose(args)
-    rank = int(os.environ.get('RANK', os.environ.get('SLURM_PROCID', 0)))
-    if rank == 0:
-        claim_work_dir(cfg.work_dir, resume=args.resume is not None)
-        remove_partial_files(cfg.work_dir)
-    if args.resume:
-        checkpoint = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
-        if checkpoint is None:
-            print(f'There is no checkpoint in {cfg.work_dir}: the training starts from the beginning.')
-        else:
-            cfg.resume, cfg.load_from = True, safe_source(checkpoint)
-    init_cpu_processes(args.launcher)
-    runner = Runner.from_cfg(cfg)
-    runner.train()
+    resume = requested_checkpoint(cfg, args.resume)
+    init_processes(args.launcher, cfg.get('env_cfg'))
+    lock, checkpoint = claim_work_dir(cfg.work_dir, resume)
+    resume_from(cfg, checkpoint, resume)
+    with disk_errors(cfg.work_dir):
+        runner = Runner.from_cfg(cfg)
+        raise_logging_errors(runner.logger)
+        runner.train()
+    if lock is not None:
+        lock.release()
 
 
 if __name__ == '__main__':

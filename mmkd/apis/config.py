@@ -54,6 +54,8 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
         checkpoint['type'] = 'mmkd.CheckpointHook'
     hooks.setdefault('finite_check', ConfigDict()).setdefault('type', 'mmkd.FiniteCheckHook')
     hooks.setdefault('exact_resume', ConfigDict()).setdefault('type', 'mmkd.ExactResumeHook')
+    hooks.setdefault('preemption', ConfigDict()).setdefault('type', 'mmkd.PreemptionHook')
+    hooks.setdefault('hang', ConfigDict()).setdefault('type', 'mmkd.HangHook')
     if is_distillation(cfg):
         for name, kind in _DISTILLATION_HOOKS.items():
             hooks.setdefault(name, ConfigDict()).setdefault('type', kind)

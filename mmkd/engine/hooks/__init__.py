@@ -1,12 +1,14 @@
 from .checkpoint_hook import CheckpointHook
 from .exact_resume_hook import ExactResumeHook
 from .finite_check_hook import FiniteCheckHook
+from .hang_hook import HangHook
 from .method_hooks import EpochReportHook, FirstPhaseHook, TrainLabelsHook
+from .preemption_hook import PreemptionHook
 from .teacher_check_hook import TeacherCheckHook
 from .teacher_gap_hook import TeacherGapHook
 from .weight_schedule_hook import WeightScheduleHook
 
 __all__ = [
-    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FiniteCheckHook', 'FirstPhaseHook',
-    'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
+    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FiniteCheckHook', 'FirstPhaseHook', 'HangHook',
+    'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
 ]
