@@ -246,10 +246,11 @@ def _prepare_loop(cfg: Config) -> None:
     kind = _name(loop.get('type'))
     if kind.split('.')[-1] in ('EpochBasedTrainLoop', 'IterBasedTrainLoop') and not kind.startswith('mmkd.'):
         loop['type'] = f'mmkd.{kind.split(".")[-1]}'
+    loader = cfg.train_dataloader
     # The caches of these transforms must be empty at the start of an epoch, so that they can be filled again.
-    if any(name in repr((cfg.train_dataloader, cfg.get('custom_hooks')))
-           for name in ('CachedMosaic', 'CachedMixUp')):
-        cfg.train_dataloader['persistent_workers'] = False
+    if not loader.get('num_workers') or any(name in repr((loader, cfg.get('custom_hooks')))
+                                            for name in ('CachedMosaic', 'CachedMixUp')):
+        loader['persistent_workers'] = False
 
 
 def _name(kind: Any) -> str:

@@ -2,21 +2,10 @@
 import os
 
 import pytest
-import torch
 
 from mmkd.checkpoints import load_checkpoint
+from tests.helpers.comparing import differences
 from tests.helpers.toy_runs import result, toy_config, train
-
-
-def same(one, other) -> bool:
-    """Whether two nested values are equal to the last bit."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other or (one != one and other != other)
 
 
 def check(cfg, tmp_path, iterations, **changes) -> None:
@@ -28,8 +17,7 @@ def check(cfg, tmp_path, iterations, **changes) -> None:
         resumed = train(cfg, f'{tmp_path}/iter_{number}.pth')
         assert resumed.model.batches == batches[number:], number
         ended = result(resumed)
-        different = [name for name in expected if not same(expected[name], ended[name])]
-        assert not different, (number, different)
+        assert not differences(expected, ended), number
 
 
 def test_in_an_epoch(tmp_path):
@@ -77,7 +65,7 @@ def test_an_interrupted_validation_is_done(tmp_path, by_epoch):
     train(cfg, stop=dict(in_validation=12))
     name = 'epoch_2' if by_epoch else 'iter_12'
     ended = result(train(cfg, f'{tmp_path}/killed/{name}.pth'))
-    assert not [key for key in expected if not same(expected[key], ended[key])]
+    assert not differences(expected, ended)
 
 
 def test_a_best_checkpoint_is_not_validated_again(tmp_path):

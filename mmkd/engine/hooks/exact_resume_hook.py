@@ -53,6 +53,10 @@ class ExactResumeHook(Hook):
             print_log(
                 f'The training loop is {type(runner.train_loop).__name__}: resuming is not exact, because only '
                 "mmkd's EpochBasedTrainLoop and IterBasedTrainLoop can resume at any iteration.", 'current', 30)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                # MMEngine writes the last checkpoint again after a new best model, but not if it was resumed.
+                hook.last_ckpt = runner.message_hub.get_info('last_ckpt')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:
