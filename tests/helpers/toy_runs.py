@@ -3,7 +3,9 @@ import random
 
 import numpy as np
 import torch
+from mmdet.models import BatchSyncRandomResize
 from mmengine.config import Config, ConfigDict
+from mmengine.dist import get_world_size
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -13,9 +15,23 @@ from torch import nn
 
 from mmkd.apis import prepare_config
 from mmkd.apis.config import safe_source
+from mmkd.engine.runner_access import unwrapped
 from tests.helpers.tiny import forget_runs
 
 SAMPLES = 22
+
+
+class CachedToy:
+    """Adds a random earlier sample, as CachedMixUp does."""
+
+    def __init__(self) -> None:
+        self.results_cache: list = []
+
+    def __call__(self, results: dict) -> dict:
+        self.results_cache.append(results['inputs'].clone())
+        if len(self.results_cache) > 5:
+            self.results_cache.pop(random.randint(0, 5))
+        return dict(results, inputs=results['inputs'] + random.choice(self.results_cache))
 
 
 @DATASETS.register_module()
@@ -24,12 +40,18 @@ class ToyDataset:
 
     metainfo = dict(classes=('a', ))
 
+    def __init__(self, cached: bool = False) -> None:
+        self.pipeline = [CachedToy()] if cached else []
+
     def __len__(self) -> int:
         return SAMPLES
 
     def __getitem__(self, index: int) -> dict:
         noise = [random.random(), np.random.rand(), torch.rand(()).item()]
-        return dict(inputs=torch.tensor([index / SAMPLES, *noise]), data_samples=index)
+        results = dict(inputs=torch.tensor([index / SAMPLES, *noise]), data_samples=index)
+        for transform in self.pipeline:
+            results = transform(results)
+        return results
 
     def get_data_info(self, index: int) -> dict:
         return dict(width=1 + index % 3, height=2)
@@ -39,8 +61,10 @@ class ToyDataset:
 class ToyModel(BaseModel):
     """Batch normalization and dropout; remembers the batches that it was trained on."""
 
-    def __init__(self) -> None:
+    def __init__(self, resize: bool = False) -> None:
         super().__init__()
+        if resize:
+            self.resize = BatchSyncRandomResize((32, 640), interval=3)
         self.net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1))
         self.batches: list[tuple] = []
 
@@ -49,7 +73,8 @@ class ToyModel(BaseModel):
         outputs = self.net(inputs)
         if mode == 'loss':
             loss = (outputs - inputs.sum(dim=1, keepdim=True)).square().mean()
-            self.batches.append((list(data_samples), inputs.sum().item(), loss.item()))
+            size = self.resize(torch.zeros(1, 1, 32, 32), [])[0].shape if hasattr(self, 'resize') else None
+            self.batches.append((list(data_samples), inputs.sum().item(), loss.item(), size))
             return dict(loss=loss)
         return [dict(output=value.item()) for value in outputs]
 
@@ -125,7 +150,9 @@ def train(cfg: Config, resume: str | None = None, stop: dict | None = None) -> R
         stop: Settings of a :class:`StopHook`.
     """
     forget_runs()
-    cfg = prepare_config(Config(cfg.to_dict()))
+    distributed = get_world_size() > 1
+    cfg = prepare_config(Config(cfg.to_dict()), distributed)
+    cfg.launcher = 'pytorch' if distributed else 'none'
     if stop:
         cfg.custom_hooks.append(ConfigDict(type='StopHook', **stop))
     if resume:
@@ -136,6 +163,11 @@ def train(cfg: Config, resume: str | None = None, stop: dict | None = None) -> R
     except Stop:
         pass
     return runner
+
+
+def batches_of(runner: Runner) -> list[tuple]:
+    """Return the batches that the network was trained on: samples, sum of the inputs, loss, size."""
+    return unwrapped(runner).batches
 
 
 def result(runner: Runner) -> dict:

@@ -11,10 +11,12 @@ from ...checkpoints import SAFE_PREFIX
 from ...errors import MMKDError
 from ...registry import HOOKS
 from ..loops import ResumableLoop
+from ..run_fingerprint import check_fingerprint, fingerprint_of_run
 from ..runner_access import unwrapped
 from ..training_state import get_training_states
 
 _KEY = 'mmkd_resume'
+_FINGERPRINT = 'mmkd_fingerprint'
 
 
 @HOOKS.register_module()
@@ -26,6 +28,9 @@ class ExactResumeHook(Hook):
     checkpoint hooks write: at the end of an epoch, after an iteration at which a hook with ``by_epoch=False``
     is due, and before validation, which may find a new best model. Whoever writes a checkpoint after another
     iteration calls :meth:`capture` first.
+
+    Checkpoints also hold what the run was trained with. Resuming it with another teacher, method, network or
+    optimizer is an error; other settings that differ are logged.
     """
 
     # After all hooks that may draw random numbers, before the checkpoint is written.
@@ -33,6 +38,7 @@ class ExactResumeHook(Hook):
 
     def __init__(self) -> None:
         self._captured: dict | None = None
+        self._fingerprint: dict = {}
 
     def capture(self, runner: Runner) -> None:
         """Collect what the next checkpoint needs; all ranks call this together, after the same iteration.
@@ -47,6 +53,10 @@ class ExactResumeHook(Hook):
             was_validated=getattr(loop, 'is_validating', False),
             samples_per_step=_samples_per_step(runner),
             ranks=get_training_states(runner))
+
+    def before_run(self, runner: Runner) -> None:
+        if isinstance(runner._train_loop, BaseLoop):
+            self._fingerprint = fingerprint_of_run(runner)
 
     def before_train(self, runner: Runner) -> None:
         if not isinstance(runner.train_loop, ResumableLoop):
@@ -73,12 +83,17 @@ class ExactResumeHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if self._captured is not None:
             checkpoint[_KEY] = self._captured
+        checkpoint[_FINGERPRINT] = self._fingerprint
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if not runner._resume or not isinstance(runner._train_loop, BaseLoop):
             return
         source = repr(runner._load_from.removeprefix(SAFE_PREFIX))
+        saved = checkpoint.get(_FINGERPRINT)
+        warning = check_fingerprint(saved, self._fingerprint, source) if isinstance(saved, Mapping) else None
         _check_contents(runner, checkpoint, source)
+        if warning:
+            print_log(warning, 'current', 30)
         seed = checkpoint['meta'].get('seed')
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
@@ -97,6 +112,9 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
     if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
         raise MMKDError(f'{source} holds weights only, so no training can be resumed from it; use load_from '
                         'to start from these weights.')
+    if not checkpoint.get('optimizer'):
+        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; use '
+                        'load_from to start from its weights.')
     expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
     saved = {name.removeprefix('module.'): tuple(value.shape)
              for name, value in checkpoint['state_dict'].items()}
@@ -105,6 +123,13 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
         raise MMKDError(f'{source} belongs to another model or method (it differs in '
                         f'{", ".join(different[:3])}), so no training can be resumed from it; use load_from '
                         'to start from its weights.')
+    sizes, saved_sizes = (
+        [len(group['params']) for group in state.get('param_groups', ())]
+        for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
+    if sizes != saved_sizes:
+        raise MMKDError(f'{source} has the optimizer state of {sum(saved_sizes)} parameters in '
+                        f'{len(saved_sizes)} groups, but the optimizer has {sum(sizes)} in {len(sizes)}; restore '
+                        'optim_wrapper, or use load_from to start from the weights.')
 
 
 def _set_position(runner: Runner, checkpoint: dict, source: str) -> None:
