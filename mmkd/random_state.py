@@ -1,6 +1,6 @@
-"""Reading and restoring the random state of a process."""
+"""Reading, restoring and seeding the random state of a process."""
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -58,3 +58,30 @@ def separate_random_state() -> Iterator[None]:
         np.random.seed(seed)
         torch.manual_seed(seed)
         yield
+
+
+def seed_cpu_generators(key: Sequence[int]) -> None:
+    """Seed the generators of the CPU from whole numbers of at least 0.
+
+    Workers of data loaders must not use the generators of GPUs.
+    """
+    set_cpu_seeds(*np.random.SeedSequence(key).generate_state(3).tolist())
+
+
+def set_cpu_seeds(python_seed: int, numpy_seed: int, torch_seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (CPU), each with its own seed."""
+    random.seed(python_seed)
+    np.random.seed(numpy_seed)
+    torch.default_generator.manual_seed(torch_seed)
+
+
+@contextmanager
+def preserved_cpu_generators() -> Iterator[None]:
+    """Restore the generators of the CPU after the block."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -62,10 +62,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
         folders = [teacher.cache for teacher in teacher_configs(cfg) if teacher.get('cache')]
         if folders:
             replay_training_data(cfg, TeacherCache(folders[0]).views)
-    loader = cfg.train_dataloader
-    loader['persistent_workers'] = False
-    if loader.get('num_workers', 0) > 0:
-        loader.setdefault('worker_init_fn', ConfigDict(type='mmkd.seed_worker'))
+    _prepare_loop(cfg)
     set_model_wrapper(cfg, distributed)
     if cfg.get('load_from'):
         cfg.load_from = safe_source(cfg.load_from)
@@ -179,9 +176,10 @@ def student_config(cfg: Config) -> Config:
         optim.pop('extra', None)
         if constructor := optim.pop('student_constructor', None):
             optim['constructor'] = constructor
+    loop = cfg.get('train_cfg')
+    if loop and _is_from_mmkd(loop.get('type')):
+        loop['type'] = _name(loop['type']).split('.')[-1]
     loader = cfg.get('train_dataloader')
-    if loader and _is_from_mmkd((loader.get('worker_init_fn') or {}).get('type')):
-        loader.pop('worker_init_fn')
     if loader and _name((loader.get('dataset') or {}).get('type')).endswith('ReplayedDataset'):
         if loader.dataset.get('mix'):
             cfg.model.setdefault('train_cfg', ConfigDict()).augments = loader.dataset.mix
@@ -241,6 +239,21 @@ def _prepare_optimizer(cfg: Config) -> None:
     if 'constructor' in optim:
         optim['student_constructor'] = optim['constructor']
     optim['constructor'] = 'mmkd.DistillOptimWrapperConstructor'
+
+
+def _prepare_loop(cfg: Config) -> None:
+    """Choose mmkd's version of MMEngine's training loop, which resumes at any iteration."""
+    loop = cfg.get('train_cfg') or ConfigDict()
+    if 'by_epoch' in loop and 'type' not in loop:
+        loop['type'] = 'EpochBasedTrainLoop' if loop.pop('by_epoch') else 'IterBasedTrainLoop'
+    kind = _name(loop.get('type'))
+    if kind.split('.')[-1] in ('EpochBasedTrainLoop', 'IterBasedTrainLoop') and not kind.startswith('mmkd.'):
+        loop['type'] = f'mmkd.{kind.split(".")[-1]}'
+    loader = cfg.train_dataloader
+    # The caches of these transforms must be empty at the start of an epoch, so that they can be filled again.
+    if not loader.get('num_workers') or any(name in repr((loader, cfg.get('custom_hooks')))
+                                            for name in ('CachedMosaic', 'CachedMixUp')):
+        loader['persistent_workers'] = False
 
 
 def _name(kind: Any) -> str:

@@ -1,7 +1,5 @@
 """A dataset whose random augmentation can be replayed."""
-import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -10,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import MMKDError
+from ..random_state import preserved_cpu_generators, set_cpu_seeds
 from ..registry import DATASETS
 
 
@@ -58,7 +57,7 @@ class ReplayedDataset(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict]:
         """Return a batch of items; data loaders prefer this, which restores the generators once per batch."""
-        with _restored_generators():
+        with preserved_cpu_generators():
             return [self._item(index) for index in indices]
 
     def _item(self, index: int) -> dict:
@@ -83,7 +82,7 @@ class ReplayedDataset(Dataset):
         return data
 
     def _in_view(self, view: int, number: int) -> dict:
-        _seed(*self._seeds_of(view)[number].tolist())
+        set_cpu_seeds(*self._seeds_of(view)[number].tolist())
         return self.dataset[number]
 
     def _seeds_of(self, view: int) -> np.ndarray:
@@ -177,22 +176,3 @@ def _score(sample: BaseDataElement, classes: int) -> Tensor:
     if 'gt_score' in sample:
         return sample.gt_score.float()
     return torch.zeros(classes).index_fill(0, sample.gt_label, 1.0)
-
-
-@contextmanager
-def _restored_generators() -> Iterator[None]:
-    """Restore the generators of the CPU after the block."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-
-
-def _seed(python_seed: int, numpy_seed: int, torch_seed: int) -> None:
-    """Seed the generators of the CPU; workers must not use those of GPUs."""
-    random.seed(python_seed)
-    np.random.seed(numpy_seed)
-    torch.default_generator.manual_seed(torch_seed)

@@ -1,5 +1,5 @@
 from .hooks import *  # noqa: F403
+from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .optimizers import *  # noqa: F403
-from .workers import seed_worker
 
-__all__ = ['seed_worker']
+__all__ = ['EpochBasedTrainLoop', 'IterBasedTrainLoop']

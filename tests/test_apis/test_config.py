@@ -8,6 +8,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
+from mmengine.runner import EpochBasedTrainLoop
 
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
 from mmkd.apis.config import check_annotation_files
@@ -57,8 +58,8 @@ def test_preparing_a_distilling_config():
     assert cfg.default_hooks.exact_resume.type == 'mmkd.ExactResumeHook'
     assert cfg.default_hooks.teacher_check.type == 'mmkd.TeacherCheckHook'
     assert cfg.optim_wrapper.constructor == 'mmkd.DistillOptimWrapperConstructor'
-    assert cfg.train_dataloader.persistent_workers is False
-    assert cfg.train_dataloader.worker_init_fn.type == 'mmkd.seed_worker'
+    assert cfg.train_cfg.type == 'mmkd.EpochBasedTrainLoop'
+    assert cfg.train_dataloader == stock().train_dataloader
 
 
 def test_preparing_a_student_alone_changes_only_what_makes_runs_comparable():
@@ -109,10 +110,29 @@ def test_hook_that_is_given_as_a_class():
     assert prepare_config(cfg).default_hooks.checkpoint.type == 'mmkd.CheckpointHook'
 
 
-def test_without_workers_nothing_is_seeded():
-    cfg = composed()
-    cfg.train_dataloader.update(num_workers=0, persistent_workers=False)
-    assert 'worker_init_fn' not in prepare_config(cfg).train_dataloader
+def test_workers_that_cache_images_do_not_persist():
+    cfg = get_config('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py')
+    assert cfg.train_dataloader.persistent_workers
+    assert prepare_config(cfg).train_dataloader.persistent_workers is False
+
+
+@pytest.mark.parametrize(('loop', 'kind'), [
+    (dict(by_epoch=True, max_epochs=2), 'EpochBasedTrainLoop'),
+    (dict(by_epoch=False, max_iters=2), 'IterBasedTrainLoop'),
+    (dict(type='IterBasedTrainLoop', max_iters=2), 'IterBasedTrainLoop'),
+    (dict(type=EpochBasedTrainLoop, max_epochs=2), 'EpochBasedTrainLoop')])
+def test_loops_that_resume(loop, kind):
+    cfg = stock()
+    cfg.train_cfg = loop
+    assert prepare_config(cfg).train_cfg.type == f'mmkd.{kind}'
+    assert 'by_epoch' not in cfg.train_cfg
+    assert student_config(cfg).train_cfg.type == kind
+
+
+def test_a_training_loop_of_the_users_is_kept():
+    cfg = stock()
+    cfg.train_cfg.type = 'MyLoop'
+    assert prepare_config(cfg).train_cfg.type == 'MyLoop'
 
 
 def test_load_from_becomes_safe_once():
@@ -178,8 +198,7 @@ def is_stock_again(cfg: Config, original: Config) -> None:
     back = student_config(cfg)
     for part in PARTS:
         assert plain(back.get(part)) == plain(original.get(part)), part
-    loader = dict(original.train_dataloader, persistent_workers=False)
-    assert plain(back.train_dataloader) == plain(loader)
+    assert plain(back.train_dataloader) == plain(original.train_dataloader)
     assert 'mmkd' not in back.pretty_text
 
 

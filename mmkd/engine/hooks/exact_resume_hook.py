@@ -1,95 +1,158 @@
 """Resuming a run exactly."""
+from collections.abc import Mapping
 from typing import Any
 
-from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 
 from ...checkpoints import SAFE_PREFIX
 from ...errors import MMKDError, escaped
-from ...random_state import get_random_state, set_random_state
 from ...registry import HOOKS
+from ..loops import ResumableLoop
+from ..run_fingerprint import check_fingerprint, fingerprint_of_run
 from ..runner_access import unwrapped
+from ..training_state import get_training_states
 
-_KEY = 'mmkd_random_states'
+_KEY = 'mmkd_resume'
+_FINGERPRINT = 'mmkd_fingerprint'
 
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Saves the random state of every rank in checkpoints, and restores it.
+    """Saves in checkpoints what resuming a run exactly needs, and passes it on to the training loop.
 
-    The state is saved at the end of an epoch and restored at the start of the next, in an uninterrupted run
-    as well as after resuming, so that a validation between them has no effect. The workers of the data loader
-    follow through :func:`~mmkd.engine.workers.seed_worker`. The seed of the sampler is restored too, which
-    matters if the config of the run sets no seed.
+    These are the position in the training data, and for every rank the state that
+    :func:`~mmkd.engine.training_state.get_training_states` returns. They are collected before MMEngine's
+    checkpoint hooks write: at the end of an epoch, after an iteration at which a hook with ``by_epoch=False``
+    is due, and before validation, which may find a new best model. Whoever writes a checkpoint after another
+    iteration calls :meth:`capture` first.
 
-    Resuming is exact in epoch-based loops, from a checkpoint that was written at the end of an epoch.
-    Iteration-based loops also save and restore the state, but their data loader starts again from its
-    beginning, so the resumed run sees different, but equally random, batches.
+    Checkpoints also hold what the run was trained with. Resuming it with another teacher, method, network or
+    optimizer is an error; other settings that differ are logged.
     """
 
     # After all hooks that may draw random numbers, before the checkpoint is written.
     priority = 'BELOW_NORMAL'
 
     def __init__(self) -> None:
-        self._states: list[dict] | None = None
+        self._captured: dict | None = None
+        self._fingerprint: dict = {}
+
+    def capture(self, runner: Runner) -> None:
+        """Collect what the next checkpoint needs; all ranks call this together, after the same iteration.
+
+        Args:
+            runner: The runner of the training.
+        """
+        loop = runner.train_loop
+        self._captured = dict(
+            pass_number=getattr(loop, 'pass_number', 0),
+            next_batch=getattr(loop, 'next_batch', 0),
+            was_validated=getattr(loop, 'is_validating', False),
+            samples_per_step=_samples_per_step(runner),
+            ranks=get_training_states(runner))
+
+    def before_run(self, runner: Runner) -> None:
+        if isinstance(runner._train_loop, BaseLoop):
+            self._fingerprint = fingerprint_of_run(runner)
 
     def before_train(self, runner: Runner) -> None:
-        loader = runner.train_dataloader
-        if loader.num_workers and loader.persistent_workers:
+        if not isinstance(runner.train_loop, ResumableLoop):
             print_log(
-                'persistent_workers=True: after resuming, data augmentation will draw different random '
-                'numbers than in an uninterrupted run.', 'current', 30)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        if self._states is None:
-            return
-        if len(self._states) != get_world_size():
-            print_log(
-                f'The run was saved by {len(self._states)} processes and is resumed by {get_world_size()}: '
-                'random numbers will differ.', 'current', 30)
-        else:
-            set_random_state(self._states[get_rank()])
-        self._states = None
-
-    def after_train_epoch(self, runner: Runner) -> None:
-        self._states = all_gather_object(get_random_state())
+                f'The training loop is {type(runner.train_loop).__name__}: resuming is not exact, because only '
+                "mmkd's EpochBasedTrainLoop and IterBasedTrainLoop can resume at any iteration.", 'current', 30)
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                # MMEngine writes the last checkpoint again after a new best model, but not if it was resumed.
+                hook.last_ckpt = runner.message_hub.get_info('last_ckpt')
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:
         if self._is_saved_after_this_iter(runner):
-            self._states = all_gather_object(get_random_state())
+            self.capture(runner)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        self.capture(runner)
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        if getattr(runner._train_loop, 'is_validating', False):
+            self.capture(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if self._states is not None:
-            checkpoint[_KEY] = self._states
+        if self._captured is not None:
+            checkpoint[_KEY] = self._captured
+        checkpoint[_FINGERPRINT] = self._fingerprint
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        if not runner._resume:
+        if not runner._resume or not isinstance(runner._train_loop, BaseLoop):
             return
-        if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
-            raise MMKDError(f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} holds weights only, so no '
-                            'training can be resumed from it; use load_from to start from these weights.')
-        expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
-        saved = {name.removeprefix('module.'): tuple(value.shape)
-                 for name, value in checkpoint['state_dict'].items()}
-        names = expected.keys() | saved.keys()
-        if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
-            raise MMKDError(
-                f'{runner._load_from.removeprefix(SAFE_PREFIX)!r} belongs to another model or method (it '
-                f'differs in {", ".join(map(escaped, different[:3]))}), so no training can be resumed from '
-                'it; use load_from to start from its weights.')
-        self._states = checkpoint.get(_KEY)
-        if self._states is None:
-            print_log('The checkpoint holds no random states: resuming is not exact.', 'current', 30)
+        source = repr(runner._load_from.removeprefix(SAFE_PREFIX))
+        saved = checkpoint.get(_FINGERPRINT)
+        warning = check_fingerprint(saved, self._fingerprint, source) if isinstance(saved, Mapping) else None
+        _check_contents(runner, checkpoint, source)
+        if warning:
+            print_log(warning, 'current', 30)
         seed = checkpoint['meta'].get('seed')
         loader = runner.train_dataloader
         for sampler in (loader.sampler, getattr(loader.batch_sampler, 'sampler', None)):
             if seed is not None and sampler is not None and hasattr(sampler, 'seed'):
                 sampler.seed = seed
+        if isinstance(runner.train_loop, ResumableLoop):
+            _set_position(runner, checkpoint, source)
 
     def _is_saved_after_this_iter(self, runner: Runner) -> bool:
         hooks = [hook for hook in runner.hooks if isinstance(hook, CheckpointHook) and not hook.by_epoch]
         return any(self.every_n_train_iters(runner, hook.interval, hook.save_begin)
                    or (hook.save_last and self.is_last_train_iter(runner)) for hook in hooks)
+
+
+def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
+    if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
+        raise MMKDError(f'{source} holds weights only, so no training can be resumed from it; use load_from '
+                        'to start from these weights.')
+    if not checkpoint.get('optimizer'):
+        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; use '
+                        'load_from to start from its weights.')
+    expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
+    saved = {name.removeprefix('module.'): tuple(value.shape)
+             for name, value in checkpoint['state_dict'].items()}
+    names = expected.keys() | saved.keys()
+    if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
+        raise MMKDError(f'{source} belongs to another model or method (it differs in '
+                        f'{", ".join(map(escaped, different[:3]))}), so no training can be resumed from it; use load_from '
+                        'to start from its weights.')
+    sizes, saved_sizes = (
+        [len(group['params']) for group in state.get('param_groups', ())]
+        for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
+    if sizes != saved_sizes:
+        raise MMKDError(f'{source} has the optimizer state of {sum(saved_sizes)} parameters in '
+                        f'{len(saved_sizes)} groups, but the optimizer has {sum(sizes)} in {len(sizes)}; restore '
+                        'optim_wrapper, or use load_from to start from the weights.')
+
+
+def _set_position(runner: Runner, checkpoint: dict, source: str) -> None:
+    """Tell the training loop where it begins."""
+    loop, meta, saved = runner.train_loop, checkpoint['meta'], checkpoint.get(_KEY)
+    if saved is None:
+        print_log(f'{source} holds no random states: resuming is not exact.', 'current', 30)
+        before = meta['epoch'] * len(loop.dataloader)
+        loop.resume_at(0, max(0, meta['iter'] - before), False, None)
+        return
+    next_batch, states = saved['next_batch'], saved['ranks']
+    now = _samples_per_step(runner)
+    if now != saved['samples_per_step'] and now and saved['samples_per_step']:
+        next_batch = next_batch * saved['samples_per_step'] // now
+    if len(states) != get_world_size():
+        print_log(f'{source} was saved by {len(states)} processes and is resumed by {get_world_size()}: random '
+                  'numbers and batches will differ.', 'current', 30)
+    state = states[get_rank()] if len(states) == get_world_size() else None
+    loop.resume_at(saved['pass_number'], next_batch, saved['was_validated'], state)
+
+
+def _samples_per_step(runner: Runner) -> int:
+    """Return the number of samples of all ranks in an iteration, or 0 if it is unknown."""
+    sampler = runner.train_dataloader.batch_sampler
+    size = getattr(sampler, 'batch_size', None)
+    return size * get_world_size() if isinstance(size, int) else 0

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
+from ...checkpoints import write_atomic
 from ...errors import MMKDError
 from ...models.methods import EpochReports, Method, PhasedMethod, TrainLabelsMethod
 from ...registry import HOOKS
@@ -120,5 +121,15 @@ class EpochReportHook(Hook):
         for name, method in unwrapped(runner).mmkd.methods.items():
             report = method.epoch_report() if isinstance(method, EpochReports) else None
             if report and is_main_process():
-                with open(osp.join(runner.work_dir, f'{name}_epochs.jsonl'), 'a') as file:
-                    file.write(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
+                path = osp.join(runner.work_dir, f'{name}_epochs.jsonl')
+                lines = _lines_before(path, runner.epoch + 1)
+                lines.append(json.dumps(dict(epoch=runner.epoch + 1, **report)) + '\n')
+                write_atomic(''.join(lines).encode(), path)
+
+
+def _lines_before(path: str, epoch: int) -> list[str]:
+    """Return the lines on earlier epochs; a resumed run may repeat an epoch."""
+    if not osp.exists(path):
+        return []
+    with open(path) as file:
+        return [line for line in file if json.loads(line)['epoch'] < epoch]

@@ -54,6 +54,10 @@ class EpochReports:
     An :class:`~mmkd.engine.hooks.EpochReportHook` writes the reports to ``<name>_epochs.jsonl``.
     """
 
+    counters: Sequence[str] = ()
+    """Buffers that a report sums up over an epoch, on each rank separately. Checkpoints in the middle of an
+    epoch include them."""
+
     def epoch_report(self) -> dict | None:
         """Return the report of the last epoch; all ranks call this together.
 

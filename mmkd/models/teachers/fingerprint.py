@@ -58,9 +58,9 @@ def fingerprint_of(teacher: Teacher, student: nn.Module, dataset_cfg: Mapping, d
         raise MMKDError('Mixing images within batches (train_cfg.augments of the student, batch_augments of '
                         'its data preprocessor) cannot be replayed; move it into `mix` of a ReplayedDataset.')
     return dict(
-        teacher=dict(config=_plain(teacher.cfg.model), class_mapping=_plain(teacher.class_mapping.indices),
-                     precision=teacher.inference.precision, weights=_digest_of_weights(teacher.model)),
-        dataset=dict(config=_plain(dataset_cfg), images=len(dataset), contents=_digest_of_images(dataset),
+        teacher=dict(config=plain(teacher.cfg.model), class_mapping=plain(teacher.class_mapping.indices),
+                     precision=teacher.inference.precision, weights=digest_of_weights(teacher.model)),
+        dataset=dict(config=plain(dataset_cfg), images=len(dataset), contents=_digest_of_images(dataset),
                      pixels=_digest_of_pixels(dataset)),
         student=dict(padding=_padding(student.data_preprocessor)))
 
@@ -71,19 +71,20 @@ _WITHOUT_EFFECT = {
 that."""
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return the content of a config as JSON represents it."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in ConfigDict(value).items()
+        return {str(key): plain(item) for key, item in ConfigDict(value).items()
                 if key not in _WITHOUT_EFFECT}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, type) or (callable(value) and hasattr(value, '__qualname__')):
         return f'{value.__module__}.{value.__qualname__}'
     return value if isinstance(value, (bool, float, int, str, type(None))) else str(value)
 
 
-def _digest_of_weights(model: nn.Module) -> str:
+def digest_of_weights(model: nn.Module) -> str:
+    """Return the SHA-256 of the weights of a network."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         if not name.endswith('num_batches_tracked'):  # old files lack them

@@ -59,6 +59,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         weight_decay: The weight decay of policy and adapters.
     """
 
+    counters = ('sample_counts', 'distilled_counts')
+
     def __init__(self, method: Mapping | None = None, strategy: str = 'adaptive', kd_weight: float = 1.0,
                  temperature: float = 4.0, gamma: float = 1.0, gumbel_temperature: float = 5.0,
                  same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3) -> None:
