@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import check_weight
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import FeatureLoss
 from .tensors import at_least_float32
 
@@ -77,11 +77,9 @@ class RKDLoss(FeatureLoss):
 
     is_relational = True
 
-    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0,
-                 angle_weight: float = 50.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, distance_weight: NonNegativeFloat = 25.0,
+                 angle_weight: NonNegativeFloat = 50.0) -> None:
         super().__init__(weight)
-        check_weight(distance_weight, 'distance_weight')
-        check_weight(angle_weight, 'angle_weight')
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 
