@@ -112,14 +112,19 @@ def check_arguments(name: str, function: Callable, args: Sequence, kwargs: Mappi
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     for key in kwargs:
         if key not in parameters and not takes_any:
-            known = [key for key in parameters if key != 'self']
-            raise SettingError(name, key, f'does not exist{nearest_names(key, known)}')
+            raise unknown_setting(name, key, [key for key in parameters if key != 'self'])
     arguments = signature.bind_partial(*args, **kwargs).arguments
     for key, parameter in parameters.items():
         if key in arguments:
             check_setting(name, key, arguments[key], parameter.annotation)
         elif parameter.default is parameter.empty and not takes_any:
             raise SettingError(name, key, 'is missing')
+
+
+def unknown_setting(name: str, key: str, known: Sequence[str]) -> SettingError:
+    """Return the error for a setting that does not exist, with the nearest or else all known names."""
+    others = f'; the known names are {", ".join(known)}' if known else ''
+    return SettingError(name, key, f'does not exist{nearest_names(key, known, cutoff=0.6) or others}')
 
 
 def check_setting(name: str, key: str, value: Any, annotation: Any) -> None:
@@ -161,7 +166,7 @@ def _accepts(annotation: Any, value: Any) -> bool:
     kind = NoneType if annotation is None else origin or annotation
     if kind in (list, tuple, Sequence):
         return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-    if not isinstance(kind, type) or kind is inspect.Parameter.empty:
+    if not isinstance(kind, type) or kind in (Any, inspect.Parameter.empty):
         return True
     return isinstance(value, kind)
 

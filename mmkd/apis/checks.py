@@ -84,7 +84,7 @@ def check_keys(cfg: Config) -> None:
     """
     for key in cfg:
         # Users have variables of their own at the top, such as train_pipeline.
-        if correct := _misspelled(key, TOP_LEVEL, cutoff=0.88):
+        if correct := _misspelled(key, TOP_LEVEL, cutoff=0.9):
             raise _unknown(key, correct)
     for section, known in _SECTIONS.items():
         for key in cfg.get(section) or {}:

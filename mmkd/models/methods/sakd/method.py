@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from ....errors import MMKDError, SettingError, nearest_names
+from ....errors import MMKDError, nearest_names
 from ....random_state import separate_random_state
 from ....registry import MODELS, build_checked
-from ....settings import NonNegativeFloat, PositiveFloat, Temperature
+from ....settings import NonNegativeFloat, PositiveFloat, Temperature, unknown_setting
 from ...losses import kl_divergence
 from ...spots import is_classifier, logit_layout, probe, resolve_spot
 from ...spots.splitting import split
@@ -262,7 +262,7 @@ class SAKD(SpotAdaptiveDistill):
         for key in method_settings:
             if key not in inner_settings:
                 known = [*inspect.signature(SAKD).parameters, *inner_settings]
-                raise SettingError('SAKD', key, f'does not exist{nearest_names(key, known)}')
+                raise unknown_setting('SAKD', key, known)
         defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
         if method in PROTOCOLS['sakd']:
             defaults.update(protocol='sakd')
