@@ -9,10 +9,11 @@ from collections.abc import Callable
 import torch
 from mmengine.config import Config, DictAction
 
+from .apis.checks import check_keys, check_options, explained_build_errors
 from .apis.config import is_distillation
 from .checkpoints import use_safe_loaders
 from .config_files import read_config as read_config
-from .errors import MMKDError
+from .errors import MMKDError, nearest_names, one_line
 from .models.distillers import DetectorDistiller
 from .processes import end_by_failure, end_by_interrupt, end_by_mistake, rank_from_environment
 
@@ -74,7 +75,7 @@ def merge_options(cfg: Config, options: dict | None) -> None:
         options: Values by dotted keys.
 
     Raises:
-        MMKDError: If the config distills, and an option would set a key that has no effect.
+        MMKDError: If an option would set a key that nothing reads, or the config has a misspelled key.
     """
     known = {'type', '_delete_', *inspect.signature(DetectorDistiller).parameters}
     for key in (options or {}) if is_distillation(cfg) else ():
@@ -83,9 +84,16 @@ def merge_options(cfg: Config, options: dict | None) -> None:
             raise MMKDError(f'A distilling config has its {first} under model: set model.{key} instead of '
                             f'{key} with --cfg-options.')
         if first == 'model' and rest and rest[0] not in known:
+            if rest[0] not in cfg.model.student and (nearest := nearest_names(rest[0], known, cutoff=0.75)):
+                raise MMKDError(f'--cfg-options {key}: the distiller has no {rest[0]!r}{nearest}.')
             raise MMKDError(f"The student's settings are under model.student: set "
                             f'model.student.{".".join(rest)} instead of {key} with --cfg-options.')
-    cfg.merge_from_dict(options or {})
+    check_options(cfg, options or {})
+    try:
+        cfg.merge_from_dict(options or {})
+    except (KeyError, TypeError) as error:  # an index of a list, or a key of a value that is not a dict
+        raise MMKDError(f'--cfg-options cannot be set in the config ({one_line(error)}).') from None
+    check_keys(cfg)
 
 
 def check_training_config(cfg: Config, path: str) -> None:
@@ -106,7 +114,8 @@ def run_tool(main: Callable[[], None]) -> None:
     """
     try:
         use_safe_loaders()
-        main()
+        with explained_build_errors():
+            main()
     except MMKDError as error:
         end_by_mistake(error)
     except KeyboardInterrupt:

@@ -1,12 +1,33 @@
 """The exception that mmkd raises for mistakes that a user can correct."""
 import difflib
-import math
-import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class MMKDError(ValueError):
     """A config, checkpoint or path does not work; the message is one sentence that says why."""
+
+
+class SettingError(MMKDError):
+    """A setting is unknown, missing or wrong.
+
+    Args:
+        owner: What the setting belongs to, such as the name of a class.
+        key: The name of the setting.
+        problem: The end of the sentence, such as ``'must be a string, not 3'``.
+        path: The setting's key in the config, such as ``'model.methods.kd.temperature'``, where it is known.
+    """
+
+    def __init__(self, owner: str, key: str, problem: str, path: str | None = None) -> None:
+        super().__init__(f'`{path}` {problem}.' if path else f'`{key}` of {owner} {problem}.')
+        self.owner = owner
+        self.key = key
+        self.problem = problem
+        self.path = path
+
+    def inside(self, path: str) -> 'SettingError':
+        """Return the error with the key of the config that contains the setting."""
+        parts = [part for part in (path, self.path or self.key) if part]
+        return SettingError(self.owner, self.key, self.problem, '.'.join(parts))
 
 
 def one_line(error: Exception) -> str:
@@ -29,44 +50,16 @@ def escaped(value: object) -> str:
     return line if len(line) <= 100 else f'{line[:99]}…'
 
 
-def nearest_names(name: str, known: Iterable[str]) -> str:
+def nearest_names(name: str, known: Iterable[str], cutoff: float = 0.4) -> str:
     """Return ``'; the nearest names are …'`` for an error message, or ``''``.
 
     Args:
         name: The name that the user wrote.
         known: The names that exist.
+        cutoff: How similar names must be, from 0 to 1.
     """
     by_lower = {known_name.lower(): known_name for known_name in known}
-    nearest = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    nearest = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=cutoff)
     if not nearest:
         return ''
     return '; the nearest names are ' + ', '.join(repr(by_lower[lower]) for lower in nearest)
-
-
-def check_weight(value: float, name: str = 'weight') -> None:
-    """Check that a loss weight is a finite number of at least 0.
-
-    Args:
-        value: The weight.
-        name: The name of the setting in the error message.
-
-    Raises:
-        MMKDError: If the weight is anything else.
-    """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-        raise MMKDError(f'`{name}` must be a finite number of at least 0, not {value!r}.')
-
-
-def check_choice(value: object, choices: Sequence, name: str) -> None:
-    """Check that a setting is one of the known choices.
-
-    Args:
-        value: The setting.
-        choices: The known choices.
-        name: The name of the setting in the error message.
-
-    Raises:
-        MMKDError: If the setting is not one of the choices.
-    """
-    if value not in choices:
-        raise MMKDError(f'`{name}` must be one of {choices}, not {value!r}.')

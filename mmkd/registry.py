@@ -1,5 +1,8 @@
-"""mmkd's registries: children of MMEngine's, under the scope ``mmkd``."""
-from collections.abc import Iterable
+"""mmkd's registries: children of MMEngine's, under the scope ``mmkd``.
+
+What is registered in them checks its settings, see :mod:`mmkd.settings`.
+"""
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
@@ -9,15 +12,28 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_CONSTRUCTORS
-from mmengine.registry import Registry
+from mmengine.registry import Registry as _Registry
 
-from .errors import MMKDError, nearest_names, one_line
+from .errors import MMKDError, SettingError, nearest_names, one_line
+from .settings import checked
+
+
+class Registry(_Registry):
+    """A registry whose classes and functions check their arguments; see MMEngine's ``Registry``."""
+
+    def register_module(self, name: str | list[str] | None = None, force: bool = False,
+                        module: Any = None) -> Any:
+        if module is not None:
+            return super().register_module(name, force, checked(module))
+        register: Callable = super().register_module(name, force)
+        return lambda module: register(checked(module))
+
 
 DATASETS = Registry(
     'dataset', parent=MMENGINE_DATASETS, scope='mmkd', locations=['mmkd.datasets'])
 DATA_SAMPLERS = Registry(
     'data sampler', parent=MMENGINE_DATA_SAMPLERS, scope='mmkd', locations=['mmkd.datasets'])
-FUNCTIONS = Registry(
+FUNCTIONS = _Registry(
     'function', parent=MMENGINE_FUNCTIONS, scope='mmkd', locations=['mmkd.engine'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmkd', locations=['mmkd.engine'])
 LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmkd', locations=['mmkd.engine'])
@@ -29,28 +45,31 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['mmkd.engine'])
 
 
-def build_checked(cfg: dict, base: type, role: str, known: Iterable[str], name: str | None = None) -> Any:
+def build_checked(cfg: dict, base: type | tuple[type, ...], role: str, known: Iterable[str], key: str) -> Any:
     """Build a module of a certain kind from a user's config.
 
     Args:
         cfg: The config.
-        base: The class that the module must be derived from.
+        base: The class that the module must be derived from, or several such classes.
         role: What such a module is called in error messages, such as ``'proxy'``.
         known: The types of such modules.
-        name: The user's name for the module, if there is one.
+        key: The key of ``cfg`` in the config that contains it.
 
     Raises:
         MMKDError: If there is no such module, one of its settings is wrong, or it is of another kind.
     """
     kind = cfg.get('type')
-    title = f'The {role} {name!r}' if name else f'The {role} {kind!r}'
+    if kind is None:
+        raise MMKDError(f'`{key}` needs a `type`, the name of a {role}; known names are {", ".join(known)}.')
     if isinstance(kind, str) and MODELS.get(kind) is None:
         raise MMKDError(f'There is no {role} {kind!r}{nearest_names(kind.split(".")[-1], known)}; '
                         f'known names are {", ".join(known)}.')
     try:
         module = MODELS.build(cfg)
+    except SettingError as error:
+        raise error.inside(key) from None
     except (KeyError, TypeError) as error:
-        raise MMKDError(f'{title} has a wrong setting ({one_line(error)}).') from None
+        raise MMKDError(f'`{key}` has a wrong setting ({one_line(error)}).') from None
     if not isinstance(module, base):
         raise MMKDError(f'{kind!r} is a {type(module).__name__}, not a {role}.')
     return module

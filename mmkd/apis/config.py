@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 from ..checkpoints import SAFE_PREFIX
 from ..errors import MMKDError
 from ..models.teachers import TeacherCache
+from .checks import check_hooks
 
 _DISTILLATION_HOOKS = dict(teacher_check='mmkd.TeacherCheckHook', train_labels='mmkd.TrainLabelsHook',
                            first_phase='mmkd.FirstPhaseHook', epoch_report='mmkd.EpochReportHook')
@@ -45,6 +46,9 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
 
     Returns:
         Config: ``cfg``.
+
+    Raises:
+        MMKDError: If a default hook has no type.
     """
     _import_mmkd(cfg)
     _prepare_optimizer(cfg)
@@ -62,6 +66,7 @@ def prepare_config(cfg: Config, distributed: bool = False) -> Config:
         folders = [teacher.cache for teacher in teacher_configs(cfg) if teacher.get('cache')]
         if folders:
             replay_training_data(cfg, TeacherCache(folders[0]).views)
+    check_hooks(cfg)
     _prepare_loop(cfg)
     set_model_wrapper(cfg, distributed)
     if cfg.get('load_from'):
@@ -163,7 +168,7 @@ def student_config(cfg: Config) -> Config:
             cfg.pop('custom_imports')
     hooks = cfg.get('default_hooks') or {}
     for name, hook in list(hooks.items()):
-        if hook and _is_from_mmkd(hook.get('type')):
+        if hook and (not hook.get('type') or _is_from_mmkd(hook['type'])):
             if name == 'checkpoint':
                 hook['type'] = 'CheckpointHook'
             else:

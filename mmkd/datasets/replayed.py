@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 from ..errors import MMKDError
 from ..random_state import preserved_cpu_generators, set_cpu_seeds
 from ..registry import DATASETS
+from ..settings import PositiveInt, Seed
 
 
 @DATASETS.register_module()
@@ -32,13 +33,11 @@ class ReplayedDataset(Dataset):
             ``dict(type='CutMix', alpha=…)``, of which one is drawn for each sample.
 
     Raises:
-        MMKDError: If ``views`` or ``mix`` is invalid.
+        MMKDError: If ``mix`` is invalid.
     """
 
-    def __init__(self, dataset: dict, views: int = 1, seed: int = 0,
+    def __init__(self, dataset: dict, views: PositiveInt = 1, seed: Seed = 0,
                  mix: Sequence[dict] | None = None) -> None:
-        if views < 1:
-            raise MMKDError(f'A ReplayedDataset has at least one view, not {views}.')
         self.views = views
         self.seed = seed
         self.mix = [_check_mix(entry) for entry in mix or []]

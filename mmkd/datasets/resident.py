@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from ..errors import MMKDError
 from ..registry import DATASETS, FUNCTIONS
+from ..settings import Fraction, NonNegativeInt, PositiveInt, Seed
 
 
 @DATASETS.register_module()
@@ -45,20 +46,15 @@ class ResidentDataset:
 
     def __init__(self,
                  dataset: dict,
-                 crop: int | None = None,
-                 padding: int = 0,
+                 crop: PositiveInt | None = None,
+                 padding: NonNegativeInt = 0,
                  padding_mode: Literal['constant', 'reflect'] = 'constant',
-                 flip: float = 0.0,
-                 views: int | None = None,
-                 seed: int = 0,
+                 flip: Fraction = 0.0,
+                 views: PositiveInt | None = None,
+                 seed: Seed = 0,
                  device: str | None = None) -> None:
-        if padding_mode not in ('constant', 'reflect'):
-            raise MMKDError(f"ResidentDataset's padding_mode must be 'constant' or 'reflect', not "
-                            f'{padding_mode!r}.')
         if crop is None and padding:
             raise MMKDError("ResidentDataset's padding is for cropping; set crop as well.")
-        if views is not None and views < 1:
-            raise MMKDError(f"ResidentDataset's views must be at least 1 or None, not {views}.")
         self.views = views
         self.seed = seed
         self.flip = flip

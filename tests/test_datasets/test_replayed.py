@@ -169,7 +169,8 @@ def test_a_partner_is_shown_in_the_same_view(images):
 
 
 @pytest.mark.parametrize(('settings', 'words'), [
-    (dict(views=0), 'at least one view'), (dict(mix=[dict(type='ResizeMix', alpha=1.0)]), 'ResizeMix'),
+    (dict(views=0), '`views` of ReplayedDataset must be an integer of at least 1, not 0'),
+    (dict(mix=[dict(type='ResizeMix', alpha=1.0)]), 'ResizeMix'),
     (dict(mix=[dict(type='Mixup', alpha=0.0)]), 'above 0'),
     (dict(mix=[dict(type='CutMix', alpha=1.0, correct_lam=False)]), 'correct_lam')])
 def test_settings_that_cannot_be_meant(images, settings, words):

@@ -59,7 +59,7 @@ def run(monkeypatch, capsys):
 
 
 @pytest.fixture
-def refused(run, monkeypatch, tmp_path):
+def refused(run, monkeypatch, tmp_path, record_property):
     """Function that runs a tool which must refuse its input in one sentence and leave all files alone.
 
     After the tool and its arguments come words that the sentence must hold.
@@ -73,6 +73,7 @@ def refused(run, monkeypatch, tmp_path):
         pytest.fail('a training step was taken')
 
     def refused(tool: str, arguments, *words) -> str:
+        record_property('bad input', ' '.join(map(str, arguments)))
         before = contents()
         with monkeypatch.context() as patch:
             patch.setattr(OptimWrapper, 'update_params', step)
@@ -83,6 +84,7 @@ def refused(run, monkeypatch, tmp_path):
         sentence = lines[0]
         assert sentence.startswith('error: ')
         assert sentence.endswith('.')
+        record_property('one sentence', sentence)
         for word in words:
             assert str(word) in sentence
         after = contents()

@@ -1,13 +1,15 @@
 """Schedules of the weight of distillation."""
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...registry import HOOKS
+from ...settings import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ..runner_access import forget_scalars, rewrap, unwrapped
 
 
@@ -34,12 +36,11 @@ class WeightScheduleHook(Hook):
 
     def __init__(self,
                  methods: str | Sequence[str] | None = None,
-                 warmup: int = 0,
-                 decay_from: float | None = None,
-                 stop: float | None = None,
-                 decay: str = 'linear',
+                 warmup: NonNegativeInt = 0,
+                 decay_from: NonNegativeFloat | None = None,
+                 stop: PositiveFloat | None = None,
+                 decay: Literal['linear', 'cosine'] = 'linear',
                  by_epoch: bool = True) -> None:
-        check_choice(decay, ('linear', 'cosine'), 'decay')
         if decay_from is not None and stop is not None and decay_from >= stop:
             raise MMKDError(f'WeightScheduleHook cannot decay from {decay_from} until {stop}.')
         self.methods = [methods] if isinstance(methods, str) else list(methods or [])

@@ -1,13 +1,16 @@
 """An optimizer wrapper in which distillation does not change how the student is optimized."""
 import copy
+from typing import Any
 
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from ...errors import SettingError
 from ...models.methods import OptimizerSettings
 from ...registry import OPTIM_WRAPPER_CONSTRUCTORS
+from ...settings import NonNegativeFloat, check_setting, unknown_setting
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
@@ -28,6 +31,7 @@ class DistillOptimWrapperConstructor:
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
         cfg = copy.deepcopy(optim_wrapper_cfg)
         self.extra = cfg.pop('extra', {})
+        check_setting('the optimizer wrapper', 'extra', self.extra, dict)
         kind = cfg.get('type', 'OptimWrapper')
         wrapper = OPTIM_WRAPPERS.get(kind) if isinstance(kind, str) else kind
         cfg['type'] = type(f'Distill{wrapper.__name__}', (_SeparateStudent, wrapper), {})
@@ -43,6 +47,7 @@ class DistillOptimWrapperConstructor:
         finally:
             if mmkd is not None:
                 student._modules['mmkd'] = mmkd
+        _check_extra(self.extra, wrapper.optimizer.defaults)
         wrapper.number_of_student_groups = len(wrapper.optimizer.param_groups)
         for group in [] if mmkd is None else self._extra_groups(mmkd, wrapper.optimizer.defaults['lr']):
             wrapper.optimizer.add_param_group(group)
@@ -62,6 +67,22 @@ class DistillOptimWrapperConstructor:
                 grouped |= set(parameters)
         remaining = [parameter for parameter in _trainable(mmkd) if parameter not in grouped]
         return [group for group in [dict(self.extra, params=remaining), *groups] if group['params']]
+
+
+def _check_extra(extra: dict, defaults: dict) -> None:
+    """Check optimizer settings; an optimizer would ignore settings that it does not know."""
+    for key, value in extra.items():
+        if key not in defaults:
+            raise unknown_setting('the optimizer', key, list(defaults)).inside('optim_wrapper.extra')
+        annotation: Any = Any
+        if isinstance(defaults[key], bool):
+            annotation = bool
+        elif isinstance(defaults[key], (int, float)):
+            annotation = NonNegativeFloat
+        try:
+            check_setting('the optimizer', key, value, annotation)
+        except SettingError as error:
+            raise error.inside('optim_wrapper.extra') from None
 
 
 def _trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import PositiveInt
 from .staged import Staged
 
 
@@ -47,7 +48,7 @@ class CRDResNet(_StagedResNet):
 
     arch_settings = {depth: (BasicBlock, ((depth - 2) // 6, ) * 3) for depth in (8, 14, 20, 32, 44, 56, 110)}
 
-    def __init__(self, depth: int, stem_channels: int = 16, base_channels: int = 16,
+    def __init__(self, depth: PositiveInt, stem_channels: PositiveInt = 16, base_channels: PositiveInt = 16,
                  out_indices: Sequence[int] = (2, ), **kwargs) -> None:
         if depth not in self.arch_settings:
             raise MMKDError(f'CRDResNet has depth {", ".join(map(str, self.arch_settings))}, not {depth}.')

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import PositiveInt
 from .staged import KAIMING, StagedBackbone
 
 
@@ -29,7 +30,7 @@ class CRDVGG(StagedBackbone):
                     19: (2, 2, 4, 4, 4)}
     stage_names = ('block1', 'block2', 'block3', 'block4')
 
-    def __init__(self, depth: int, out_indices: Sequence[int] = (3, ),
+    def __init__(self, depth: PositiveInt, out_indices: Sequence[int] = (3, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         if depth not in self.convolutions:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import PositiveInt
 from .staged import KAIMING, StagedBackbone
 
 
@@ -57,7 +58,7 @@ class CRDWideResNet(StagedBackbone):
     stage_names = ('block1', 'block2', 'block3')
     has_tail = True
 
-    def __init__(self, depth: int, width: int, out_indices: Sequence[int] = (3, ),
+    def __init__(self, depth: PositiveInt, width: PositiveInt, out_indices: Sequence[int] = (3, ),
                  init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
         blocks, rest = divmod(depth - 4, 6)

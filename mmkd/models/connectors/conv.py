@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import PositiveInt
 from ..losses.tensors import BatchNorm, check_maps
 
 
@@ -28,8 +29,9 @@ class ConvConnector(BaseModule):
             height and width are larger than the teacher's; meant for use with ``kernel_size``.
     """
 
-    def __init__(self, kernel_size: int | None = None, norm: bool = True, relu: bool = True,
-                 out_channels: int | None = None, skip_same: bool = False, pool: bool = False) -> None:
+    def __init__(self, kernel_size: PositiveInt | None = None, norm: bool = True, relu: bool = True,
+                 out_channels: PositiveInt | None = None, skip_same: bool = False,
+                 pool: bool = False) -> None:
         super().__init__()
         self.kernel_size = kernel_size
         self.norm = norm

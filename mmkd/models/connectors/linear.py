@@ -6,6 +6,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ...settings import PositiveInt
 from ..losses.tensors import at_least_float32
 
 
@@ -18,7 +19,7 @@ class LinearConnector(BaseModule):
         normalize: Whether to scale the output to length 1.
     """
 
-    def __init__(self, out_channels: int | None = None, normalize: bool = False) -> None:
+    def __init__(self, out_channels: PositiveInt | None = None, normalize: bool = False) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.normalize = normalize

@@ -5,7 +5,7 @@ import torch
 from mmengine.model import BaseModule, ModuleDict
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, SettingError, nearest_names
 from ...random_state import preserved_random_state
 from ...registry import build_checked
 from ..methods import Method
@@ -38,7 +38,9 @@ class Distillation(BaseModule):
         if not isinstance(methods, Mapping):
             raise MMKDError('`methods` must be a dict of methods by name, such as '
                             f"dict(shake=dict(type='mmkd.SHAKE')), not a {type(methods).__name__}.")
-        self.methods = ModuleDict({name: _build_method(name, cfg) for name, cfg in methods.items()})
+        self.methods = ModuleDict({
+            name: _build_method(name, cfg, [other for other in methods if other != name])
+            for name, cfg in methods.items()})
         replacing = [name for name, method in self.methods.items() if method.task_losses]
         if len(replacing) > 1:
             raise MMKDError(f'The methods {" and ".join(replacing)} would each replace the task loss of the '
@@ -46,8 +48,11 @@ class Distillation(BaseModule):
         self.teachers: list[Teacher] = build_teachers(teacher)
         for built in self.teachers:
             built.build(student)
-        for method in self.methods.values():
-            method.build(student, self.teachers, student_cfg)
+        for name, method in self.methods.items():
+            try:
+                method.build(student, self.teachers, student_cfg)
+            except SettingError as error:  # of a part that is built here, such as a connector or a proxy
+                raise error.inside(f'model.methods.{name}') from None
         for built in self.teachers:
             built.add_spots(self.teacher_spots)
         self._points = {
@@ -136,14 +141,14 @@ class Distillation(BaseModule):
         return dict(loss_waiting=sum(zeros)) if zeros else {}
 
 
-def _build_method(name: str, cfg: dict) -> Method:
+def _build_method(name: str, cfg: dict, others: Iterable[str]) -> Method:
     if '.' in name or 'loss' in name or hasattr(ModuleDict, name):  # MMEngine adds up all that is a 'loss'
         raise MMKDError(f'A method cannot be called {name!r}; choose another key in `methods`.')
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
-                        "dict(type='mmkd.SHAKE').")
+                        f"dict(type='mmkd.SHAKE'){nearest_names(name, others)}.")
     known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
-    return build_checked(cfg, Method, 'method', known, name)
+    return build_checked(cfg, Method, 'method', known, f'model.methods.{name}')
 
 
 def _check_gradient(spot: str, calls: list) -> None:

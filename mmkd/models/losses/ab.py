@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, pooled_alike
 
@@ -56,18 +57,18 @@ class ABLoss(FeatureLoss):
 
     has_first_phase = True
 
-    def __init__(self, first_weight: float = 3e-3, weight: float = 0.0, margin: float = 1.0,
-                 level_weights: Sequence[float] | None = None) -> None:
+    def __init__(self, first_weight: NonNegativeFloat = 3e-3, weight: NonNegativeFloat = 0.0,
+                 margin: NonNegativeFloat = 1.0,
+                 level_weights: Sequence[NonNegativeFloat] | None = None) -> None:
         super().__init__(weight)
-        check_weight(first_weight, 'first_weight')
-        for level_weight in level_weights or ():
-            check_weight(level_weight, 'level_weights')
         self.first_weight = first_weight
         self.margin = margin
         self.level_weights = level_weights
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
         check_comparable_maps(student, teacher)
+        if self.level_weights and len(self.level_weights) != len(student):
+            raise MMKDError(f'there are {len(self.level_weights)} level_weights for {len(student)} levels')
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:

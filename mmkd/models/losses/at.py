@@ -1,11 +1,12 @@
 """Paying More Attention to Attention: Attention Transfer (Zagoruyko and Komodakis, ICLR 2017)."""
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...errors import MMKDError, check_choice
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Range
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_maps, pooled_alike
 
@@ -52,15 +53,14 @@ class ATLoss(FeatureLoss):
 
     Args:
         weight: β/2 in the paper; its value depends on the form.
-        p: Power of the activations, at least 1.
+        p: Power of the activations, from 1 to 8. With a lower power the gradient of a feature of 0 would be
+            infinite, and with a higher power usual features overflow.
         form: ``'mean'`` over positions (released code), or ``'paper'``.
     """
 
-    def __init__(self, weight: float = 1.0, p: float = 2, form: str = 'mean') -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, p: Annotated[float, Range(at_least=1, at_most=8)] = 2,
+                 form: Literal['mean', 'paper'] = 'mean') -> None:
         super().__init__(weight)
-        check_choice(form, ('mean', 'paper'), 'form')
-        if not p >= 1:  # otherwise the gradient of a feature of 0 would be infinite
-            raise MMKDError(f'`p` of ATLoss must be at least 1, not {p!r}.')
         self.p = p
         self.form = form
 

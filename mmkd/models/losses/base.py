@@ -3,7 +3,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from ...errors import check_weight
+from ...settings import NonNegativeFloat
 from ..reduction import gather_over_ranks
 
 
@@ -36,9 +36,8 @@ class FeatureLoss(nn.Module):
     trains_student_first: bool = True
     """Whether the first phase trains the student, or only parts of this loss."""
 
-    def __init__(self, weight: float = 1.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__()
-        check_weight(weight)
         self.weight = weight
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:
@@ -168,6 +167,9 @@ class LogitLoss(nn.Module):
 
     needs_labels: bool = False
     """Whether the loss uses the true classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
 
     def forward(self, student: Tensor, teacher: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compare logits.

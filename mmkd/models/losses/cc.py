@@ -1,13 +1,15 @@
 """CC: Correlation Congruence for Knowledge Distillation (Peng et al., ICCV 2019)."""
 import math
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, PositiveInt, Range
 from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
@@ -74,10 +76,11 @@ class CCLoss(RelationalFeatureLoss):
         gather: Whether samples of all processes are related to one another, not only those of each process.
     """
 
-    def __init__(self, weight: float = 1.0, dim: int | None = 128, kernel: str | None = None,
-                 gamma: float = 0.4, order: int = 2, gather: bool = False) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, dim: PositiveInt | None = 128,
+                 kernel: Literal['bilinear', 'gaussian'] | None = None,
+                 gamma: Annotated[float, Range(above=0, at_most=100)] = 0.4,
+                 order: Annotated[int, Range(at_least=1, at_most=100)] = 2, gather: bool = False) -> None:
         super().__init__(weight, gather)
-        check_choice(kernel, (None, 'bilinear', 'gaussian'), 'kernel')
         self.dim = dim
         self.kernel = kernel
         self.gamma = gamma

@@ -1,14 +1,16 @@
 """CRD: Contrastive Representation Distillation (Tian, Krishnan and Isola, ICLR 2020)."""
 from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_gather, all_reduce, broadcast
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...random_state import separate_random_state
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, PositiveInt, Range
 from .base import FeatureLoss
 from .tensors import at_least_float32
 
@@ -94,7 +96,7 @@ class CRDLoss(FeatureLoss):
     Args:
         dim: Length of the embeddings.
         negatives: K, the number of negatives of a sample.
-        temperature: τ.
+        temperature: τ; below 0.02, the exponentials would overflow.
         momentum: Weight of the old embedding in an update of the memory.
         mode: ``'exact'`` draws negatives from samples of other classes, as published; ``'any'`` from all
             other samples.
@@ -110,11 +112,12 @@ class CRDLoss(FeatureLoss):
     block_start: Tensor
     block_length: Tensor
 
-    def __init__(self, dim: int = 128, negatives: int = 16384, temperature: float = 0.07,
-                 momentum: float = 0.5, mode: str = 'exact', num_samples: int | None = None,
-                 weight: float = 1.0) -> None:
+    def __init__(self, dim: PositiveInt = 128, negatives: PositiveInt = 16384,
+                 temperature: Annotated[float, Range(at_least=0.02, at_most=1000)] = 0.07,
+                 momentum: Annotated[float, Range(at_least=0, below=1)] = 0.5,
+                 mode: Literal['exact', 'any'] = 'exact', num_samples: PositiveInt | None = None,
+                 weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(weight)
-        check_choice(mode, ('exact', 'any'), 'mode')
         self.dim = dim
         self.negatives = negatives
         self.temperature = temperature

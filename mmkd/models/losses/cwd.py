@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
 from .base import FeatureLoss
 from .kl import kl_divergence
 from .tensors import at_least_float32, check_comparable_maps, resized
@@ -39,7 +40,7 @@ class CWDLoss(FeatureLoss):
         temperature: τ.
     """
 
-    def __init__(self, weight: float = 1.0, temperature: float = 1.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, temperature: Temperature = 1.0) -> None:
         super().__init__(weight)
         self.temperature = temperature
 

@@ -2,8 +2,8 @@
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import check_weight
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
 from .base import LogitLoss
 from .tensors import at_least_float32
 
@@ -46,12 +46,10 @@ class DISTLoss(LogitLoss):
 
     is_relational = True
 
-    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0,
-                 gather: bool = False) -> None:
+    def __init__(self, beta: NonNegativeFloat = 1.0, gamma: NonNegativeFloat = 1.0,
+                 temperature: Temperature = 1.0, gather: bool = False) -> None:
         super().__init__()
         self.gather = gather
-        check_weight(beta, 'beta')
-        check_weight(gamma, 'gamma')
         self.beta = beta
         self.gamma = gamma
         self.temperature = temperature

@@ -2,8 +2,8 @@
 import torch
 from torch import Tensor
 
-from ...errors import check_weight
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
 from .base import LogitLoss
 from .kl import bernoulli_kl_divergence, kl_divergence
 from .tensors import at_least_float32
@@ -53,10 +53,9 @@ class DKDLoss(LogitLoss):
 
     needs_labels = True
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> None:
+    def __init__(self, alpha: NonNegativeFloat = 1.0, beta: NonNegativeFloat = 8.0,
+                 temperature: Temperature = 4.0) -> None:
         super().__init__()
-        check_weight(alpha, 'alpha')
-        check_weight(beta, 'beta')
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature

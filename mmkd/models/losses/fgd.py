@@ -4,8 +4,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, resized
 
@@ -109,12 +110,10 @@ class FGDLoss(FeatureLoss):
         temperature: T of the attention.
     """
 
-    def __init__(self, weight: float = 1.0, foreground: float = 1e-3, background: float = 5e-4,
-                 attention: float = 5e-4, global_: float = 5e-6, temperature: float = 0.5) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, foreground: NonNegativeFloat = 1e-3,
+                 background: NonNegativeFloat = 5e-4, attention: NonNegativeFloat = 5e-4,
+                 global_: NonNegativeFloat = 5e-6, temperature: Temperature = 0.5) -> None:
         super().__init__(weight)
-        for name, value in dict(foreground=foreground, background=background, attention=attention,
-                                global_=global_).items():
-            check_weight(value, name)
         self.foreground = foreground
         self.background = background
         self.attention = attention

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import MMKDError, check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import FeatureLoss
 from .tensors import check_comparable_maps, pooled_alike
 
@@ -55,9 +56,9 @@ class FSPLoss(FeatureLoss):
 
     has_first_phase = True
 
-    def __init__(self, first_weight: float = 1.0, weight: float = 0.0, max_pool: bool = False) -> None:
+    def __init__(self, first_weight: NonNegativeFloat = 1.0, weight: NonNegativeFloat = 0.0,
+                 max_pool: bool = False) -> None:
         super().__init__(weight)
-        check_weight(first_weight, 'first_weight')
         self.first_weight = first_weight
         self.max_pool = max_pool
 

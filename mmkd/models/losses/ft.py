@@ -5,6 +5,7 @@ Jangho Kim, SeongUk Park and Nojun Kwak, NeurIPS 2018.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from mmengine.dist import all_reduce_params
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Range
 from .base import FeatureLoss
 from .tensors import BatchNorm, at_least_float32, check_maps, pooled_alike
 
@@ -65,7 +67,7 @@ class FTLoss(FeatureLoss):
     Args:
         weight: w.
         k: Number of channels of the factors, relative to the teacher's.
-        p: Order of the norm in d.
+        p: Order of the norm in d, 1 or 2.
         collapse: Whether to reduce the channels before comparing factors, as in RepDistiller, to which the
             usual weight of 200 belongs; the paper compares whole factors.
         use_bn: Whether the paraphraser has batch norms; the translator always has them, as in RepDistiller.
@@ -74,7 +76,9 @@ class FTLoss(FeatureLoss):
     has_first_phase = True
     trains_student_first = False
 
-    def __init__(self, weight: float = 1.0, k: float = 0.5, p: int = 1, collapse: bool = True,
+    def __init__(self, weight: NonNegativeFloat = 1.0,
+                 k: Annotated[float, Range(above=0, at_most=8)] = 0.5,
+                 p: Annotated[int, Range(at_least=1, at_most=2)] = 1, collapse: bool = True,
                  use_bn: bool = False) -> None:
         super().__init__(weight)
         self.k = k

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, PositiveInt
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_comparable_maps
 
@@ -74,7 +75,7 @@ class KDSVDLoss(FeatureLoss):
         k: Number of singular vectors of a level.
     """
 
-    def __init__(self, weight: float = 1.0, k: int = 1) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, k: PositiveInt = 1) -> None:
         super().__init__(weight)
         self.k = k
 

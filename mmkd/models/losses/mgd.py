@@ -4,8 +4,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import Fraction, NonNegativeFloat
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, resized
 
@@ -38,10 +38,8 @@ class MGDLoss(FeatureLoss):
 
     is_stochastic = True
 
-    def __init__(self, weight: float = 2e-5, mask_ratio: float = 0.65) -> None:
+    def __init__(self, weight: NonNegativeFloat = 2e-5, mask_ratio: Fraction = 0.65) -> None:
         super().__init__(weight)
-        if not 0 <= mask_ratio <= 1:
-            raise MMKDError(f'`mask_ratio` of MGDLoss must be between 0 and 1, not {mask_ratio}.')
         self.mask_ratio = mask_ratio
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:

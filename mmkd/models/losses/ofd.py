@@ -10,6 +10,7 @@ from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, pooled_alike
 
@@ -105,7 +106,7 @@ class OFDLoss(FeatureLoss):
         weight: w; the authors' code uses 1/1000 on CIFAR-100 and 1/10000 on ImageNet.
     """
 
-    def __init__(self, weight: float = 1e-3) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1e-3) -> None:
         super().__init__(weight)
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import RelationalFeatureLoss
 from .tensors import at_least_float32, check_comparable_maps, resized
 
@@ -44,7 +45,7 @@ class PKDLoss(RelationalFeatureLoss):
         weight: α.
     """
 
-    def __init__(self, weight: float = 6.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 6.0) -> None:
         super().__init__(weight)
 
     def build(self, student: Sequence[tuple[int, ...]], teacher: Sequence[tuple[int, ...]]) -> None:

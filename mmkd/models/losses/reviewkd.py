@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, PositiveInt
 from .base import FeatureLoss
 from .tensors import BatchNorm, at_least_float32
 
@@ -55,7 +56,7 @@ class ReviewKDLoss(FeatureLoss):
         weight: Loss weight.
     """
 
-    def __init__(self, mid_channels: int | None = 256, weight: float = 1.0) -> None:
+    def __init__(self, mid_channels: PositiveInt | None = 256, weight: NonNegativeFloat = 1.0) -> None:
         super().__init__(weight)
         self.mid_channels = mid_channels
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...errors import check_weight
 from ...registry import MODELS
+from ...settings import NonNegativeFloat
 from .base import RelationalFeatureLoss
 from .tensors import at_least_float32
 
@@ -76,11 +76,9 @@ class RKDLoss(RelationalFeatureLoss):
         gather: Whether samples of all processes are related to one another, not only those of each process.
     """
 
-    def __init__(self, weight: float = 1.0, distance_weight: float = 25.0, angle_weight: float = 50.0,
-                 gather: bool = False) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, distance_weight: NonNegativeFloat = 25.0,
+                 angle_weight: NonNegativeFloat = 50.0, gather: bool = False) -> None:
         super().__init__(weight, gather)
-        check_weight(distance_weight, 'distance_weight')
-        check_weight(angle_weight, 'angle_weight')
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight
 

@@ -1,12 +1,15 @@
 """Variational Information Distillation for Knowledge Transfer (Ahn et al., CVPR 2019)."""
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Range
 from .base import FeatureLoss
 from .tensors import at_least_float32, check_maps, pooled_alike
 
@@ -73,8 +76,13 @@ class VIDLoss(FeatureLoss):
         eps: Lower bound of the variance.
     """
 
-    def __init__(self, weight: float = 1.0, initial_variance: float = 5.0, eps: float = 1e-5) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0,
+                 initial_variance: Annotated[float, Range(above=0, at_most=100)] = 5.0,
+                 eps: Annotated[float, Range(at_least=1e-8, at_most=1)] = 1e-5) -> None:
         super().__init__(weight)
+        if initial_variance <= eps:
+            raise MMKDError(f'`initial_variance` of VIDLoss must be above `eps` ({eps}), not '
+                            f'{initial_variance}.')
         self.initial_variance = initial_variance
         self.eps = eps
 

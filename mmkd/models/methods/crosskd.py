@@ -12,8 +12,9 @@ from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...errors import MMKDError, check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, PositiveInt
 from ..losses import at_least_float32, bernoulli_kl_divergence
 from ..losses.distribution import edge_divergence
 from ..reduction import mean_over_ranks
@@ -70,12 +71,9 @@ class CrossKD(Method):
             :func:`align_statistics`, as in the released code, with which the paper's figures were measured.
     """
 
-    def __init__(self, layer: int = 3, cls_weight: float = 1.0, reg_weight: float | None = None,
-                 align: bool = True) -> None:
+    def __init__(self, layer: PositiveInt = 3, cls_weight: NonNegativeFloat = 1.0,
+                 reg_weight: NonNegativeFloat | None = None, align: bool = True) -> None:
         super().__init__()
-        check_weight(cls_weight, 'cls_weight')
-        if reg_weight is not None:
-            check_weight(reg_weight, 'reg_weight')
         self.layer = layer
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import Fraction, Temperature
 from ..losses import kl_divergence
 from ..proxies.heads import classification_loss
 from ..spots import logit_layout
@@ -39,12 +40,11 @@ class DeiT(Method):
     student_task = 0.0
     task_losses = ('loss_class', )
 
-    def __init__(self, hard: bool = True, weight: float | None = None, temperature: float = 3.0) -> None:
+    def __init__(self, hard: bool = True, weight: Fraction | None = None,
+                 temperature: Temperature = 3.0) -> None:
         super().__init__()
         if weight is None:
             weight = 0.5 if hard else 0.1
-        if not 0 <= weight <= 1:
-            raise MMKDError(f"DeiT's weight must be between 0 and 1, not {weight}.")
         self.hard = hard
         self.weight = weight
         self.temperature = temperature

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...random_state import separate_random_state
-from ...registry import MODELS
+from ...registry import MODELS, build_checked
+from ...settings import NonNegativeInt
 from ..losses import FeatureLoss, at_least_float32
 from ..spots import common_probe_size, is_classifier, probe, resolve_spot
 from ..step import Step
@@ -41,7 +42,7 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     def __init__(self, loss: dict,
                  spot: str | Sequence[str] | Mapping[str, str | Sequence[str] | None] = 'neck',
                  teacher_spot: str | Sequence[str] | None = None, connector: dict | None = None,
-                 first_phase_epochs: int = 0) -> None:
+                 first_phase_epochs: NonNegativeInt = 0) -> None:
         super().__init__()
         self.loss_cfg = loss
         self.spot = spot
@@ -72,20 +73,21 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             student_shapes = _shapes(student, self.student_spots, 'student', size)
             teacher_shapes = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
             self.shapes = student_shapes, teacher_shapes
+            connectors = self._build_connectors(len(student_shapes))
             try:
-                self._build_for(loss, student_shapes, teacher_shapes)
+                self._build_for(loss, connectors, student_shapes, teacher_shapes)
             except MMKDError as error:
                 raise MMKDError(
                     f"{self.name} cannot compare the student's features at {_listed(self.student_spots)} "
                     f"with the teacher's features at {_listed(self.teacher_spots)}: {error}.") from None
 
-    def _build_for(self, loss: FeatureLoss, student_shapes: list[Shape], teacher_shapes: list[Shape]) -> None:
-        """Build the connectors and the loss of one teacher."""
+    def _build_for(self, loss: FeatureLoss, connectors: ModuleList, student_shapes: list[Shape],
+                   teacher_shapes: list[Shape]) -> None:
+        """Build the layers of the connectors and of the loss of one teacher."""
         if len(student_shapes) != len(teacher_shapes):
             raise MMKDError(f'there are {len(student_shapes)} levels in the student and '
                             f'{len(teacher_shapes)} in the teacher')
-        if self.connector_cfg is not None:
-            connectors = ModuleList(MODELS.build(self.connector_cfg) for _ in student_shapes)
+        if len(connectors):
             for connector, *shapes in zip(connectors, student_shapes, teacher_shapes, strict=True):
                 connector.build(*shapes)
             self.connectors.append(connectors)
@@ -152,10 +154,15 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
         self.teacher_spots = _as_tuple(self.teacher_spot or spot)
 
     def _build_loss(self) -> FeatureLoss:
-        loss = MODELS.build(self.loss_cfg)
-        if not isinstance(loss, FeatureLoss):
-            raise MMKDError(f'{type(loss).__name__} does not compare features.')
-        return loss
+        known = [cls.__name__ for cls in FeatureLoss.__subclasses__()]
+        return build_checked(self.loss_cfg, FeatureLoss, 'loss of features', known, 'loss')
+
+    def _build_connectors(self, levels: int) -> ModuleList:
+        """Return a connector for every level, or none if the config has none."""
+        cfg = self.connector_cfg
+        known = ['ConvConnector', 'LinearConnector']
+        return ModuleList(build_checked(cfg, nn.Module, 'connector', known, 'connector')
+                          for _ in range(levels) if cfg is not None)
 
     @staticmethod
     def levels(outputs: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:

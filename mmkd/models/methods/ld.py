@@ -8,8 +8,9 @@ from mmdet.models.utils import unpack_gt_instances
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import Fraction, NonNegativeFloat, Temperature
 from ..losses import kl_divergence
 from ..losses.distribution import edge_divergence
 from ..reduction import mean_over_ranks
@@ -51,14 +52,10 @@ class LD(Method):
         kd_temperature: The temperature τ of the class logits.
     """
 
-    def __init__(self, weight: float = 0.25, vlr_weight: float = 0.25, temperature: float = 10.0,
-                 gamma: float = 0.25, normalize: bool = False, kd_weight: float = 0.0,
-                 kd_temperature: float = 2.0) -> None:
+    def __init__(self, weight: NonNegativeFloat = 0.25, vlr_weight: NonNegativeFloat = 0.25,
+                 temperature: Temperature = 10.0, gamma: Fraction = 0.25, normalize: bool = False,
+                 kd_weight: NonNegativeFloat = 0.0, kd_temperature: Temperature = 2.0) -> None:
         super().__init__()
-        if min(temperature, kd_temperature) <= 0:
-            raise MMKDError(f'The temperatures must be above 0, not {temperature} and {kd_temperature}.')
-        for name, value in (('weight', weight), ('vlr_weight', vlr_weight), ('kd_weight', kd_weight)):
-            check_weight(value, name)
         self.weight = weight
         self.vlr_weight = vlr_weight
         self.temperature = temperature

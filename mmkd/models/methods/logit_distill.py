@@ -4,8 +4,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_weight
-from ...registry import MODELS
+from ...errors import MMKDError
+from ...registry import MODELS, build_checked
+from ...settings import NonNegativeFloat
 from ..losses import LogitLoss, at_least_float32, standardize_logits
 from ..reduction import gather_over_ranks, mean_over_ranks
 from ..spots import LogitLayout, logit_layout
@@ -31,14 +32,11 @@ class LogitDistill(Method):
         standardize: Whether all logits are standardized over classes first.
     """
 
-    def __init__(self, loss: dict, weight: float = 1.0, student_task: float = 1.0,
+    def __init__(self, loss: dict, weight: NonNegativeFloat = 1.0, student_task: NonNegativeFloat = 1.0,
                  standardize: bool = False) -> None:
         super().__init__()
-        self.loss = MODELS.build(loss)
-        if not isinstance(self.loss, LogitLoss):
-            raise MMKDError(f'{type(self.loss).__name__} does not compare class logits.')
-        check_weight(weight)
-        check_weight(student_task, 'student_task')
+        known = [cls.__name__ for cls in LogitLoss.__subclasses__()]
+        self.loss = build_checked(loss, LogitLoss, 'loss of class logits', known, 'loss')
         self.weight = weight
         self.student_task = student_task
         self.standardize = standardize

@@ -1,6 +1,10 @@
 """The methods that distill logits through a proxy, named as in the papers: settings of ProxyDistill."""
-from ...errors import MMKDError, check_choice
+from typing import Literal
+
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
+from ..spots import SampleWeight
 from .proxy_distill import ProxyDistill
 
 
@@ -20,9 +24,10 @@ class KD(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0, student_task: float = 1.0,
-                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: str = 'equal') -> None:
+    def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
+                 standardize: bool = False, standardize_task: bool = False,
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         super().__init__(
             None, temperature, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
@@ -49,15 +54,15 @@ class KDTuned(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0, trainable: str = 'all',
-                 proxy_task: float = 0.0, student_task: float = 1.0, sample_weight: str | None = None,
+    def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 trainable: Literal['all', 'head', 'adapter'] = 'all', proxy_task: NonNegativeFloat = 0.0,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: str = 'equal') -> None:
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
             head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
             adapter=dict(type='mmkd.FrozenHeadLayers', layers='adapter'))
-        check_choice(trainable, tuple(proxies), 'trainable')
         super().__init__(
             proxies[trainable], temperature, proxy_task,
             teacher_to_proxy=0.0, student_to_proxy=weight, proxy_to_student=weight,
@@ -84,10 +89,11 @@ class DML(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0, reversed: bool = True,
-                 config: str | dict | None = None, student_task: float = 1.0,
-                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: str = 'equal') -> None:
+    def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 reversed: bool = True, config: str | dict | None = None,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
+                 standardize: bool = False, standardize_task: bool = False,
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         super().__init__(
             dict(type='mmkd.WholeNetwork', source='student', config=config), temperature, proxy_task=1.0,
             teacher_to_proxy=0.0, student_to_proxy=weight if reversed else 0.0, proxy_to_student=weight,
@@ -127,17 +133,18 @@ class SHAKE(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0, placement: str = 'student',
-                 depth: str = 'head', head: dict | None = None, proxy_task: float | None = None,
-                 teacher_to_proxy: float = 1.0, student_to_proxy: float | None = None,
-                 student_task: float = 1.0, sample_weight: str | None = None,
-                 standardize: bool | None = None, standardize_task: bool = False,
-                 teacher_loss: str | None = None, teacher_weights: str = 'equal') -> None:
+    def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 placement: Literal['student', 'teacher', 'alone'] = 'student',
+                 depth: Literal['head', 'last_layer'] = 'head', head: dict | None = None,
+                 proxy_task: NonNegativeFloat | None = None, teacher_to_proxy: NonNegativeFloat = 1.0,
+                 student_to_proxy: NonNegativeFloat | None = None, student_task: NonNegativeFloat = 1.0,
+                 sample_weight: SampleWeight | None = None, standardize: bool | None = None,
+                 standardize_task: bool = False, teacher_loss: Literal['kl', 'mse'] | None = None,
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         proxies: dict[str, dict] = dict(
             student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
             teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
             alone=dict(type='mmkd.WholeNetwork', source='student'))
-        check_choice(placement, tuple(proxies), 'placement')
         if placement != 'student' and (depth != 'head' or head):
             raise MMKDError("`depth` and `head` need placement='student'.")
         released = placement == 'teacher'
@@ -175,10 +182,11 @@ class SOKD(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
     """
 
-    def __init__(self, temperature: float = 4.0, weight: float = 1.0, init: str = 'random',
-                 last_stage: bool = False, student_task: float = 1.0, sample_weight: str | None = None,
+    def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 init: Literal['random', 'teacher'] = 'random', last_stage: bool = False,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: str = 'equal') -> None:
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         super().__init__(
             dict(type='mmkd.CopiedTail', init=init), temperature, proxy_task=1.0,
             teacher_to_proxy=weight, student_to_proxy=weight, proxy_to_student=weight,

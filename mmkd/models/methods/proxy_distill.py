@@ -1,18 +1,20 @@
 """Distillation of logits through a proxy: the one equation behind KD, DML, SHAKE and SOKD."""
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_choice, check_weight
+from ...errors import MMKDError
 from ...registry import MODELS
+from ...settings import NonNegativeFloat, Temperature
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
 from ..reduction import mean_over_ranks
-from ..spots import SAMPLE_WEIGHTS, LogitLayout, logit_layout
+from ..spots import LogitLayout, SampleWeight, logit_layout
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
@@ -70,22 +72,14 @@ class ProxyDistill(Method):
             (AEKD).
     """
 
-    def __init__(self, proxy: dict | None = None, temperature: float = 4.0, proxy_task: float = 0.0,
-                 teacher_to_proxy: float = 1.0, student_to_proxy: float = 1.0,
-                 proxy_to_student: float = 1.0, student_task: float = 1.0,
-                 sample_weight: str | None = None, standardize: bool = False, standardize_task: bool = False,
-                 teacher_loss: str = 'kl', teacher_weights: str = 'equal') -> None:
+    def __init__(self, proxy: dict | None = None, temperature: Temperature = 4.0,
+                 proxy_task: NonNegativeFloat = 0.0, teacher_to_proxy: NonNegativeFloat = 1.0,
+                 student_to_proxy: NonNegativeFloat = 1.0, proxy_to_student: NonNegativeFloat = 1.0,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
+                 standardize: bool = False, standardize_task: bool = False,
+                 teacher_loss: Literal['kl', 'mse'] = 'kl',
+                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
         super().__init__()
-        check_weight(temperature, 'temperature')
-        if temperature == 0:
-            raise MMKDError('The temperature must be above 0.')
-        for name, value in (('proxy_task', proxy_task), ('teacher_to_proxy', teacher_to_proxy),
-                            ('student_to_proxy', student_to_proxy), ('proxy_to_student', proxy_to_student),
-                            ('student_task', student_task)):
-            check_weight(value, name)
-        check_choice(sample_weight, (None, *SAMPLE_WEIGHTS), 'sample_weight')
-        check_choice(teacher_loss, ('kl', 'mse'), 'teacher_loss')
-        check_choice(teacher_weights, ('equal', 'adaptive'), 'teacher_weights')
         self.temperature = temperature
         self.proxy_task = proxy_task
         self.teacher_to_proxy = teacher_to_proxy

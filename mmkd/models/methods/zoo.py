@@ -2,11 +2,10 @@
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
-from ...errors import check_choice
 from ...registry import MODELS
 from .. import losses
 from .base import Method
@@ -67,7 +66,6 @@ def _method(paper: str,
         arguments = {**defaults, **settings}
         if published:
             protocol = arguments.pop('protocol', 'crd')
-            check_choice(protocol, tuple(PROTOCOLS), 'protocol')
             arguments['weight'] = settings.get('weight', PROTOCOLS[protocol][name])
         loss_cfg = {key: arguments.pop(key) for key in of_loss if key in arguments}
         super(cls, self).__init__(dict(type=f'mmkd.{loss.__name__}', **loss_cfg), **arguments)
@@ -76,12 +74,14 @@ def _method(paper: str,
         key: parameter.replace(kind=parameter.KEYWORD_ONLY, default=defaults.get(key, parameter.default))
         for key, parameter in {**of_loss, **_arguments(base)}.items() if key != 'loss'}
     first = [parameters.pop('weight'), *([_PROTOCOL] if published else [])]
-    signature = inspect.Signature([*first, *parameters.values()])
+    signature = inspect.Signature([_SELF, *first, *parameters.values()])
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
     documented = {**_documented_arguments(base), **_documented_arguments(loss), 'protocol': _PROTOCOL_DOC}
     summary = f'A :class:`{base.__name__}` with the loss :class:`~mmkd.models.losses.{loss.__name__}`.'
-    arguments = [f'    {key}: {documented.get(key, "Loss weight.")}' for key in signature.parameters]
+    arguments = [f'    {key}: {documented.get(key, "Loss weight.")}' for key in signature.parameters
+                 if key != 'self']
     doc = '\n'.join([f'{paper}.', '', summary, '', 'Args:', *arguments])
-    members = dict(__init__=__init__, __doc__=doc, __module__=__name__, __signature__=signature)
+    members = dict(__init__=__init__, __doc__=doc, __module__=__name__)
     cls: Any = MODELS.register_module()(type(name, (base, ), members))
     ZOO[name] = ZooEntry(cls, loss, task, paper)
     return cls
@@ -99,7 +99,9 @@ def _documented_arguments(cls: type) -> dict[str, str]:
     return dict(re.findall(r'^    (\w+): (.*(?:\n {5,}.*)*)', section.split('\n\n')[0], flags=re.MULTILINE))
 
 
-_PROTOCOL = inspect.Parameter('protocol', inspect.Parameter.KEYWORD_ONLY, default='crd', annotation=str)
+_SELF = inspect.Parameter('self', inspect.Parameter.POSITIONAL_ONLY)
+_PROTOCOL = inspect.Parameter(
+    'protocol', inspect.Parameter.KEYWORD_ONLY, default='crd', annotation=Literal['crd', 'sakd'])
 _PROTOCOL_DOC = ("The published comparison that the default of ``weight`` is taken from: ``'crd'`` or\n"
                  "        ``'sakd'``, see :data:`~mmkd.models.methods.PROTOCOLS`.")
 

@@ -1,11 +1,12 @@
 """A copy of a classification head."""
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mmengine.config import Config
 from mmengine.model import ModuleList
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...registry import MODELS
 from ..spots import LogitLayout, resolve_spot
 from ..step import Step
@@ -41,12 +42,10 @@ class CopiedHead(Proxy):
         MMKDError: If these settings do not go together.
     """
 
-    def __init__(self, source: str = 'student', init: str = 'random', depth: str = 'head',
-                 settings: Mapping | None = None) -> None:
+    def __init__(self, source: Literal['student', 'teacher'] = 'student',
+                 init: Literal['random', 'teacher'] = 'random',
+                 depth: Literal['head', 'last_layer'] = 'head', settings: Mapping | None = None) -> None:
         super().__init__()
-        check_choice(source, ('student', 'teacher'), 'source')
-        check_choice(init, ('random', 'teacher'), 'init')
-        check_choice(depth, ('head', 'last_layer'), 'depth')
         if source == 'student' and init == 'teacher':
             raise MMKDError("init='teacher' needs source='teacher'.")
         if source == 'teacher' and (depth != 'head' or settings):

@@ -1,7 +1,7 @@
 """A trainable copy of the last part of the teacher."""
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...random_state import preserved_random_state
 from ...registry import MODELS
 from ..spots import LogitLayout, classify_map, module_hooks, probe, resolve_spot, split
@@ -37,9 +37,8 @@ class CopiedTail(Proxy):
 
     needs_teacher = True
 
-    def __init__(self, init: str = 'random') -> None:
+    def __init__(self, init: Literal['random', 'teacher'] = 'random') -> None:
         super().__init__()
-        check_choice(init, ('random', 'teacher'), 'init')
         self.init = init
 
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,

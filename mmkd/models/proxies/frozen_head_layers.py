@@ -1,9 +1,9 @@
 """Trainable layers between the frozen teacher's features and its frozen classification head."""
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import nn
 
-from ...errors import check_choice
 from ...registry import MODELS
 from ..spots import LogitLayout
 from ..step import Step
@@ -25,9 +25,8 @@ class FrozenHeadLayers(Proxy):
 
     needs_teacher = True
 
-    def __init__(self, layers: str = 'fusion') -> None:
+    def __init__(self, layers: Literal['fusion', 'adapter'] = 'fusion') -> None:
         super().__init__()
-        check_choice(layers, ('fusion', 'adapter'), 'layers')
         self.layers = layers
 
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,

@@ -2,7 +2,7 @@
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmengine.config import Config
@@ -10,7 +10,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
-from ...errors import MMKDError, check_choice
+from ...errors import MMKDError
 from ...random_state import separate_random_state
 from ...registry import MODELS
 from ..spots import (
@@ -53,11 +53,9 @@ class WholeNetwork(Proxy):
         MMKDError: If these settings do not go together.
     """
 
-    def __init__(self, source: str = 'student', config: str | dict | None = None,
-                 init: str = 'random') -> None:
+    def __init__(self, source: Literal['student', 'teacher'] = 'student', config: str | dict | None = None,
+                 init: Literal['random', 'teacher'] = 'random') -> None:
         super().__init__()
-        check_choice(source, ('student', 'teacher'), 'source')
-        check_choice(init, ('random', 'teacher'), 'init')
         if source == 'student' and init == 'teacher':
             raise MMKDError("init='teacher' needs source='teacher'.")
         if source == 'teacher' and config is not None:

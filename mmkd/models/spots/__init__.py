@@ -1,12 +1,12 @@
 from .hooks import module_hooks
-from .logits import SAMPLE_WEIGHTS, LogitLayout, check_comparable, logit_layout
+from .logits import LogitLayout, SampleWeight, check_comparable, logit_layout
 from .probing import classify, classify_map, common_probe_size, probe, record
 from .recorder import HookPoint, Recorder
 from .resolve import classification_heads, is_classifier, is_two_stage, library_scope, resolve_spot
 from .splitting import Split, split, stage_names
 
 __all__ = [
-    'SAMPLE_WEIGHTS', 'HookPoint', 'LogitLayout', 'Recorder', 'Split', 'check_comparable',
+    'HookPoint', 'LogitLayout', 'Recorder', 'SampleWeight', 'Split', 'check_comparable',
     'classification_heads', 'classify', 'classify_map', 'common_probe_size', 'is_classifier', 'is_two_stage',
     'library_scope', 'logit_layout', 'module_hooks', 'probe', 'record', 'resolve_spot', 'split', 'stage_names'
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from mmdet.models.dense_heads import YOLOXHead
@@ -19,7 +19,7 @@ from .resolve import classification_heads, is_classifier, is_two_stage, resolve_
 if TYPE_CHECKING:
     from ..step import Step
 
-SAMPLE_WEIGHTS = ('uniform', 'foreground', 'teacher')
+SampleWeight = Literal['uniform', 'foreground', 'teacher']
 """Ways to weight images, boxes or locations, see :meth:`LogitLayout.weights`."""
 
 

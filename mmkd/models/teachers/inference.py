@@ -59,13 +59,11 @@ class TeacherForward:
         points: All points that can be recorded, by name.
 
     Raises:
-        MMKDError: If the precision is unknown, or the network has no backbone to apply the options to.
+        MMKDError: If the network has no backbone to apply the options to.
     """
 
     def __init__(self, model: nn.Module, channels_last: bool = True, precision: str = 'fp32',
                  compile: bool = False) -> None:
-        if precision not in PRECISIONS:
-            raise MMKDError(f'teacher.precision must be one of {tuple(PRECISIONS)}, not {precision!r}.')
         if (precision != 'fp32' or compile) and not hasattr(model, 'backbone'):
             raise MMKDError('teacher.precision and teacher.compile are for networks with a backbone, and '
                             f'{type(model).__name__} has none.')

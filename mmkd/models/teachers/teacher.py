@@ -1,17 +1,17 @@
 """The frozen teacher."""
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from mmdet.models.detectors.base import BaseDetector
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from ...errors import MMKDError
+from ...errors import MMKDError, SettingError
+from ...settings import NonNegativeInt, checked
 from ..spots import (
     HookPoint,
     LogitLayout,
@@ -31,6 +31,7 @@ from .nan_layers import record_nan_layers
 from .normalization import BatchConverter, image_shapes
 
 
+@checked
 class Teacher:
     """A frozen network that computes the features and logits that methods ask for, and nothing else.
 
@@ -62,14 +63,12 @@ class Teacher:
     def __init__(self,
                  config: str | dict,
                  checkpoint: str | None = None,
-                 class_mapping: Sequence[int] | None = None,
-                 batch_norm: str = 'eval',
+                 class_mapping: Sequence[NonNegativeInt] | None = None,
+                 batch_norm: Literal['eval', 'train'] = 'eval',
                  channels_last: bool = True,
-                 precision: str = 'fp32',
+                 precision: Literal['fp32', 'bf16', 'fp16'] = 'fp32',
                  compile: bool = False,
                  cache: str | None = None) -> None:
-        if batch_norm not in ('eval', 'train'):
-            raise MMKDError(f"teacher.batch_norm must be 'eval' or 'train', not {batch_norm!r}.")
         self.batch_norm = batch_norm
         self.cfg = read_teacher_config(config)
         self.checkpoint = checkpoint
@@ -303,20 +302,20 @@ def build_teachers(cfg: dict | Sequence[dict] | None) -> list[Teacher]:
     """
     if cfg is None:
         return []
-    entries = cfg if isinstance(cfg, (list, tuple)) else [cfg]
-    teachers = [_build_teacher(entry) for entry in entries]
+    if isinstance(cfg, (list, tuple)):
+        teachers = [_build_teacher(entry, f'model.teacher.{index}') for index, entry in enumerate(cfg)]
+    else:
+        teachers = [_build_teacher(cfg, 'model.teacher')]
     for teacher in teachers:
         print_log(f'Teacher: {teacher.describe()}.', 'current')
     return teachers
 
 
-def _build_teacher(cfg: Any) -> Teacher:
+def _build_teacher(cfg: Any, key: str) -> Teacher:
     if not isinstance(cfg, dict):
         raise MMKDError('`teacher` must be a dict with `config` and `checkpoint`, or a list of such dicts.')
     cfg = copy.deepcopy(dict(cfg))
-    known = set(inspect.signature(Teacher).parameters)
-    if unknown := set(cfg) - known:
-        raise MMKDError(f'`teacher` has the unknown keys {sorted(unknown)}; known are {sorted(known)}.')
-    if 'config' not in cfg:
-        raise MMKDError('`teacher` needs a `config`.')
-    return Teacher(**cfg)
+    try:
+        return Teacher(**cfg)
+    except SettingError as error:
+        raise error.inside(key) from None

@@ -267,7 +267,7 @@ def test_mistakes():
         loss.set_train_labels([[0, 1], [1, 1]])
     with pytest.raises(MMKDError, match='a memory for 7 samples, but the training set has 10'):
         CRDLoss(num_samples=7).set_train_labels(LABELS)
-    with pytest.raises(MMKDError, match=r"`mode` must be one of \('exact', 'any'\), not 'hard'"):
+    with pytest.raises(MMKDError, match="`mode` of CRDLoss must be 'exact' or 'any', not 'hard'"):
         CRDLoss(mode='hard')
     exact = CRDLoss(num_samples=10)
     exact.build([(6, )], [(5, )])

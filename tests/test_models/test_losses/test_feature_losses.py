@@ -168,7 +168,7 @@ def test_at_of_an_unknown_form_is_refused():
 
 def test_at_refuses_powers_without_a_gradient_at_zero():
     # |f|^p is infinitely steep there, where half of the features behind a ReLU are.
-    with pytest.raises(MMKDError, match='`p` of ATLoss must be at least 1, not 0.5'):
+    with pytest.raises(MMKDError, match='`p` of ATLoss must be a number from 1 to 8, not 0.5'):
         ATLoss(p=0.5)
     s = torch.zeros(2, 4, 3, 3, requires_grad=True)
     ATLoss(p=1)([s], maps((4, 3, 3), batch=2)).backward()

@@ -345,7 +345,7 @@ def test_what_cannot_be_compared_says_why():
 
 
 def test_wrong_settings_say_why():
-    with pytest.raises(MMKDError, match='temperatures must be above 0'):
+    with pytest.raises(MMKDError, match='`temperature` of LD must be a number from 0.01 to 1000, not 0.0'):
         LD(temperature=0.0)
     with pytest.raises(MMKDError, match='LD learns from a teacher'):
         build(dict(type='mmkd.DetectorDistiller', student=detector('gfl'),

@@ -328,7 +328,7 @@ def test_an_epochs_report():
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    (dict(strategy='sometimes'), "must be one of .*not 'sometimes'"),
+    (dict(strategy='sometimes'), "`model.methods.sakd.strategy` must be 'adaptive', .* not 'sometimes'"),
     (dict(method='KD'), "features or logits, not 'KD'"),
     (dict(method='AB'), "spot 'preactivations' is none of 'stages'"),
     (dict(spot=['stage2', 'stage1']), 'in the order of the network'),

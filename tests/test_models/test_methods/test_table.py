@@ -8,6 +8,7 @@ import re
 import pytest
 
 import mmkd
+from mmkd.errors import MMKDError
 from mmkd.models.methods import ZOO, FeatureDistill, LogitDistill, Method, ProxyDistill
 from mmkd.models.methods.table import METHODS, TASKS
 from mmkd.registry import MODELS
@@ -106,7 +107,7 @@ def test_arguments_reach_the_loss_and_the_method():
     method = mmkd.DKD(weight=0.5, beta=2.0, student_task=0.1)
     assert isinstance(method, LogitDistill)
     assert (method.weight, method.loss.beta, method.student_task) == (0.5, 2.0, 0.1)
-    with pytest.raises(TypeError, match='negative'):
+    with pytest.raises(MMKDError, match="`negative` of CRD does not exist; the nearest names are 'negati"):
         mmkd.CRD(negative=6)
 
 

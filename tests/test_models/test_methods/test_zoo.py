@@ -216,7 +216,7 @@ def test_published_weights():
     ('classifier', 'AT', dict(spot='stage4'), "no spot 'stage4': its backbone has 3 stages"),
     ('classifier', 'AT', dict(spot='stages', teacher_spot='stage1'), '3 levels in the student and 1 in the'),
     ('classifier', 'AT', dict(first_phase_epochs=2), 'no first phase'),
-    ('classifier', 'AT', dict(power=2), 'wrong setting'),
+    ('classifier', 'AT', dict(power=2), r'methods\.at\.power` does not exist; the known names are weight'),
     ('classifier', 'AT', dict(spot='features'), 'AT cannot compare .*feature maps'),
 ])
 def test_what_cannot_be_compared_is_told(task, name, settings, said):

@@ -17,9 +17,9 @@ def distilled(**settings):
 
 
 @pytest.mark.parametrize(('settings', 'words'), [
-    (dict(source='peer'), '`source` must be one of'),
-    (dict(init='zero'), '`init` must be one of'),
-    (dict(depth='fc_only'), '`depth` must be one of'),
+    (dict(source='peer'), "`source` of CopiedHead must be '"),
+    (dict(init='zero'), "`init` of CopiedHead must be '"),
+    (dict(depth='fc_only'), "`depth` of CopiedHead must be '"),
     (dict(init='teacher'), "init='teacher' needs source='teacher'"),
     (dict(source='teacher', depth='last_layer'), "need source='student'"),
     (dict(source='teacher', settings=dict(stacked_convs=1)), "need source='student'"),

@@ -231,5 +231,5 @@ def test_a_classifier_without_a_backbone():
 
 
 def test_unknown_init():
-    with pytest.raises(MMKDError, match='`init` must be one of'):
+    with pytest.raises(MMKDError, match="`init` of CopiedTail must be '"):
         CopiedTail('zero')

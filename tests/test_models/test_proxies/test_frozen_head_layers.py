@@ -78,5 +78,5 @@ def test_a_transformer_has_no_stages_to_fuse():
 
 
 def test_unknown_layers():
-    with pytest.raises(MMKDError, match='`layers` must be one of'):
+    with pytest.raises(MMKDError, match="`layers` of FrozenHeadLayers must be '"):
         FrozenHeadLayers('bridge')

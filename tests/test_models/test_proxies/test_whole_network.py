@@ -62,8 +62,8 @@ def test_a_peer_with_other_classes():
 
 
 @pytest.mark.parametrize(('settings', 'words'), [
-    (dict(source='peer'), '`source` must be one of'),
-    (dict(init='zero'), '`init` must be one of'),
+    (dict(source='peer'), "`source` of WholeNetwork must be '"),
+    (dict(init='zero'), "`init` of WholeNetwork must be '"),
     (dict(init='teacher'), "init='teacher' needs source='teacher'"),
     (dict(source='teacher', config='peer.py'), "`config` needs source='student'"),
 ])

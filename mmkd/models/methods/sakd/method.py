@@ -1,15 +1,17 @@
 """SAKD, which chooses for every sample at which spots to distill."""
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
 from torch import Tensor, nn
 
-from ....errors import MMKDError, check_choice, check_weight, nearest_names
+from ....errors import MMKDError, nearest_names
 from ....random_state import separate_random_state
-from ....registry import MODELS
+from ....registry import MODELS, build_checked
+from ....settings import NonNegativeFloat, PositiveFloat, Temperature, unknown_setting
 from ...losses import kl_divergence
 from ...spots import is_classifier, logit_layout, probe, resolve_spot
 from ...spots.splitting import split
@@ -23,7 +25,7 @@ from ..protocols import PROTOCOLS
 from .policy import SpotPolicy
 from .routing import POOLED, Routing, stage_numbers
 
-STRATEGIES = ('adaptive', 'always', 'never', 'random', 'reversed')
+Strategy = Literal['adaptive', 'always', 'never', 'random', 'reversed']
 
 
 @MODELS.register_module()
@@ -61,17 +63,20 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
 
     counters = ('sample_counts', 'distilled_counts')
 
-    def __init__(self, method: Mapping | None = None, strategy: str = 'adaptive', kd_weight: float = 1.0,
-                 temperature: float = 4.0, gamma: float = 1.0, gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3) -> None:
+    inner_key: str = 'method'
+    """The key of the inner method's settings in the config of this method."""
+
+    def __init__(self, method: Mapping | None = None, strategy: Strategy = 'adaptive',
+                 kd_weight: NonNegativeFloat = 1.0, temperature: Temperature = 4.0,
+                 gamma: PositiveFloat = 1.0, gumbel_temperature: Temperature = 5.0,
+                 same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
+                 weight_decay: NonNegativeFloat = 1e-3) -> None:
         super().__init__()
-        check_choice(strategy, STRATEGIES, 'strategy')
         self.inner: FeatureDistill | LogitDistill | None = None
         if method is not None:
-            self.inner = MODELS.build(dict(method))
-            if not isinstance(self.inner, (FeatureDistill, LogitDistill)):
-                raise MMKDError(_NOT_SUPPORTED.format(method['type']) + '.')
-        check_weight(kd_weight, 'kd_weight')
+            self.inner = build_checked(
+                dict(method), (FeatureDistill, LogitDistill), 'method that distills features or logits',
+                _inner_methods(), self.inner_key)
         self.strategy = strategy
         self.has_policy = strategy in ('adaptive', 'reversed')
         self.kd_weight = kd_weight
@@ -244,13 +249,22 @@ class SAKD(SpotAdaptiveDistill):
             from the protocol ``'sakd'``.
     """
 
-    def __init__(self, method: str = 'FitNet', strategy: str = 'adaptive', kd_weight: float = 1.0,
-                 temperature: float = 4.0, gamma: float | None = None, gumbel_temperature: float = 5.0,
-                 same_family: bool | None = None, lr_mult: float = 0.5, weight_decay: float = 1e-3,
-                 **method_settings: Any) -> None:
-        names = [cls.__name__ for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()]
-        if method not in names:
-            raise MMKDError(_NOT_SUPPORTED.format(method) + f'{nearest_names(method, names)}.')
+    inner_key = ''
+
+    def __init__(self, method: str = 'FitNet', strategy: Strategy = 'adaptive',
+                 kd_weight: NonNegativeFloat = 1.0, temperature: Temperature = 4.0,
+                 gamma: PositiveFloat | None = None, gumbel_temperature: Temperature = 5.0,
+                 same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
+                 weight_decay: NonNegativeFloat = 1e-3, **method_settings: Any) -> None:
+        inner_methods = _inner_methods()
+        if method not in inner_methods:
+            raise MMKDError('SAKD needs an inner method that distills features or logits, not '
+                            f'{method!r}{nearest_names(method, inner_methods)}.')
+        inner_settings = inspect.signature(inner_methods[method]).parameters
+        for key in method_settings:
+            if key not in inner_settings:
+                known = [*inspect.signature(SAKD).parameters, *inner_settings]
+                raise unknown_setting('SAKD', key, known)
         defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
         if method in PROTOCOLS['sakd']:
             defaults.update(protocol='sakd')
@@ -262,7 +276,9 @@ class SAKD(SpotAdaptiveDistill):
                          gumbel_temperature, same_family, lr_mult, weight_decay)
 
 
-_NOT_SUPPORTED = 'SAKD needs an inner method that distills features or logits, not {!r}'
+def _inner_methods() -> dict[str, type]:
+    """Return the methods that SAKD can be on top of, by name."""
+    return {cls.__name__: cls for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()}
 
 
 def _pooled(calls: list) -> Tensor:

@@ -1,0 +1,217 @@
+"""Checks of whole configs: misspelled keys, and errors of other libraries while parts are built."""
+import difflib
+import inspect
+import os
+import reprlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from mmengine import registry as mmengine_registry
+from mmengine.config import Config
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.registry import Registry, build_from_cfg
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from torch.utils.data import DataLoader
+
+from ..errors import MMKDError, nearest_names, one_line
+
+
+def _settings(function: Any) -> set[str]:
+    return {name for name in inspect.signature(function).parameters if name not in ('self', 'kwargs')}
+
+
+TOP_LEVEL = _settings(Runner.__init__) | {
+    'auto_scale_lr', 'comparison', 'custom_imports', 'data_preprocessor', 'default_scope', 'env_cfg',
+    'runner_type', 'teacher', 'tta_model', 'tta_pipeline'}
+"""Keys at the top of a config that MMEngine, MMDetection, MMPretrain or mmkd read."""
+
+_LOADER = _settings(DataLoader) | {'num_batch_per_epoch'}
+_LOOPS = set().union(*map(_settings, (EpochBasedTrainLoop, IterBasedTrainLoop, ValLoop, TestLoop)),
+                     ['by_epoch', 'type'])
+_SECTIONS = dict(
+    train_dataloader=_LOADER, val_dataloader=_LOADER, test_dataloader=_LOADER,
+    train_cfg=_LOOPS, val_cfg=_LOOPS, test_cfg=_LOOPS,
+    optim_wrapper=_settings(OptimWrapper) | _settings(DefaultOptimWrapperConstructor) | {
+        'type', 'constructor', 'student_constructor', 'extra', 'loss_scale', 'dtype', 'use_fsdp'},
+    auto_scale_lr={'enable', 'base_batch_size'})
+"""Keys of sections without a ``type`` that says what they are for."""
+
+_RUNNER_FILE = inspect.getfile(Runner)
+
+_REGISTRIES = [value for value in vars(mmengine_registry).values() if isinstance(value, Registry)]
+
+
+def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
+    """Check that options set keys of a config that something reads.
+
+    Args:
+        cfg: The config, before the options are set.
+        options: Values by dotted keys.
+
+    Raises:
+        MMKDError: If the first part of a key is unknown, or a part is a misspelled existing key.
+    """
+    for key in options:
+        first = key.split('.')[0]
+        if first not in cfg and first not in TOP_LEVEL:
+            raise MMKDError(f'--cfg-options {key}: the config has no {first!r}'
+                            f'{nearest_names(first, [*TOP_LEVEL, *cfg])}.')
+        node: Any = cfg
+        for part in key.split('.'):
+            if not isinstance(node, Mapping):
+                break
+            if part not in node:
+                if 'type' not in node and (correct := _misspelled(part, list(node))):
+                    raise MMKDError(f'--cfg-options {key}: there is no {part!r}; the nearest name is '
+                                    f'{correct!r}.')
+                break
+            node = node[part]
+
+
+def check_keys(cfg: Config) -> None:
+    """Check a config for keys that are misspelled: unknown, and similar to a known key.
+
+    Known are the arguments of the classes that ``type`` names, and the keys of MMEngine's sections. Other
+    unknown keys are rejected when the parts are built.
+
+    Args:
+        cfg: A whole config.
+
+    Raises:
+        MMKDError: Naming the key and the known key.
+    """
+    for key in cfg:
+        # Users have variables of their own at the top, such as train_pipeline.
+        if correct := _misspelled(key, TOP_LEVEL, cutoff=0.9):
+            raise _unknown(key, correct)
+    for section, known in _SECTIONS.items():
+        for key in cfg.get(section) or {}:
+            if correct := _misspelled(key, known):
+                raise _unknown(f'{section}.{key}', correct)
+    scope = cfg.get('default_scope') or 'mmengine'
+    for path, node in _typed_nodes('', cfg):
+        arguments = [_arguments(found) for found in _find(node['type'], scope)]
+        if not arguments or None in arguments:
+            continue
+        known = set().union(*(names for names in arguments if names))
+        for key in node:
+            if correct := _misspelled(key, known):
+                raise _unknown(f'{path}.{key}', correct)
+
+
+def check_hooks(cfg: Config) -> None:
+    """Check that every default hook has a type.
+
+    Raises:
+        MMKDError: If one has none, because its key is misspelled.
+    """
+    hooks = cfg.get('default_hooks') or {}
+    for name, hook in hooks.items():
+        if isinstance(hook, dict) and not hook.get('type'):
+            known = [other for other in hooks if other != name]
+            raise MMKDError(f'`default_hooks.{name}` has no `type`{nearest_names(name, known)}.')
+
+
+@contextmanager
+def explained_build_errors() -> Iterator[None]:
+    """Turn an error while a part of a config is built into a sentence that names the part and the error.
+
+    The environment variable ``MMKD_DEBUG=1`` leaves the error as it is, with its traceback.
+
+    Raises:
+        MMKDError: In place of the error.
+    """
+    try:
+        yield
+    except MMKDError:
+        raise
+    except Exception as error:
+        problem = None if os.environ.get('MMKD_DEBUG') == '1' else _build_problem(error)
+        if problem is None:
+            raise
+        raise MMKDError(f'{problem}; MMKD_DEBUG=1 shows the traceback.') from error
+
+
+def _unknown(path: str, correct: str) -> MMKDError:
+    return MMKDError(f'`{path}` does not exist; the nearest name is {correct!r}.')
+
+
+def _misspelled(name: str, known: Collection[str], cutoff: float = 0.8) -> str | None:
+    """Return the known name that an unknown name probably stands for, if any."""
+    if name in known or name in ('type', '_scope_', '_delete_'):
+        return None
+    letters = name.rstrip('0123456789_')
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    # A name with an addition, such as train_cfg_2 or base_lr, is another name.
+    return next((other for other in nearest if letters != other.rstrip('0123456789_')
+                 and not name.startswith(other) and not name.endswith(other)), None)
+
+
+def _typed_nodes(path: str, node: Any) -> Iterator[tuple[str, Mapping]]:
+    """Yield the dicts in a config that have a ``type``, with their dotted keys."""
+    if isinstance(node, Mapping):
+        if 'type' in node:
+            yield path, node
+        children = list(node.items())
+    else:
+        children = list(enumerate(node)) if isinstance(node, (list, tuple)) else []
+    for key, child in children:
+        yield from _typed_nodes(f'{path}.{key}' if path else str(key), child)
+
+
+def _find(kind: Any, scope: str) -> list[Any]:
+    """Return the classes and functions that a type may stand for."""
+    if not isinstance(kind, str):
+        return [kind]
+    name = kind if '.' in kind else f'{scope}.{kind}'
+    found = [registry.get(name) for registry in _REGISTRIES]
+    return [target for target in found if target is not None]
+
+
+def _arguments(target: Any) -> set[str] | None:
+    """Return the names of the arguments of a class or function; ``None`` if they are not known."""
+    names: set[str] = set()
+    functions = [vars(cls)['__init__'] for cls in target.__mro__ if '__init__' in vars(cls)] if isinstance(
+        target, type) else [target]
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        names |= {parameter.name for parameter in parameters}
+        if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+            return names
+    return None  # the last one takes any
+
+
+def _frames(error: BaseException) -> list[FrameType]:
+    frames, traceback = [], error.__traceback__
+    while traceback is not None:
+        frames.append(traceback.tb_frame)
+        traceback = traceback.tb_next
+    return frames
+
+
+def _build_problem(error: Exception) -> str | None:
+    """Return which part of a config could not be built and why; ``None`` if the error is of another kind."""
+    for frame in reversed(_frames(error)):
+        values, function = frame.f_locals, frame.f_code.co_name
+        if frame.f_code is build_from_cfg.__code__:
+            kind = values.get('obj_type')
+            if kind is None:
+                return f'The config has a part without a `type`: {reprlib.repr(dict(values["cfg"]))}'
+            if isinstance(kind, str) and values.get('obj_cls') is None:
+                registry = values['registry']
+                return (f'There is no {registry.name} {kind!r} (KeyError)'
+                        f'{nearest_names(kind.split(".")[-1], _registered(registry))}')
+            name = kind if isinstance(kind, str) else kind.__name__
+            return f'{name!r} cannot be built from the config ({one_line(error)})'
+        building = function.startswith(('build_', 'register_', '__init__'))
+        if building and frame.f_code.co_filename == _RUNNER_FILE:
+            words = 'runner' if function == '__init__' else function.partition('_')[2].replace('_', ' ')
+            return f'The {words} cannot be built from the config ({one_line(error)})'
+    return None
+
+
+def _registered(registry: Registry | None) -> list[str]:
+    """Return the names that a registry finds, its own and those of its parents."""
+    return [] if registry is None else [*registry.module_dict, *_registered(registry.parent)]
