@@ -66,7 +66,14 @@ PICKLES = {
 
 
 def storage(size: int, key: str = '0') -> bytes:
-    return (b'(' + text('storage') + named('torch', 'FloatStorage') + text(key) + text('cpu') + number(size) + b'tQ')
+    words = text('storage') + named('torch', 'FloatStorage') + text(key) + text('cpu')
+    return b'(' + words + number(size) + b'tQ'
+
+
+def write_tensor(path, *arguments) -> None:
+    torch.save(dict(state_dict=dict(a=torch.arange(4.0))), path)
+    value = b'\x80\x02}' + text('state_dict') + b'}' + text('a') + tensor(*arguments) + b'ss.'
+    rewrite_zip(path, lambda records: records.update({'file/data.pkl': value}))
 
 
 def tensor(source: bytes, offset: int, size: tuple, stride: tuple) -> bytes:
@@ -117,17 +124,13 @@ def test_pickles(worker, tmp_path, form):
 @pytest.mark.slow
 def test_tensors(worker, tmp_path):
     for name, arguments in TENSORS.items():
-        torch.save(dict(state_dict=dict(a=torch.arange(4.0))), tmp_path / 'file.pth')
-        value = b'\x80\x02}' + text('state_dict') + b'}' + text('a') + tensor(*arguments) + b'ss.'
-        rewrite_zip(tmp_path / 'file.pth', lambda records, value=value: records.update({'file/data.pkl': value}))
+        write_tensor(tmp_path / 'file.pth', *arguments)
         assert problem(answer := worker.load(tmp_path / 'file.pth')) is None, (name, answer)
         assert answer['outcome'] == 'refused', name
 
 
 def test_the_tensors_above_are_otherwise_right(tmp_path):
-    torch.save(dict(state_dict=dict(a=torch.arange(4.0))), tmp_path / 'file.pth')
-    value = b'\x80\x02}' + text('state_dict') + b'}' + text('a') + tensor(storage(4), 1, (3, 2), (1, 0)) + b'ss.'
-    rewrite_zip(tmp_path / 'file.pth', lambda records: records.update({'file/data.pkl': value}))
+    write_tensor(tmp_path / 'file.pth', storage(4), 1, (3, 2), (1, 0))
     assert load_checkpoint(tmp_path / 'file.pth')['state_dict']['a'].tolist() == [[1, 1], [2, 2], [3, 3]]
 
 
@@ -182,8 +185,8 @@ NAMES = ['a\nerror: all is well', '\x1b[2J\x1b[31mred', 'a\rb', 'right\u202eleft
 
 @pytest.mark.parametrize('name', NAMES)
 def test_names_of_tensors(tmp_path, name):
-    for content in ({name: torch.ones(1)}, dict(state_dict={name: torch.ones(1)}), {'state_dict': {}, name: 1},
-                    dict(state_dict={}, ema_state_dict={name: torch.ones(1)}),
+    for content in ({name: torch.ones(1)}, dict(state_dict={name: torch.ones(1)}),
+                    {'state_dict': {}, name: 1}, dict(state_dict={}, ema_state_dict={name: torch.ones(1)}),
                     dict(state_dict={}, meta=dict(dataset_meta=dict(classes=(name, ))))):
         if name == 5 and 'meta' in content:
             continue
@@ -195,9 +198,9 @@ def test_names_of_tensors(tmp_path, name):
 
 @pytest.mark.parametrize('name', NAMES[:-1])
 def test_names_of_classes_and_functions(tmp_path, name):
-    for value in (b'c' + name.encode().replace(b'\n', b'') + b'\nf\n', call('builtins', 'getattr', name, name),
-                  call('_codecs', 'encode', name, name), call('numpy', 'dtype', name),
-                  call('torch', 'device', name)):
+    for value in (b'c' + name.encode().replace(b'\n', b'') + b'\nf\n',
+                  call('builtins', 'getattr', name, name), call('_codecs', 'encode', name, name),
+                  call('numpy', 'dtype', name), call('torch', 'device', name)):
         write_zip(tmp_path / 'file.pth', value)
         with pytest.raises(MMKDError) as caught:
             load_checkpoint(tmp_path / 'file.pth')
