@@ -47,8 +47,8 @@ NAMES = [
 INSTRUCTIONS = [
     b'(', b'0', b'1', b'2', b'N', b'\x88', b'\x89', b']', b'}', b')', b'\x8f', b'\x91', b'\x90', b'a', b'e',
     b'b', b's', b'u', b't', b'l', b'd', b'R', b'\x81', b'\x92', b'Q', b'\x85', b'\x86', b'\x87', b'\x93',
-    b'\x94', b'K\x01', b'J\xff\xff\xff\xff', b'\x8a\x08' + b'\x7f' * 8, b'\x8b\xff\xff\xff\x7f', b'X\xff\xff\xff\xff',
-    b'\x8d' + b'\xff' * 8, b'B\xff\xff\xff\x7f', b'\x8e' + b'\x7f' * 8,
+    b'\x94', b'K\x01', b'J\xff\xff\xff\xff', b'\x8a\x08' + b'\x7f' * 8, b'\x8b\xff\xff\xff\x7f',
+    b'X\xff\xff\xff\xff', b'\x8d' + b'\xff' * 8, b'B\xff\xff\xff\x7f', b'\x8e' + b'\x7f' * 8,
     b'\x96' + b'\x10' + b'\x00' * 7 + b'x' * 16,
     b'\x95' + b'\xff' * 8, b'G' + b'\x7f\xf0' + b'\x00' * 6, b'\x8c\x03f8*', b'\x8c\x02f4', b'\x8c\x01O',
     b'C\x04\x00\x00\x00\x00', b'\x97', b'\x98', b'P0\n', b'I1\n', b'L' + b'9' * 5000 + b'L\n', b'.',

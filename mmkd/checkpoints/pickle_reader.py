@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 
 from ..errors import escaped, one_line
 
-MAX_INSTRUCTIONS = 2_000_000
+MAX_INSTRUCTIONS = 1_000_000
 """A detector's training checkpoint has some 50,000; one instruction takes at most about 400 bytes."""
 MAX_DEPTH = 100
 """Containers inside containers; readers of the loaded data may be recursive."""
@@ -50,18 +50,23 @@ class _Mark:
 
 
 _MARK = _Mark()
-_VALUES: dict[str, Any] = dict(NONE=None, NEWTRUE=True, NEWFALSE=False)
-_ARGUMENTS = {
-    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'FLOAT', 'BINFLOAT', 'UNICODE', 'BINUNICODE',
-    'SHORT_BINUNICODE', 'BINUNICODE8', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8'}
-"""Instructions that push their argument."""
-_TEXT_OF_PYTHON_2 = {'STRING', 'BINSTRING', 'SHORT_BINSTRING'}
-_EMPTY: dict[str, Callable] = dict(EMPTY_DICT=dict, EMPTY_LIST=list, EMPTY_SET=set, EMPTY_TUPLE=tuple)
-_PUT = {'PUT', 'BINPUT', 'LONG_BINPUT'}
-_GET = {'GET', 'BINGET', 'LONG_BINGET'}
-_TUPLES = dict(TUPLE1=1, TUPLE2=2, TUPLE3=3)
 _DICTS = (dict, OrderedDict, Counter, defaultdict)
-_IGNORED = {'PROTO', 'FRAME', 'STOP'}
+_PUSHED = (
+    'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'FLOAT', 'BINFLOAT', 'UNICODE', 'BINUNICODE',
+    'SHORT_BINUNICODE', 'BINUNICODE8', 'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8')
+"""Instructions that push their argument."""
+_METHODS = {name: f'_{name.lower()}' for name in (
+    'MARK', 'POP', 'POP_MARK', 'DUP', 'MEMOIZE', 'APPEND', 'APPENDS', 'LIST', 'TUPLE', 'TUPLE1', 'TUPLE2',
+    'TUPLE3', 'DICT', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'FROZENSET', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE',
+    'BUILD', 'BINPERSID', 'NONE', 'NEWTRUE', 'NEWFALSE', 'EMPTY_DICT', 'EMPTY_LIST', 'EMPTY_SET',
+    'EMPTY_TUPLE')}
+_METHODS |= dict.fromkeys(('PUT', 'BINPUT', 'LONG_BINPUT'), '_put')
+_METHODS |= dict.fromkeys(('GET', 'BINGET', 'LONG_BINGET'), '_get')
+_METHODS |= dict.fromkeys(('STRING', 'BINSTRING', 'SHORT_BINSTRING'), '_text_of_python_2')
+_METHODS |= dict.fromkeys(('PROTO', 'FRAME', 'STOP'), '_nothing')
+_METHODS |= dict(NEWOBJ='_reduce')
+_METHODS |= dict.fromkeys(_PUSHED, '_push')
+"""By instruction: the method that executes it."""
 
 
 class PickleReader:
@@ -69,7 +74,7 @@ class PickleReader:
 
     Args:
         file: The file; read from its current position.
-        size: The number of bytes that may be read.
+        size: The number of bytes in the file that may belong to pickles.
         tensor_bytes: The size of all tensors together, at most.
         values: What the names in a file stand for where they are values, such as ``torch.float32``.
         constructors: What the names in a file stand for where they are called.
@@ -80,7 +85,7 @@ class PickleReader:
     def __init__(self, file: BinaryIO, size: int, tensor_bytes: int, values: dict[tuple[str, str], Any],
                  constructors: dict[tuple[str, str], Constructor], states: dict[type, Callable],
                  find_storage: Callable[[Any], Any]) -> None:
-        self._file: Any = _Limited(file, size)
+        self._file, self._size = file, size
         self._values, self._constructors, self._states = values, constructors, states
         self._find_storage = find_storage
         self._budget, self._tensor_budget = size + SLACK, tensor_bytes
@@ -88,11 +93,7 @@ class PickleReader:
         self._num_keys = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
-        self._actions: dict[str, Callable[[Any], None]] = {
-            name: getattr(self, f'_{name.lower()}') for name in (
-                'MARK', 'POP', 'POP_MARK', 'DUP', 'MEMOIZE', 'APPEND', 'APPENDS', 'LIST', 'TUPLE', 'DICT',
-                'SETITEM', 'SETITEMS', 'ADDITEMS', 'FROZENSET', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'NEWOBJ',
-                'BUILD', 'BINPERSID')}
+        self._actions = {name: getattr(self, method) for name, method in _METHODS.items()}
 
     def read(self) -> Any:
         """Read the next pickle.
@@ -107,7 +108,13 @@ class PickleReader:
         self._stack, self._memo = [], {}
         try:
             for opcode, argument, _ in pickletools.genops(self._file):
-                self._run(opcode.name, argument)
+                self._num_instructions += 1
+                action = self._actions.get(opcode.name)
+                if action is None:
+                    raise RefusedError(f'the pickle instruction {opcode.name}')
+                if self._num_instructions > MAX_INSTRUCTIONS:
+                    raise BrokenError(f'it has more than {MAX_INSTRUCTIONS} pickle instructions')
+                action(argument)
             (value, ) = self._stack
         except (BrokenError, RefusedError):
             raise
@@ -158,32 +165,6 @@ class PickleReader:
         self.check_keys(keys)
         mapping.update(zip(keys, values, strict=True))
 
-    def _run(self, name: str, argument: Any) -> None:
-        self._num_instructions += 1
-        if self._num_instructions > MAX_INSTRUCTIONS:
-            raise BrokenError(f'it has more than {MAX_INSTRUCTIONS} pickle instructions')
-        if name in _PUT:
-            self._memo[argument] = self._stack[-1]
-        elif name in _GET:
-            self._stack.append(self._memo[argument])
-        elif name in _ARGUMENTS:
-            self._stack.append(argument)
-        elif name in _VALUES:
-            self._stack.append(_VALUES[name])
-        elif name in _EMPTY:
-            self._stack.append(_EMPTY[name]())
-        elif name in _TUPLES:
-            items = tuple(self._stack[-_TUPLES[name]:])
-            if len(items) < _TUPLES[name]:
-                raise IndexError
-            self._stack[-_TUPLES[name]:] = [items]
-        elif name in _TEXT_OF_PYTHON_2:
-            self._stack.append(argument.encode('latin-1').decode('utf-8'))
-        elif name in self._actions:
-            self._actions[name](argument)
-        elif name not in _IGNORED:
-            raise RefusedError(f'the pickle instruction {name}')
-
     def _marked(self) -> list:
         """Remove all values above the last mark, and the mark, from the stack."""
         items = []
@@ -192,6 +173,53 @@ class PickleReader:
         return items[::-1]
 
     # One method for each instruction
+
+    def _nothing(self, _: Any) -> None:
+        pass
+
+    def _push(self, argument: Any) -> None:
+        self._stack.append(argument)
+
+    def _text_of_python_2(self, argument: str) -> None:
+        self._stack.append(argument.encode('latin-1').decode('utf-8'))
+
+    def _none(self, _: Any) -> None:
+        self._stack.append(None)
+
+    def _newtrue(self, _: Any) -> None:
+        self._stack.append(True)
+
+    def _newfalse(self, _: Any) -> None:
+        self._stack.append(False)
+
+    def _empty_dict(self, _: Any) -> None:
+        self._stack.append({})
+
+    def _empty_list(self, _: Any) -> None:
+        self._stack.append([])
+
+    def _empty_set(self, _: Any) -> None:
+        self._stack.append(set())
+
+    def _empty_tuple(self, _: Any) -> None:
+        self._stack.append(())
+
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._stack[-1]
+
+    def _get(self, index: int) -> None:
+        self._stack.append(self._memo[index])
+
+    def _tuple1(self, _: Any) -> None:
+        self._stack[-1] = (self._stack[-1], )
+
+    def _tuple2(self, _: Any) -> None:
+        last, first = self._stack.pop(), self._stack.pop()
+        self._stack.append((first, last))
+
+    def _tuple3(self, _: Any) -> None:
+        last, middle, first = self._stack.pop(), self._stack.pop(), self._stack.pop()
+        self._stack.append((first, middle, last))
 
     def _mark(self, _: Any) -> None:
         self._stack.append(_MARK)
@@ -278,8 +306,6 @@ class PickleReader:
             raise RefusedError(f'a call of a {type(function).__name__}')
         self._stack.append(self._constructors[function.key](self, arguments))
 
-    _newobj = _reduce
-
     def _build(self, _: Any) -> None:
         state, owner = self._stack.pop(), self._stack[-1]
         if type(owner) not in self._states:
@@ -293,7 +319,7 @@ class PickleReader:
         """Check depth and size, where what is contained several times counts several times."""
         self._sizes: dict[int, tuple[int, int] | None] = {}
         size, _ = self._measure(value, MAX_DEPTH)
-        if size > self._file.size + SLACK:
+        if size > self._size + SLACK:
             raise BrokenError('its data would be much larger than the file')
 
     def _measure(self, value: Any, depth: int) -> tuple[int, int]:
@@ -328,22 +354,3 @@ def _contents(value: Any) -> Iterator:
         yield from vars(value).values() if isinstance(value, OrderedDict) else ()
     else:
         yield from value
-
-
-class _Limited:
-    """The part of a file that one reader may read; a length in the file never causes an allocation."""
-
-    def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self.size, self._left = file, size, size
-
-    def read(self, number: int) -> bytes:
-        if not 0 <= number <= self._left:
-            raise BrokenError('its pickle ends too early')
-        content = self._file.read(number)
-        self._left -= number
-        return content
-
-    def readline(self) -> bytes:
-        line = self._file.readline(min(self._left, 2**16))
-        self._left -= len(line)
-        return line

@@ -106,7 +106,8 @@ def test_files_that_are_no_checkpoints(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(('content', 'words'), [
-    ([1], 'holds a list'), (dict(model={}), r"\['model'\]"), (dict(state_dict=[1]), 'a list as its "state_dict"'),
+    ([1], 'holds a list'), (dict(model={}), r"\['model'\]"),
+    (dict(state_dict=[1]), 'a list as its "state_dict"'),
     (dict(state_dict={}, meta=[1]), 'a list as its "meta"')])
 def test_other_content(tmp_path, content, words):
     torch.save(content, tmp_path / 'file.pth')
@@ -181,7 +182,7 @@ def test_the_old_format_with_other_storages(tmp_path):
     content = path.read_bytes()
     position = content.index((4).to_bytes(8, 'little') + torch.arange(4.0).numpy().tobytes())
     changed = content[:position] + (3).to_bytes(8, 'little') + content[position + 8:]
-    for content in (changed, pickle.dumps(1) + content):
-        path.write_bytes(content)
+    for damaged in (changed, pickle.dumps(1) + content):
+        path.write_bytes(damaged)
         with pytest.raises(MMKDError, match='cannot be read'):
             load_checkpoint(path)
