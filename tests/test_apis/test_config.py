@@ -56,6 +56,7 @@ def test_preparing_a_distilling_config():
     assert cfg.custom_imports['imports'] == ['mmkd']
     assert cfg.default_hooks.checkpoint.type == 'mmkd.CheckpointHook'
     assert cfg.default_hooks.exact_resume.type == 'mmkd.ExactResumeHook'
+    assert cfg.default_hooks.finite_check.type == 'mmkd.FiniteCheckHook'
     assert cfg.default_hooks.teacher_check.type == 'mmkd.TeacherCheckHook'
     assert cfg.optim_wrapper.constructor == 'mmkd.DistillOptimWrapperConstructor'
     assert cfg.train_cfg.type == 'mmkd.EpochBasedTrainLoop'
@@ -66,6 +67,7 @@ def test_preparing_a_student_alone_changes_only_what_makes_runs_comparable():
     cfg = prepare_config(stock())
     assert cfg.default_hooks.checkpoint.type == 'mmkd.CheckpointHook'
     assert cfg.default_hooks.exact_resume.type == 'mmkd.ExactResumeHook'
+    assert cfg.default_hooks.finite_check.type == 'mmkd.FiniteCheckHook'
     assert 'teacher_check' not in cfg.default_hooks
     assert plain(cfg.optim_wrapper) == plain(stock().optim_wrapper)
     assert plain(cfg.model) == plain(stock().model)

@@ -97,6 +97,23 @@ def test_a_data_set_without_labels():
         labels_of(loop=Loop(), dataset=object(), crd=CRD())
 
 
+@pytest.mark.parametrize(('processes', 'round_up'), [(1, False), (2, True), (2, False)])
+def test_a_shared_memory_needs_batches_of_one_size(monkeypatch, processes, round_up):
+    monkeypatch.setattr('mmkd.engine.hooks.method_hooks.get_world_size', lambda: processes)
+    crd = CRD()
+    crd.set_train_labels = lambda labels: None
+    run = runner(crd=crd)
+    run._train_loop = Loop()
+    run.train_dataloader = types.SimpleNamespace(
+        dataset=types.SimpleNamespace(get_gt_labels=lambda: np.array([2, 0])),
+        sampler=types.SimpleNamespace(round_up=round_up))
+    if processes == 2 and not round_up:
+        with pytest.raises(MMKDError, match=r'set train_dataloader\.sampler\.round_up=True'):
+            TrainLabelsHook().before_run(run)
+    else:
+        TrainLabelsHook().before_run(run)
+
+
 class Reporting(EpochReports, nn.Module):
 
     def epoch_report(self):
