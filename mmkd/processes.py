@@ -61,12 +61,27 @@ def init_processes(launcher: str, env_cfg: dict | None = None) -> None:
     if launcher == 'none' or torch_dist.is_initialized():
         return
     env_cfg = env_cfg or {}
+    options = _store_of_this_start() if launcher == 'pytorch' else {}
     if launcher == 'pytorch' and not torch.cuda.is_available():
         os.environ.setdefault('LOCAL_RANK', '0')
-        torch_dist.init_process_group('gloo')
+        torch_dist.init_process_group('gloo', **options)
     else:
         set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
-        init_dist(launcher, **env_cfg.get('dist_cfg', {}))
+        options.update(env_cfg.get('dist_cfg', {}))
+        init_dist(launcher, **options)
+
+
+def _store_of_this_start() -> dict:
+    """Return options of ``init_process_group`` that keep restarted processes apart from earlier ones.
+
+    torchrun's store outlives a restart. Recent versions of torch use the same keys again, so that processes
+    may connect to the addresses of processes that have ended, and wait for them.
+    """
+    if os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+        return {}
+    store, rank, world_size = next(torch_dist.rendezvous('env://'))
+    store = torch_dist.PrefixStore(f'mmkd/start_{os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)}', store)
+    return dict(store=store, rank=rank, world_size=world_size)
 
 
 def rank_from_environment() -> tuple[int, int, int]:

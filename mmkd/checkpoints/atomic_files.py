@@ -55,7 +55,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
     """Return the checkpoint from which training in ``work_dir`` resumes, or ``None``.
 
     This is the target of MMEngine's ``last_checkpoint`` file if it exists (also after the folder was moved),
-    otherwise the checkpoint with the highest number.
+    otherwise the checkpoint with the highest number. Where some are numbered by epochs and some by
+    iterations, it is the newer one of the two that have the highest numbers.
     """
     pointer = os.path.join(work_dir, 'last_checkpoint')
     if os.path.isfile(pointer):
@@ -65,9 +66,10 @@ def latest_checkpoint(work_dir: str) -> str | None:
         for candidate in (os.path.join(work_dir, os.path.basename(target)), target):
             if target and os.path.isfile(candidate):
                 return candidate
-    numbered = {}
+    numbered: dict[str, list[tuple[int, str]]] = {}
     for path in glob(os.path.join(escape(work_dir), '*.pth')):
-        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', os.path.basename(path))
+        match = re.fullmatch(r'(epoch|iter)_(\d+)\.pth', os.path.basename(path))
         if match:
-            numbered[int(match[1])] = path
-    return numbered[max(numbered)] if numbered else None
+            numbered.setdefault(match[1], []).append((int(match[2]), path))
+    highest = [max(paths)[1] for paths in numbered.values()]
+    return max(highest, key=os.path.getmtime, default=None)

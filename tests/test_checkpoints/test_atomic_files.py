@@ -191,6 +191,16 @@ def test_iterations(tmp_path):
     assert latest_checkpoint(str(tmp_path)) == str(tmp_path / 'iter_12000.pth')
 
 
+def test_epochs_and_iterations(work_dir):
+    """An interrupted run has both; numbers of epochs and of iterations cannot be compared."""
+    (work_dir / 'last_checkpoint').unlink()
+    (work_dir / 'iter_700.pth').write_bytes(OLD)
+    os.utime(work_dir / 'iter_700.pth', (1, 1))
+    assert latest_checkpoint(str(work_dir)) == str(work_dir / 'epoch_10.pth')
+    os.utime(work_dir / 'epoch_10.pth', (0, 0))
+    assert latest_checkpoint(str(work_dir)) == str(work_dir / 'iter_700.pth')
+
+
 def test_none(tmp_path):
     assert latest_checkpoint(str(tmp_path / 'not there')) is None
     for name in ('best_coco_bbox_mAP_epoch_7.pth', 'epoch_x.pth', 'epoch_3.pth.part', 'notes.txt'):

@@ -111,14 +111,17 @@ def test_faults_of_the_disk(tmp_path, number):
 
 def test_other_errors_are_left_alone(tmp_path):
     with pytest.raises(FileNotFoundError), disk_errors(str(tmp_path)):
-        open(tmp_path / 'image.jpg')
+        (tmp_path / 'image.jpg').read_bytes()
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='a device of Linux')
 def test_a_full_disk_is_not_a_traceback_for_each_line_of_the_log(capsys):
     logger = logging.Logger('full')
-    logger.addHandler(logging.FileHandler('/dev/full'))
+    handler = logging.FileHandler('/dev/full')
+    logger.addHandler(handler)
     raise_logging_errors(logger)
     with pytest.raises(OSError, match='No space left'):
         logger.warning('a line')
+    with pytest.raises(OSError, match='No space left'):
+        handler.close()
     assert 'Logging error' not in capsys.readouterr().err
