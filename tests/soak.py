@@ -3,11 +3,13 @@
 python tests/soak.py --kills 20 --terms 10 --loop epoch --processes 1 --workers 2
 
 A tiny detector is distilled with augmentation, validation, a moving average of its weights and gradient
-accumulation that does not divide the epoch. Each interruption is a SIGKILL to all processes at once, or a SIGTERM
-as a cluster sends it. Losses, metrics, weights, optimizer, moving average and random states must be equal to the
-last bit. The script can be interrupted as well: it continues where it was. Exit status 0 means equal.
+accumulation that does not divide the epoch. Each interruption is a SIGKILL to all processes at once, or a
+SIGTERM as a cluster sends it. Losses, metrics, weights, optimizer, moving average and random states must be
+equal to the last bit. The script can be interrupted as well: it continues where it was. Exit status 0 means
+equal.
 """
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -19,17 +21,20 @@ from glob import glob
 from pathlib import Path
 
 import torch
+from mmengine.registry import init_default_scope
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO))
 
+import mmkd  # noqa: E402, F401
 from mmkd.checkpoints import latest_checkpoint, load_checkpoint  # noqa: E402
 from tests.helpers.comparing import differences  # noqa: E402
 from tests.helpers.tiny import build, distill, load_tool, tiny_config  # noqa: E402
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--kills', type=int, default=20, help='number of SIGKILLs')
     parser.add_argument('--terms', type=int, default=0, help='number of SIGTERMs')
     parser.add_argument('--loop', choices=['epoch', 'iter'], default='epoch', help='training loop')
@@ -41,7 +46,8 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     args.updates = args.updates or 12 * (args.kills + args.terms + 2)
     if args.work_dir is None:
-        args.work_dir = f'/tmp/mmkd_soak/{args.loop}_{args.processes}x{args.workers}_{args.kills}_{args.terms}'
+        settings = args.loop, args.processes, args.workers, args.kills, args.terms
+        args.work_dir = '/tmp/mmkd_soak/' + '_'.join(map(str, settings))
     return args
 
 
@@ -53,8 +59,6 @@ def prepare(args: argparse.Namespace) -> str:
         return str(path)
     folder.mkdir(parents=True, exist_ok=True)
     load_tool('dataset_converters/digits_to_coco.py').make(str(folder / 'digits'), train=44, val=8, seed=0)
-    import mmkd  # noqa: F401
-    from mmengine.registry import init_default_scope
     init_default_scope('mmdet')
     teacher = tiny_config('teacher', str(folder / 'digits'))
     teacher.dump(folder / 'teacher.py')
@@ -81,8 +85,8 @@ def prepare(args: argparse.Namespace) -> str:
     cfg.custom_hooks = [dict(type='EMAHook', momentum=0.01)]
     cfg.default_hooks.logger.interval = 1
     cfg.log_processor = dict(window_size=1, by_epoch=args.loop == 'epoch')
-    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=5, max_keep_ckpts=2, save_best='coco/bbox_mAP',
-                                        rule='greater')
+    cfg.default_hooks.checkpoint.update(
+        by_epoch=False, interval=5, max_keep_ckpts=2, save_best='coco/bbox_mAP', rule='greater')
     cfg.default_hooks.teacher_check = dict(type='mmkd.TeacherCheckHook', evaluate=False)
     cfg.randomness = dict(seed=1)
     cfg.dump(path)
@@ -102,8 +106,9 @@ class Training:
         env = dict(os.environ, OMP_NUM_THREADS='1', OMP_WAIT_POLICY='PASSIVE', MMKD_PYTHON=sys.executable,
                    PYTHONPATH=str(REPO), PORT=str(random.SystemRandom().randrange(20000, 60000)))
         with open(work_dir.with_suffix('.log'), 'ab') as log:
-            self.process = subprocess.Popen([*tool, '--work-dir', str(work_dir), '--resume'], cwd=REPO, env=env,
-                                            stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [*tool, '--work-dir', str(work_dir), '--resume'], cwd=REPO, env=env, stdout=log, stderr=log,
+                start_new_session=True)
 
     def wait_for_iteration(self) -> bool:
         """Wait until an iteration is logged; return whether the processes still run."""
@@ -127,10 +132,8 @@ class Training:
         pids = [self.process.pid, *_descendants(self.process.pid)]
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-                except ProcessLookupError:
-                    pass
         self.process.wait()
         while any(os.path.exists(f'/proc/{pid}') and _state(pid) != 'Z' for pid in pids):
             time.sleep(0.01)

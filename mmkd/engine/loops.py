@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from ..datasets.seeded_batches import caching_transforms, seed_batches
-from ..errors import MMKDError
+from ..errors import MMKDError, one_line
 from ..random_state import preserved_random_state
 from ..registry import LOOPS
 from .training_state import restore_training_state
@@ -62,7 +62,8 @@ class ResumableLoop:
             sampler.start_pass(self.runner.seed, self.pass_number, 0 if caches else skipped)
         with preserved_random_state():
             batches = iter(self.dataloader)
-        torch.empty((), dtype=torch.int64).random_()  # as a new iterator draws; persistent workers draw nothing
+        # The number that a new iterator draws, and that persistent workers would not draw in later passes.
+        torch.empty((), dtype=torch.int64).random_()
         if caches and skipped:
             print_log(f'Reading {skipped} batches again, because '
                       f'{", ".join(sorted({type(transform).__name__ for transform in caches}))} mixes images '
@@ -74,7 +75,11 @@ class ResumableLoop:
 
     def _restore(self) -> None:
         if self._resumed_state is not None:
-            restore_training_state(self.runner, self._resumed_state)
+            try:
+                restore_training_state(self.runner, self._resumed_state)
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise MMKDError('The random states, gradients or buffers in the checkpoint do not fit this '
+                                f'training ({one_line(error)}).') from None
             self._resumed_state = None
 
     def _validate_if_due(self) -> None:
@@ -169,7 +174,9 @@ class IterBasedTrainLoop(ResumableLoop, _IterBasedTrainLoop):
 
     def _set_epoch(self) -> None:
         """Tell the sampler the number of the pass, as MMEngine does."""
-        for sampler in (self.dataloader.sampler, getattr(self.dataloader.batch_sampler, 'sampler', None)):
+        samplers: list[Any] = [
+            self.dataloader.sampler, getattr(self.dataloader.batch_sampler, 'sampler', None)]
+        for sampler in samplers:
             if hasattr(sampler, 'set_epoch'):
                 sampler.set_epoch(self.pass_number)
                 return

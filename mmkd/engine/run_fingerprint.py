@@ -44,10 +44,11 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], sour
     Raises:
         MMKDError: If the teacher, the methods, the networks, the optimizer or the loop are others.
     """
-    different = {key: f'{key} was {_short(saved, key)} and is now {_short(current, key)}'
-                 for key in sorted(saved.keys() | current.keys(), key=str)
-                 if saved.get(key) != current.get(key)}
-    if essential := [text for key, text in different.items() if _is_essential(str(key))]:
+    saved = {ascii(str(key))[1:-1]: value for key, value in saved.items()}  # anything may be in a file
+    different = {key: f'{key[:80]} was {_short(saved, key)} and is now {_short(current, key)}'
+                 for key in sorted(saved.keys() | current.keys())
+                 if ascii(saved.get(key)) != ascii(current.get(key))}
+    if essential := [text for key, text in different.items() if _is_essential(key)]:
         raise MMKDError(f'{source} belongs to another training: {_listed(essential)}; restore the settings, '
                         'or use load_from to start from its weights.')
     if different:
@@ -56,22 +57,21 @@ def check_fingerprint(saved: Mapping[str, Any], current: Mapping[str, Any], sour
 
 
 def _is_essential(key: str) -> bool:
-    if any(part in key for part in ('train_cfg.', 'test_cfg.', 'data_preprocessor')) and key != 'train_cfg.type':
-        return False
-    first, last = key.split('.')[0], key.split('.')[-1]
+    first, *between, last = key.split('.')
     if first == 'teacher':
         return last == 'weights'
     if first == 'model':
-        return last in ('type', 'method')
+        return last in ('type', 'method') and not {'train_cfg', 'test_cfg', 'data_preprocessor'} & {*between}
     return key in ('train_cfg.type', 'optim_wrapper.optimizer.type')
 
 
 def _flat(value: Any, key: str = '') -> Iterator[tuple[str, Any]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
         yield key, value
         return
-    for name, item in items:
+    for name, item in value.items():
         yield from _flat(item, f'{key}.{name}' if key else str(name))
 
 

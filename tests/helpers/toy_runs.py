@@ -1,4 +1,5 @@
 """Trainings of a toy network that take milliseconds and use everything that a checkpoint must hold."""
+import contextlib
 import random
 
 import numpy as np
@@ -91,7 +92,7 @@ class ToyMetric(BaseMetric):
         return dict(score=sum(results))
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818
     """Stands for a kill."""
 
 
@@ -158,10 +159,8 @@ def train(cfg: Config, resume: str | None = None, stop: dict | None = None) -> R
     if resume:
         cfg.resume, cfg.load_from = True, safe_source(resume)
     runner = Runner.from_cfg(cfg)
-    try:
+    with contextlib.suppress(Stop):
         runner.train()
-    except Stop:
-        pass
     return runner
 
 

@@ -2,6 +2,7 @@
 import os
 
 import pytest
+import torch
 from mmengine.dist import get_rank
 
 import mmkd.checkpoints.atomic_files as atomic_files
@@ -179,3 +180,16 @@ def test_other_settings_are_logged(tmp_path, capfd):
     said = capfd.readouterr()
     assert ('optim_wrapper.optimizer.lr was 0.01 and is now 0.02, train_cfg.max_epochs was 1 and is now 2.'
             in said.out + said.err)
+
+
+@pytest.mark.parametrize(('damage', 'said'), [
+    (dict(next_batch='x'), 'does not say where'), (dict(next_batch=-1), 'does not say where'),
+    (dict(ranks=[dict(random=3)]), 'do not fit this training'), (dict(ranks=[]), 'does not say where')])
+def test_damaged(tmp_path, damage, said):
+    cfg = toy_config(tmp_path, length=1)
+    train(cfg)
+    checkpoint = torch.load(f'{tmp_path}/iter_3.pth', weights_only=False)
+    checkpoint['mmkd_resume'].update(damage)
+    torch.save(checkpoint, tmp_path / 'damaged.pth')
+    with pytest.raises(MMKDError, match=said):
+        train(cfg, f'{tmp_path}/damaged.pth')

@@ -61,8 +61,9 @@ class ExactResumeHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not isinstance(runner.train_loop, ResumableLoop):
             print_log(
-                f'The training loop is {type(runner.train_loop).__name__}: resuming is not exact, because only '
-                "mmkd's EpochBasedTrainLoop and IterBasedTrainLoop can resume at any iteration.", 'current', 30)
+                f'The training loop is {type(runner.train_loop).__name__}: resuming is not exact, because '
+                "only mmkd's EpochBasedTrainLoop and IterBasedTrainLoop can resume at any iteration.",
+                'current', 30)
         for hook in runner.hooks:
             if isinstance(hook, CheckpointHook):
                 # MMEngine writes the last checkpoint again after a new best model, but not if it was resumed.
@@ -113,8 +114,8 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
         raise MMKDError(f'{source} holds weights only, so no training can be resumed from it; use load_from '
                         'to start from these weights.')
     if not checkpoint.get('optimizer'):
-        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; use '
-                        'load_from to start from its weights.')
+        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; '
+                        'use load_from to start from its weights.')
     expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
     saved = {name.removeprefix('module.'): tuple(value.shape)
              for name, value in checkpoint['state_dict'].items()}
@@ -128,8 +129,8 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
         for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
     if sizes != saved_sizes:
         raise MMKDError(f'{source} has the optimizer state of {sum(saved_sizes)} parameters in '
-                        f'{len(saved_sizes)} groups, but the optimizer has {sum(sizes)} in {len(sizes)}; restore '
-                        'optim_wrapper, or use load_from to start from the weights.')
+                        f'{len(saved_sizes)} groups, but the optimizer has {sum(sizes)} in {len(sizes)}; '
+                        'restore optim_wrapper, or use load_from to start from the weights.')
 
 
 def _set_position(runner: Runner, checkpoint: dict, source: str) -> None:
@@ -140,15 +141,27 @@ def _set_position(runner: Runner, checkpoint: dict, source: str) -> None:
         before = meta['epoch'] * len(loop.dataloader)
         loop.resume_at(0, max(0, meta['iter'] - before), False, None)
         return
-    next_batch, states = saved['next_batch'], saved['ranks']
+    pass_number, next_batch, before, states = _position(saved, source)
     now = _samples_per_step(runner)
-    if now != saved['samples_per_step'] and now and saved['samples_per_step']:
-        next_batch = next_batch * saved['samples_per_step'] // now
+    if now != before and now and before:
+        next_batch = next_batch * before // now
     if len(states) != get_world_size():
-        print_log(f'{source} was saved by {len(states)} processes and is resumed by {get_world_size()}: random '
-                  'numbers and batches will differ.', 'current', 30)
+        print_log(f'{source} was saved by {len(states)} processes and is resumed by {get_world_size()}: '
+                  'random numbers and batches will differ.', 'current', 30)
     state = states[get_rank()] if len(states) == get_world_size() else None
-    loop.resume_at(saved['pass_number'], next_batch, saved['was_validated'], state)
+    loop.resume_at(pass_number, next_batch, bool(saved['was_validated']), state)
+
+
+def _position(saved: Any, source: str) -> tuple[int, int, int, list]:
+    """Return the pass, the next batch, the samples per step and the states of the ranks in a checkpoint."""
+    try:
+        numbers = [int(saved[name]) for name in ('pass_number', 'next_batch', 'samples_per_step')]
+        states = list(saved['ranks'])
+    except (KeyError, TypeError, ValueError):
+        states = []
+    if not states or min(numbers) < 0 or 'was_validated' not in saved:
+        raise MMKDError(f'{source} does not say where in the training data it was written; it is damaged.')
+    return numbers[0], numbers[1], numbers[2], states
 
 
 def _samples_per_step(runner: Runner) -> int:
