@@ -11,7 +11,7 @@ from typing import Any
 from mmengine import registry as mmengine_registry
 from mmengine.config import Config
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import Registry, build_from_cfg
+from mmengine.registry import OPTIMIZERS, Registry, build_from_cfg
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
@@ -38,6 +38,7 @@ _SECTIONS = dict(
     auto_scale_lr={'enable', 'base_batch_size'})
 """Keys of sections without a ``type`` that says what they are for."""
 
+_DIGITS = '0123456789_'
 _RUNNER_FILE = inspect.getfile(Runner)
 
 _REGISTRIES = [value for value in vars(mmengine_registry).values() if isinstance(value, Registry)]
@@ -58,20 +59,21 @@ def check_options(cfg: Config, options: Mapping[str, Any]) -> None:
         if first not in cfg and first not in TOP_LEVEL:
             raise MMKDError(f'--cfg-options {key}: the config has no {first!r}'
                             f'{nearest_names(first, [*TOP_LEVEL, *cfg])}.')
-        node: Any = cfg
+        node: Any = dict(cfg.items())
+        path = ''
         for part in key.split('.'):
+            path = f'{path}.{part}'.lstrip('.')
             if not isinstance(node, Mapping):
                 break
             if part not in node:
                 if 'type' not in node and (correct := _misspelled(part, list(node))):
-                    raise MMKDError(f'--cfg-options {key}: there is no {part!r}; the nearest name is '
-                                    f'{correct!r}.')
+                    raise _unknown(path, correct)
                 break
             node = node[part]
 
 
 def check_keys(cfg: Config) -> None:
-    """Check a config for keys that are misspelled: unknown, and similar to a known key.
+    """Check a config for misspelled keys: unknown, and a letter or two swapped letters from a known key.
 
     Known are the arguments of the classes that ``type`` names, and the keys of MMEngine's sections. Other
     unknown keys are rejected when the parts are built.
@@ -83,19 +85,18 @@ def check_keys(cfg: Config) -> None:
         MMKDError: Naming the key and the known key.
     """
     for key in cfg:
-        # Users have variables of their own at the top, such as train_pipeline.
-        if correct := _misspelled(key, TOP_LEVEL, cutoff=0.9):
+        if correct := _misspelled(key, TOP_LEVEL):
             raise _unknown(key, correct)
     for section, known in _SECTIONS.items():
         for key in cfg.get(section) or {}:
             if correct := _misspelled(key, known):
                 raise _unknown(f'{section}.{key}', correct)
+    kind = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:  # MMEngine's error does not say so
+        raise MMKDError(f'There is no optimizer {kind!r}{nearest_names(kind, OPTIMIZERS.module_dict)}.')
     scope = cfg.get('default_scope') or 'mmengine'
-    for path, node in _typed_nodes('', cfg):
-        arguments = [_arguments(found) for found in _find(node['type'], scope)]
-        if not arguments or None in arguments:
-            continue
-        known = set().union(*(names for names in arguments if names))
+    for path, node in _typed_nodes('', dict(cfg.items())):
+        known = set().union(*map(_arguments, _find(node['type'], scope)))
         for key in node:
             if correct := _misspelled(key, known):
                 raise _unknown(f'{path}.{key}', correct)
@@ -138,15 +139,16 @@ def _unknown(path: str, correct: str) -> MMKDError:
     return MMKDError(f'`{path}` does not exist; the nearest name is {correct!r}.')
 
 
-def _misspelled(name: str, known: Collection[str], cutoff: float = 0.8) -> str | None:
-    """Return the known name that an unknown name probably stands for, if any."""
+def _misspelled(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that differs from an unknown name by one letter or by two swapped letters."""
     if name in known or name in ('type', '_scope_', '_delete_'):
         return None
-    letters = name.rstrip('0123456789_')
-    nearest = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    # A name with an addition, such as train_cfg_2 or base_lr, is another name.
-    return next((other for other in nearest if letters != other.rstrip('0123456789_')
-                 and not name.startswith(other) and not name.endswith(other)), None)
+    for other in known:
+        same = difflib.SequenceMatcher(None, name, other, autojunk=False).ratio()
+        # A name with another number, such as train_cfg2, is another name.
+        if same > 1 - 1.01 / max(len(name), len(other)) and name.strip(_DIGITS) != other.strip(_DIGITS):
+            return other
+    return None
 
 
 def _typed_nodes(path: str, node: Any) -> Iterator[tuple[str, Mapping]]:
@@ -165,22 +167,28 @@ def _find(kind: Any, scope: str) -> list[Any]:
     """Return the classes and functions that a type may stand for."""
     if not isinstance(kind, str):
         return [kind]
-    name = kind if '.' in kind else f'{scope}.{kind}'
-    found = [registry.get(name) for registry in _REGISTRIES]
+    prefix, _, name = kind.rpartition('.')
+    found = []
+    for root in _REGISTRIES:
+        for registry in (root.children.get(prefix or scope), root):
+            if registry is not None:
+                registry.import_from_location()
+                found.append(registry.module_dict.get(name))
     return [target for target in found if target is not None]
 
 
-def _arguments(target: Any) -> set[str] | None:
-    """Return the names of the arguments of a class or function; ``None`` if they are not known."""
+def _arguments(target: Any) -> set[str]:
+    """Return the names of the arguments of a class, with those of its bases, or of a function."""
+    functions = [target]
+    if isinstance(target, type):
+        functions = [vars(cls)['__init__'] for cls in target.__mro__ if '__init__' in vars(cls)]
     names: set[str] = set()
-    functions = [vars(cls)['__init__'] for cls in target.__mro__ if '__init__' in vars(cls)] if isinstance(
-        target, type) else [target]
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         names |= {parameter.name for parameter in parameters}
         if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-            return names
-    return None  # the last one takes any
+            break  # nothing is passed on to the next base
+    return names
 
 
 def _frames(error: BaseException) -> list[FrameType]:
@@ -202,7 +210,7 @@ def _build_problem(error: Exception) -> str | None:
             if isinstance(kind, str) and values.get('obj_cls') is None:
                 registry = values['registry']
                 return (f'There is no {registry.name} {kind!r} (KeyError)'
-                        f'{nearest_names(kind.split(".")[-1], _registered(registry))}')
+                        f'{nearest_names(kind.split(".")[-1], _registered(registry, kind))}')
             name = kind if isinstance(kind, str) else kind.__name__
             return f'{name!r} cannot be built from the config ({one_line(error)})'
         building = function.startswith(('build_', 'register_', '__init__'))
@@ -212,6 +220,11 @@ def _build_problem(error: Exception) -> str | None:
     return None
 
 
-def _registered(registry: Registry | None) -> list[str]:
-    """Return the names that a registry finds, its own and those of its parents."""
-    return [] if registry is None else [*registry.module_dict, *_registered(registry.parent)]
+def _registered(registry: Registry, kind: str) -> list[str]:
+    """Return the names in the scope of a type, and those of a registry and its parents."""
+    names: list[str] = []
+    current: Registry | None = registry
+    while current is not None:
+        names += [*current.module_dict, *getattr(current.children.get(kind.split('.')[0]), 'module_dict', ())]
+        current = current.parent
+    return names

@@ -32,7 +32,7 @@ def test_impossible_name_of_a_method(refused, files, tmp_path, name):
     methods(refused, files, tmp_path, {name: dict(type='mmkd.KD')}, repr(name))
 
 
-@pytest.mark.parametrize(('kind', 'setting'), [('SHAKE', 'temprature'), ('KD', 'depth')])
+@pytest.mark.parametrize(('kind', 'setting'), [('SHAKE', 'temperatuer'), ('KD', 'depth')])
 def test_unknown_setting_of_a_method(train_config, kind, setting):
     train_config(f'`model.methods.shake.{setting}` does not exist', options=[
         f'model.methods.shake.type=mmkd.{kind}', f'model.methods.shake.{setting}=4'])
