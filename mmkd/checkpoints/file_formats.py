@@ -11,7 +11,7 @@ from ..errors import one_line
 from .known_types import CONSTRUCTORS, STATES, VALUES, Storage, StorageType
 from .pickle_reader import BrokenError, PickleReader
 
-_CHUNK = 2**20
+_CHUNK = 2**24
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch.serialization.MAGIC_NUMBER
 _PROTOCOL = 1001
 _TENSORS_PER_FILE = 8, 2**26

@@ -69,7 +69,8 @@ def replace_view(folder, **tensors) -> TeacherCache:
 @pytest.mark.parametrize('tensors', [
     dict(indices=torch.full((7, 4), 20, dtype=torch.int16)), dict(indices=torch.full((7, 4), -1).short()),
     dict(indices=torch.zeros(7, 4)), dict(indices=None), dict(rest=None),
-    dict(values=torch.zeros(6, 4).half()), dict(values=torch.zeros(7, 4)), dict(values=None), dict(other=torch.zeros(1))])
+    dict(values=torch.zeros(6, 4).half()), dict(values=torch.zeros(7, 4)),
+    dict(values=None), dict(other=torch.zeros(1))])
 def test_a_view_from_a_stranger(tmp_path, tensors):
     with pytest.raises(MMKDError, match='does not hold the logits of 7 images and 20 classes'):
         replace_view(tmp_path, **tensors).read([0], [0])
