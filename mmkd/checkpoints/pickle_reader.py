@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from ..errors import escaped, one_line
 
 MAX_INSTRUCTIONS = 1_000_000
-"""A detector's training checkpoint has some 50,000; one instruction takes at most about 400 bytes."""
+"""The training checkpoint of a Faster R-CNN with R-50, EMA and AdamW has 47,000."""
 MAX_DEPTH = 100
 """Containers inside containers; readers of the loaded data may be recursive."""
 MAX_KEYS = 10_000

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ...checkpoints import find_invalid, write_atomic
-from ...errors import MMKDError
+from ...errors import MMKDError, escaped, one_line
 
 SPOTS = ('cls_logits', 'cls_outputs')
 """The spots of a teacher whose values a cache holds."""
@@ -53,8 +53,11 @@ class TeacherCache:
             self.fingerprint = content['fingerprint']
             self.images, self.classes, self.kept, self.views = (
                 int(content[name]) for name in ('images', 'classes', 'kept', 'views'))
-            self.files = dict(content['files'])
-        except (KeyError, TypeError, ValueError):
+            self.files = {name: dict(sha256=str(file['sha256']), top1=float(file['top1']))
+                          for name, file in content['files'].items()}
+            if not 0 < self.kept <= self.classes or self.images < 1:
+                raise ValueError
+        except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError):
             raise MMKDError(f'The teacher cache {folder!r} is damaged: its {_INDEX} cannot be read.'
                             ) from None
         self._opened: dict[int, dict[str, Tensor]] = {}
@@ -189,8 +192,26 @@ class TeacherCache:
             # Two views stay open: an epoch begins while batches of the previous one are in use.
             for oldest in list(self._opened)[:-1]:
                 del self._opened[oldest]
-            self._opened[view] = load_file(self._path(view))
+            self._opened[view] = self._load(view)
         return self._opened[view]
+
+    def _load(self, view: int) -> dict[str, Tensor]:
+        """Read a view and check its content; a stranger can write a digest that fits it."""
+        try:
+            packed = load_file(self._path(view))
+        except Exception as error:  # safetensors and torch raise many types
+            raise MMKDError(f'The file {self._path(view)!r} of the teacher cache cannot be read '
+                            f'({one_line(error)}).') from None
+        expected: dict[str, Any] = dict(values=((self.images, self.kept), torch.float16))
+        if self.kept < self.classes:
+            expected |= dict(rest=((self.images, ), torch.float16),
+                             indices=((self.images, self.kept), _index_type(self.classes)))
+        found = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in packed.items()}
+        indices = packed.get('indices', torch.zeros(1))
+        if found != expected or indices.min() < 0 or indices.max() >= self.classes:
+            raise MMKDError(f'The file {self._path(view)!r} of the teacher cache does not hold the logits of '
+                            f'{self.images} images and {self.classes} classes.')
+        return packed
 
     def _verify(self, view: int) -> None:
         if view in self._verified:
@@ -325,4 +346,5 @@ def _differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
     else:
         return
     for key, old_child, new_child in children:
-        yield from _differences(old_child, new_child, f'{path}.{key}' if path else str(key))
+        name = escaped(str(key))
+        yield from _differences(old_child, new_child, f'{path}.{name}' if path else name)

@@ -58,6 +58,41 @@ def test_the_largest_logits_come_back_and_the_others_probability(tmp_path):
     torch.testing.assert_close(read.logsumexp(dim=1), whole.logsumexp(dim=1), rtol=0, atol=0.02)
 
 
+def replace_view(folder, **tensors) -> TeacherCache:
+    """Write other tensors into a view, with a digest that fits, as a stranger can."""
+    packed = {**cache.pack(logits(), 4), **tensors}
+    made = make(folder, kept=4)
+    made.write(0, {name: tensor for name, tensor in packed.items() if tensor is not None}, top1=1.0)
+    return TeacherCache(str(folder))
+
+
+@pytest.mark.parametrize('tensors', [
+    dict(indices=torch.full((7, 4), 20, dtype=torch.int16)), dict(indices=torch.full((7, 4), -1).short()),
+    dict(indices=torch.zeros(7, 4)), dict(indices=None), dict(rest=None),
+    dict(values=torch.zeros(6, 4).half()), dict(values=torch.zeros(7, 4)),
+    dict(values=None), dict(other=torch.zeros(1))])
+def test_a_view_from_a_stranger(tmp_path, tensors):
+    with pytest.raises(MMKDError, match='does not hold the logits of 7 images and 20 classes'):
+        replace_view(tmp_path, **tensors).read([0], [0])
+
+
+def test_names_from_a_stranger(tmp_path):
+    made = make(tmp_path)
+    with pytest.raises(MMKDError, match='different teacher') as caught:
+        made.compare({**ORIGIN, 'a\nerror: \x1b[2J': 1})
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize('change', [dict(kept=21), dict(kept=0), dict(images=-1), dict(files=[1]),
+                                    dict(files={'view_000.safetensors': 1}), dict(classes='x')])
+def test_an_index_from_a_stranger(tmp_path, change):
+    make(tmp_path)
+    content = json.loads((tmp_path / 'cache.json').read_text())
+    (tmp_path / 'cache.json').write_text(json.dumps({**content, **change}))
+    with pytest.raises(MMKDError, match='cannot be read'):
+        TeacherCache(str(tmp_path))
+
+
 @pytest.mark.parametrize(('classes', 'kept'), [(20, 20), (20, 4), (40_000, 3)])
 def test_the_size_is_known_before(tmp_path, classes, kept):
     make(tmp_path, kept=kept, classes=classes, images=50)
