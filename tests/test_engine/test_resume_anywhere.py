@@ -23,24 +23,26 @@ def check(cfg, tmp_path, iterations) -> None:
         assert not differences(expected, result(resumed)), number
 
 
+@pytest.mark.slow
 def test_in_an_epoch(tmp_path):
-    check(toy_config(tmp_path), tmp_path, (1, 5, 6, 7, 12, 17))
+    check(toy_config(tmp_path), tmp_path, (1, 6, 11, 12))
 
 
 def test_iteration_loop_over_an_infinite_sampler(tmp_path):
     cfg = toy_config(tmp_path, by_epoch=False, length=14, val_interval=4,
                      sampler=dict(type='InfiniteSampler', shuffle=True))
-    check(cfg, tmp_path, (1, 4, 11))
+    check(cfg, tmp_path, (4, 11))
 
 
 def test_iteration_loop_over_passes(tmp_path):
-    check(toy_config(tmp_path, by_epoch=False, length=14, val_interval=4), tmp_path, (3, 6, 7, 12))
+    check(toy_config(tmp_path, by_epoch=False, length=14, val_interval=4), tmp_path, (6, 7, 12))
 
 
+@pytest.mark.slow
 def test_gradients_half_collected(tmp_path):
     cfg = toy_config(tmp_path)
     cfg.optim_wrapper.accumulative_counts = 4
-    check(cfg, tmp_path, (1, 6, 8, 15, 17))
+    check(cfg, tmp_path, (6, 8, 17))
     gradients = load_checkpoint(f'{tmp_path}/iter_6.pth')['mmkd_resume']['ranks'][0]['gradients']
     assert len(gradients) == 6
     assert not load_checkpoint(f'{tmp_path}/iter_8.pth')['mmkd_resume']['ranks'][0]['gradients']
@@ -61,12 +63,14 @@ def test_the_number_of_workers_does_not_matter(tmp_path):
     assert len(set(sums)) == len(sums)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('workers', [0, 2])
 def test_transforms_that_cache_images(tmp_path, workers):
     cfg = toy_config(tmp_path, num_workers=workers, dataset=dict(type='ToyDataset', cached=True))
     check(cfg, tmp_path, (5, 9))
 
 
+@pytest.mark.slow
 def test_sizes_that_mmdetection_draws(tmp_path):
     cfg = toy_config(tmp_path)
     cfg.model.resize = True
