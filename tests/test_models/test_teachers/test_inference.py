@@ -297,8 +297,7 @@ def test_compiled(spots):
 
 
 def test_wrong_options():
-    model = network(classifiers.classifier(), 'mmpretrain')
-    with pytest.raises(MMKDError, match="`precision` of Teacher must be 'fp32', 'bf16' or 'fp16', not 'int8'"):
+    with pytest.raises(MMKDError, match="`precision` of Teacher must be 'fp32', .* not 'int8'"):
         Teacher('teacher.py', precision='int8')
     with pytest.raises(MMKDError, match='for networks with a backbone, and Linear has none'):
         TeacherForward(nn.Linear(1, 1), compile=True)
