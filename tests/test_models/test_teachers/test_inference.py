@@ -9,6 +9,7 @@ from torch import nn
 
 from mmkd.errors import MMKDError
 from mmkd.models.spots import classification_heads, is_two_stage, record, resolve_spot
+from mmkd.models.teachers import Teacher
 from mmkd.models.teachers import inference as inference_module
 from mmkd.models.teachers.inference import TeacherForward
 from tests.helpers import classifiers, families
@@ -296,8 +297,7 @@ def test_compiled(spots):
 
 
 def test_wrong_options():
-    model = network(classifiers.classifier(), 'mmpretrain')
-    with pytest.raises(MMKDError, match="precision must be one of .*'bf16'.*, not 'int8'"):
-        TeacherForward(model, precision='int8')
+    with pytest.raises(MMKDError, match="`precision` of Teacher must be 'fp32', .* not 'int8'"):
+        Teacher('teacher.py', precision='int8')
     with pytest.raises(MMKDError, match='for networks with a backbone, and Linear has none'):
         TeacherForward(nn.Linear(1, 1), compile=True)
