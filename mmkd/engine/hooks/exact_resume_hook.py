@@ -122,8 +122,8 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
     names = expected.keys() | saved.keys()
     if different := sorted(name for name in names if expected.get(name) != saved.get(name)):
         listed = ', '.join(escaped(name) for name in different[:3])
-        raise MMKDError(f'{source} belongs to another model or method (it differs in {listed}), so no training '
-                        'can be resumed from it; use load_from to start from its weights.')
+        raise MMKDError(f'{source} belongs to another model or method (it differs in {listed}), so no '
+                        'training can be resumed from it; use load_from to start from its weights.')
     sizes, saved_sizes = (
         [len(group['params']) for group in state.get('param_groups', ())]
         for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from ...checkpoints import SAFE_PREFIX, find_invalid, latest_checkpoint
 from ...errors import MMKDError
 from ...registry import HOOKS
+from ...settings import NonNegativeInt
 from ..runner_access import unwrapped
 
 
@@ -32,7 +33,7 @@ class FiniteCheckHook(Hook):
     # After EMAHook has put its weights into a checkpoint, before CheckpointHook saves one.
     priority = 'BELOW_NORMAL'
 
-    def __init__(self, tolerance: int = 10) -> None:
+    def __init__(self, tolerance: NonNegativeInt = 10) -> None:
         self.tolerance = tolerance
         self._in_a_row = 0
 

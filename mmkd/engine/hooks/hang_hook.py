@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from ...processes import default_store, rank_label
 from ...registry import HOOKS
+from ...settings import PositiveFloat
 
 
 @HOOKS.register_module()
@@ -28,7 +29,7 @@ class HangHook(Hook):
 
     priority = 'HIGHEST'
 
-    def __init__(self, minutes: float = 30.0) -> None:
+    def __init__(self, minutes: PositiveFloat = 30.0) -> None:
         self.minutes = minutes
         self._phase = ''
         self._since = 0.0

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from ...processes import EXIT_INTERRUPTED
 from ...registry import HOOKS
+from ...settings import PositiveFloat
 from .checkpoint_hook import CheckpointHook
 
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
@@ -44,7 +45,7 @@ class PreemptionHook(Hook):
     # After the hooks that count this iteration in their state, and after a regular checkpoint.
     priority = 'LOWEST'
 
-    def __init__(self, interval: float = 1.0) -> None:
+    def __init__(self, interval: PositiveFloat = 1.0) -> None:
         self.interval = interval
         self._received = 0
         self._previous: dict[int, Any] = {}
