@@ -22,6 +22,7 @@ _WAIT_FOR_LOCK = 15.0
 """Seconds. The data loading workers of a training that was killed keep its lock until they notice, which
 takes them up to 5 s."""
 
+
 def requested_checkpoint(cfg: Config, argument: str | None) -> str | None:
     """Return from where a training should be resumed: ``'auto'``, a path, or ``None`` for a new training.
 

@@ -27,6 +27,7 @@ require_positive GPUS "$gpus"
 gpus_per_node="${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}"
 require_positive GPUS_PER_NODE "$gpus_per_node"
 cpus_per_task="${CPUS_PER_TASK:-5}"
+require_positive CPUS_PER_TASK "$cpus_per_task"
 command -v srun >/dev/null || die "srun was not found: this script needs Slurm"
 resources=(--gres="gpu:$gpus_per_node" --ntasks="$gpus" --ntasks-per-node="$gpus_per_node"
     --cpus-per-task="$cpus_per_task")
