@@ -16,6 +16,7 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from glob import glob
 from pathlib import Path
@@ -42,12 +43,13 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--workers', type=int, default=2, help='workers of the data loader, per process')
     parser.add_argument('--updates', type=int, help='iterations (default: 12 per interruption)')
     parser.add_argument('--seed', type=int, default=0, help='seed of the moments')
-    parser.add_argument('--work-dir', help='folder (default: under /tmp, by settings)')
+    parser.add_argument('--work-dir', help='folder (default: one for these settings, in the '
+                        'folder for temporary files)')
     args = parser.parse_args(arguments)
     args.updates = args.updates or 12 * (args.kills + args.terms + 2)
     if args.work_dir is None:
         settings = args.loop, args.processes, args.workers, args.kills, args.terms
-        args.work_dir = '/tmp/mmkd_soak/' + '_'.join(map(str, settings))
+        args.work_dir = os.path.join(tempfile.gettempdir(), 'mmkd_soak', '_'.join(map(str, settings)))
     return args
 
 

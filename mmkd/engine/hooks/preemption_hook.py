@@ -22,6 +22,7 @@ from ...processes import EXIT_INTERRUPTED
 from ...registry import HOOKS
 from ...settings import PositiveFloat
 from .checkpoint_hook import CheckpointHook
+from .exact_resume_hook import ExactResumeHook
 
 SIGNALS = tuple(getattr(signal, name) for name in ('SIGTERM', 'SIGINT', 'SIGUSR1') if hasattr(signal, name))
 """Windows has no SIGUSR1."""
@@ -120,9 +121,8 @@ class PreemptionHook(Hook):
         else:
             if hook.saved_iter != runner.iter + 1:
                 for other in runner.hooks:
-                    capture: Callable[[Runner], None] | None = getattr(other, 'capture', None)
-                    if capture is not None:
-                        capture(runner)
+                    if isinstance(other, ExactResumeHook):
+                        other.capture(runner)
                 hook.save_interrupted(runner)
             _tell(f'{reason}; saved {hook.last_ckpt}; add --resume to continue.')
         barrier()  # launchers end all processes as soon as the first one ends
