@@ -174,6 +174,8 @@ def _accepts(annotation: Any, value: Any) -> bool:
 def _items(annotation: Any, value: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Yield key, value and annotation of what a sequence or a mapping contains."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if not arguments:  # a bare typing.Dict has an origin, too
+        return
     if origin in (list, Sequence):
         for index, item in enumerate(value):
             yield index, item, arguments[0]
