@@ -5,6 +5,7 @@ The rules for what is wrong are written down here independently of :mod:`mmkd.se
 import inspect
 import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import numpy as np
 import pytest
 import torch
+from mmengine.runner import EpochBasedTrainLoop
 
 from mmkd import registry
 from mmkd.errors import MMKDError, SettingError
@@ -138,6 +140,12 @@ def test_missing_setting():
     ({}, dict), (dict(a=1), Mapping[str, int]), (1.0, Annotated[float, Range(at_most=1)]), (object(), Any)])
 def test_right_value(value, annotation):
     check_setting('Class', 'key', value, annotation)
+
+
+def test_annotations_of_mmengine():
+    annotation = inspect.signature(EpochBasedTrainLoop).parameters['dataloader'].annotation
+    assert typing.Dict in get_args(annotation)  # without the types of keys and values
+    check_setting('Class', 'dataloader', dict(batch_size=2), annotation)
 
 
 @pytest.mark.parametrize(('annotation', 'words'), [
