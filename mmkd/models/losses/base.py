@@ -130,7 +130,7 @@ class RelationalFeatureLoss(FeatureLoss):
 
     is_relational = True
 
-    def __init__(self, weight: float = 1.0, gather: bool = False) -> None:
+    def __init__(self, weight: NonNegativeFloat = 1.0, gather: bool = False) -> None:
         super().__init__(weight)
         self.gather = gather
 
