@@ -213,9 +213,10 @@ def _build_problem(error: Exception) -> str | None:
                         f'{nearest_names(kind.split(".")[-1], _registered(registry, kind))}')
             name = kind if isinstance(kind, str) else kind.__name__
             return f'{name!r} cannot be built from the config ({one_line(error)})'
-        building = function.startswith(('build_', 'register_', '__init__'))
+        building = function.startswith(('build_', 'register_', '__init__', '_init_model_weights'))
         if building and frame.f_code.co_filename == _RUNNER_FILE:
-            words = 'runner' if function == '__init__' else function.partition('_')[2].replace('_', ' ')
+            words = {'__init__': 'runner', '_init_model_weights': 'initial weights'}.get(
+                function, function.partition('_')[2].replace('_', ' '))
             return f'The {words} cannot be built from the config ({one_line(error)})'
     return None
 

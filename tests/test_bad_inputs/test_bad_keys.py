@@ -25,6 +25,7 @@ MISSPELLED = [
     ('model.student.backbone.dpeth=18', '`model.student.backbone.dpeth` does not exist', "'depth'"),
     ('model.student.backbne.depth=18', '`model.student.backbne` does not exist', "'backbone'"),
     ('model.student.backbone.dilation_of_mine=2', "'ResNet' cannot be built", 'dilation_of_mine'),
+    ('model.student.backbone.init_cfg=a.pth', 'The initial weights cannot be built', 'AssertionError'),
     ('model.student.backbone.depth=17', "'ResNet' cannot be built", 'KeyError', '17'),
     ('model.student.backbone.depth.layers=17', '--cfg-options cannot be set'),
     ('model.student.backbone.type=ResNett', "There is no model 'ResNett'", "'ResNet'"),
