@@ -35,9 +35,6 @@ class Distillation(BaseModule):
     def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict | Sequence[dict] | None,
                  methods: Mapping[str, dict]) -> None:
         super().__init__()
-        if not isinstance(methods, Mapping):
-            raise MMKDError('`methods` must be a dict of methods by name, such as '
-                            f"dict(shake=dict(type='mmkd.SHAKE')), not a {type(methods).__name__}.")
         self.methods = ModuleDict({
             name: _build_method(name, cfg, [other for other in methods if other != name])
             for name, cfg in methods.items()})

@@ -116,14 +116,14 @@ def test_a_name_that_would_be_added_to_the_loss():
 def test_methods_in_a_list():
     cfg = distill(classifier(), teacher_of())
     cfg['methods'] = [dict(type='mmkd.KD')]
-    with pytest.raises(MMKDError, match='`methods` must be a dict.*not a list'):
+    with pytest.raises(MMKDError, match='`methods` of ClassifierDistiller must be a dict, not'):
         build(cfg)
 
 
 @pytest.mark.parametrize(('method', 'settings', 'said'), [
-    ('KD', dict(weight='0.5'), 'proxy_to_student'),
-    ('KD', dict(weight=-1.0), 'proxy_to_student'),
-    ('SHAKE', dict(weight=None), 'student_to_proxy'),
+    ('KD', dict(weight='0.5'), 'model.methods.one.weight'),
+    ('KD', dict(weight=-1.0), 'model.methods.one.weight'),
+    ('SHAKE', dict(weight=None), 'model.methods.one.weight'),
     ('DKD', dict(weight=-1.0), 'weight'),
     ('AT', dict(weight='many'), 'weight'),
     ('LD', dict(vlr_weight=None), 'vlr_weight'),
