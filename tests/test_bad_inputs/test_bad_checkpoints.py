@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 
 from tests.helpers.attacks import SAVE, Attack
 from tests.helpers.tiny import build
@@ -30,9 +31,11 @@ def test_going_on_from_a_file_that_holds_code(refused, files, tmp_path, way, for
 
 def test_resuming_does_not_run_the_config_in_the_file(run, files, tmp_path):
     # MMEngine's Runner executes the text that it finds under meta.config of a resumed checkpoint.
-    student = build(Config.fromfile(files.student).model)
+    cfg = Config.fromfile(files.student)
+    student = build(cfg.model)
+    optimizer = build_optim_wrapper(student, cfg.optim_wrapper).state_dict()
     meta = dict(epoch=0, iter=0, config=f'import os\nos.mkdir({str(tmp_path / "executed")!r})\nlr = 1\n')
-    torch.save(dict(meta=meta, state_dict=student.state_dict(), message_hub={
+    torch.save(dict(meta=meta, state_dict=student.state_dict(), optimizer=optimizer, message_hub={
         name: {} for name in ('log_scalars', 'runtime_info', 'resumed_keys')}), tmp_path / 'attack.pth')
     ended = run('train.py', files.student, '--work-dir', tmp_path / 'work',
                 '--resume', tmp_path / 'attack.pth')

@@ -113,9 +113,6 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
     if 'message_hub' not in checkpoint or 'epoch' not in (checkpoint.get('meta') or {}):
         raise MMKDError(f'{source} holds weights only, so no training can be resumed from it; use load_from '
                         'to start from these weights.')
-    if not checkpoint.get('optimizer'):
-        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; '
-                        'use load_from to start from its weights.')
     expected = {name: tuple(value.shape) for name, value in unwrapped(runner).state_dict().items()}
     saved = {name.removeprefix('module.'): tuple(value.shape)
              for name, value in checkpoint['state_dict'].items()}
@@ -124,6 +121,9 @@ def _check_contents(runner: Runner, checkpoint: dict, source: str) -> None:
         listed = ', '.join(escaped(name) for name in different[:3])
         raise MMKDError(f'{source} belongs to another model or method (it differs in {listed}), so no '
                         'training can be resumed from it; use load_from to start from its weights.')
+    if not checkpoint.get('optimizer'):
+        raise MMKDError(f'{source} holds no state of the optimizer, so no training can be resumed from it; '
+                        'use load_from to start from its weights.')
     sizes, saved_sizes = (
         [len(group['params']) for group in state.get('param_groups', ())]
         for state in (runner.optim_wrapper.state_dict(), checkpoint['optimizer']))
