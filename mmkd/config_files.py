@@ -82,15 +82,21 @@ def _read_data(path: str, bases_left: int) -> Config:
 
 
 def _read_base(base: str, folder: str, bases_left: int) -> Config:
-    package, inside, config = base.partition('::')
-    if inside:
-        if package not in _PACKAGES or '..' in config.split('/') or os.path.isabs(config):
+    if '::' in base:
+        if not _is_installed(base):
             raise _NamesCodeError(f'its base {escaped(base)} is not a config of {", ".join(_PACKAGES)}')
         return get_config(base)
     if not base.endswith(_DATA):
         raise _NamesCodeError(f'its base {escaped(base)} may be a program; the bases of a YAML or JSON '
                               'config must be YAML or JSON too, or in an installed package')
     return _read_data(os.path.join(folder, base), bases_left)
+
+
+def _is_installed(config: str) -> bool:
+    """Whether a name is that of a config inside an installed package that mmkd knows."""
+    package, _, path = config.partition('::')
+    is_inside = '..' not in path.split('/') and not os.path.isabs(path)
+    return '::' in config and package in _PACKAGES and is_inside
 
 
 def _check_data(content: dict) -> None:
@@ -106,10 +112,8 @@ def _check_data(content: dict) -> None:
             raise _NamesCodeError(f'it names the pickle file {escaped(value)}, which may be a program')
         if isinstance(value, str) and re.search(r'(^|_)(type|constructor|fn)$', key):
             _check_type(value)
-        if key == 'config' and isinstance(value, str) and not value.endswith(_DATA):
-            package, inside, config = value.partition('::')
-            if not inside or package not in _PACKAGES or '..' in config.split('/') or os.path.isabs(config):
-                raise _NamesCodeError(f'the config {escaped(value)} that it names may be a program')
+        if key == 'config' and isinstance(value, str) and not (value.endswith(_DATA) or _is_installed(value)):
+            raise _NamesCodeError(f'the config {escaped(value)} that it names may be a program')
     imports = content.get('custom_imports') or {}
     if not isinstance(imports, dict):
         raise _NamesCodeError('its custom_imports are not a dict')

@@ -45,20 +45,24 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     locations=['mmkd.engine'])
 
 
-def build_checked(cfg: dict, base: type | tuple[type, ...], role: str, known: Iterable[str], key: str) -> Any:
+def build_checked(cfg: dict, base: type | tuple[type, ...], role: str, key: str,
+                  known: Iterable[str] | None = None) -> Any:
     """Build a module of a certain kind from a user's config.
 
     Args:
         cfg: The config.
         base: The class that the module must be derived from, or several such classes.
         role: What such a module is called in error messages, such as ``'proxy'``.
-        known: The types of such modules.
         key: The key of ``cfg`` in the config that contains it.
+        known: The types of such modules, for error messages; by default all that are derived from ``base``.
 
     Raises:
         MMKDError: If there is no such module, one of its settings is wrong, or it is of another kind.
     """
     kind = cfg.get('type')
+    if known is None:
+        known = [name for name, module in MODELS.module_dict.items()
+                 if isinstance(module, type) and issubclass(module, base)]
     if kind is None:
         raise MMKDError(f'`{key}` needs a `type`, the name of a {role}; known names are {", ".join(known)}.')
     if isinstance(kind, str) and MODELS.get(kind) is None:

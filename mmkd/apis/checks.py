@@ -5,7 +5,7 @@ import os
 import reprlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from types import FrameType
+from traceback import walk_tb
 from typing import Any
 
 from mmengine import registry as mmengine_registry
@@ -191,17 +191,9 @@ def _arguments(target: Any) -> set[str]:
     return names
 
 
-def _frames(error: BaseException) -> list[FrameType]:
-    frames, traceback = [], error.__traceback__
-    while traceback is not None:
-        frames.append(traceback.tb_frame)
-        traceback = traceback.tb_next
-    return frames
-
-
 def _build_problem(error: Exception) -> str | None:
     """Return which part of a config could not be built and why; ``None`` if the error is of another kind."""
-    for frame in reversed(_frames(error)):
+    for frame, _ in reversed(list(walk_tb(error.__traceback__))):
         values, function = frame.f_locals, frame.f_code.co_name
         if frame.f_code is build_from_cfg.__code__:
             kind = values.get('obj_type')

@@ -53,8 +53,8 @@ def local_file(path: str, role: str) -> str:
             if not os.path.exists(cached):
                 _download(path, cached)
     except (OSError, ValueError, http.client.HTTPException) as error:
-        told = isinstance(error, (BrokenError, FormatError, _DownloadError))
-        reason = str(error) if told else one_line(error)
+        is_explained = isinstance(error, (BrokenError, FormatError, _DownloadError))
+        reason = str(error) if is_explained else one_line(error)
         raise MMKDError(f'The {role} {path!r} could not be downloaded ({reason}); download it yourself and '
                         'use the path of the local file instead.') from None
     return cached

@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 from ..errors import MMKDError
 from ..registry import DATASETS, FUNCTIONS
 from ..settings import Fraction, NonNegativeInt, PositiveInt, Seed
+from .pipelines import transforms_of
 
 
 @DATASETS.register_module()
@@ -188,10 +189,7 @@ def as_batch(batch: WholeBatch) -> dict:
 
 def _random_transforms(dataset: Any) -> Iterator[str]:
     """Yield the names of random transforms, which MMCV marks as such or which have such a name."""
-    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
-        if inner is not None:
-            yield from _random_transforms(inner)
-    for transform in getattr(getattr(dataset, 'pipeline', None), 'transforms', ()):
+    for transform in transforms_of(dataset):
         name = type(getattr(transform, 't', transform)).__name__  # MMPretrain wraps torchvision's
         if getattr(transform, '_methods_with_randomness', None) or name.startswith(
                 ('Random', 'AutoAugment', 'RandAugment', 'TrivialAugment', 'AugMix', 'ColorJitter')):

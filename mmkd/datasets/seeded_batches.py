@@ -7,6 +7,7 @@ from mmengine.dist import get_rank
 from torch.utils.data import DataLoader, IterableDataset, Sampler, get_worker_info
 
 from ..random_state import preserved_cpu_generators, seed_cpu_generators
+from .pipelines import transforms_of
 
 
 class SeededBatch(list):
@@ -105,10 +106,6 @@ def seed_batches(loader: DataLoader) -> SeededBatchSampler | None:
 
 def caching_transforms(dataset: Any) -> Iterator[Any]:
     """Yield the transforms of a dataset that mix an image with earlier ones (CachedMosaic, CachedMixUp)."""
-    for inner in [*getattr(dataset, 'datasets', ()), getattr(dataset, 'dataset', None)]:
-        if inner is not None:
-            yield from caching_transforms(inner)
-    pipeline = getattr(dataset, 'pipeline', ())
-    for transform in getattr(pipeline, 'transforms', pipeline):
+    for transform in transforms_of(dataset):
         if isinstance(getattr(transform, 'results_cache', None), list):
             yield transform

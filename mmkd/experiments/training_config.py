@@ -128,7 +128,7 @@ def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:
     Raises:
         MMKDError: If the file cannot be read.
     """
-    cfg = read_config(str(path))
+    cfg = read_config(path)
     cfg.merge_from_dict(parse_options(cfg_options))
     return cfg
 

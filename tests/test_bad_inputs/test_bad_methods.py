@@ -69,7 +69,8 @@ def test_misspelt_spot(refused, files, tmp_path, spots, model):
 
 def test_misspelt_loss_of_a_method(refused, files, tmp_path):
     methods(refused, files, tmp_path,
-            dict(pkd=dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLos'))), 'PKDLos')
+            dict(pkd=dict(type='mmkd.FeatureDistill', loss=dict(type='mmkd.PKDLos'))),
+            "'mmkd.PKDLos'", "nearest names are 'PKDLoss'")
 
 
 @pytest.mark.parametrize(('proxy', 'words'), [

@@ -63,12 +63,12 @@ class HangHook(Hook):
 
     def _watch(self, main_thread: int) -> None:
         limit = 60 * self.minutes
-        told = -1.0
+        reported = -1.0
         while not self._ended.wait(min(limit / 4, 10)):
             since = self._since
-            if since == told or time.monotonic() - since < limit:
+            if since == reported or time.monotonic() - since < limit:
                 continue
-            told = since
+            reported = since
             stack = traceback.format_stack(sys._current_frames()[main_thread])[-8:]
             print(f'\nNo progress for {self.minutes:g} minutes{rank_label()}: iteration {self._iter + 1}, '
                   f'{self._phase}. The main thread is here:\n{"".join(stack)}', file=sys.stderr, flush=True)

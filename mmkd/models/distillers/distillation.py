@@ -145,7 +145,7 @@ def _build_method(name: str, cfg: dict, others: Iterable[str]) -> Method:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         f"dict(type='mmkd.SHAKE'){nearest_names(name, others)}.")
     known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
-    return build_checked(cfg, Method, 'method', known, f'model.methods.{name}')
+    return build_checked(cfg, Method, 'method', f'model.methods.{name}', known)
 
 
 def _check_gradient(spot: str, calls: list) -> None:

@@ -154,14 +154,13 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
         self.teacher_spots = _as_tuple(self.teacher_spot or spot)
 
     def _build_loss(self) -> FeatureLoss:
-        known = [cls.__name__ for cls in FeatureLoss.__subclasses__()]
-        return build_checked(self.loss_cfg, FeatureLoss, 'loss of features', known, 'loss')
+        return build_checked(self.loss_cfg, FeatureLoss, 'loss of features', 'loss')
 
     def _build_connectors(self, levels: int) -> ModuleList:
         """Return a connector for every level, or none if the config has none."""
         cfg = self.connector_cfg
         known = ['ConvConnector', 'LinearConnector']
-        return ModuleList(build_checked(cfg, nn.Module, 'connector', known, 'connector')
+        return ModuleList(build_checked(cfg, nn.Module, 'connector', 'connector', known)
                           for _ in range(levels) if cfg is not None)
 
     @staticmethod

@@ -6,6 +6,7 @@ from ...registry import MODELS
 from ...settings import NonNegativeFloat, Temperature
 from ..spots import SampleWeight
 from .proxy_distill import ProxyDistill
+from .teacher_weights import TeacherWeights
 
 
 @MODELS.register_module()
@@ -27,7 +28,7 @@ class KD(ProxyDistill):
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         super().__init__(
             None, temperature, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
@@ -58,7 +59,7 @@ class KDTuned(ProxyDistill):
                  trainable: Literal['all', 'head', 'adapter'] = 'all', proxy_task: NonNegativeFloat = 0.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
             head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
@@ -93,7 +94,7 @@ class DML(ProxyDistill):
                  reversed: bool = True, config: str | dict | None = None,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         super().__init__(
             dict(type='mmkd.WholeNetwork', source='student', config=config), temperature, proxy_task=1.0,
             teacher_to_proxy=0.0, student_to_proxy=weight if reversed else 0.0, proxy_to_student=weight,
@@ -140,7 +141,7 @@ class SHAKE(ProxyDistill):
                  student_to_proxy: NonNegativeFloat | None = None, student_task: NonNegativeFloat = 1.0,
                  sample_weight: SampleWeight | None = None, standardize: bool | None = None,
                  standardize_task: bool = False, teacher_loss: Literal['kl', 'mse'] | None = None,
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         proxies: dict[str, dict] = dict(
             student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
             teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
@@ -186,7 +187,7 @@ class SOKD(ProxyDistill):
                  init: Literal['random', 'teacher'] = 'random', last_stage: bool = False,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         super().__init__(
             dict(type='mmkd.CopiedTail', init=init), temperature, proxy_task=1.0,
             teacher_to_proxy=weight, student_to_proxy=weight, proxy_to_student=weight,

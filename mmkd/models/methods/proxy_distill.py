@@ -18,7 +18,7 @@ from ..spots import LogitLayout, SampleWeight, logit_layout
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
-from .teacher_weights import adaptive_weights
+from .teacher_weights import TeacherWeights, adaptive_weights
 
 
 @MODELS.register_module()
@@ -78,7 +78,7 @@ class ProxyDistill(Method):
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
                  teacher_loss: Literal['kl', 'mse'] = 'kl',
-                 teacher_weights: Literal['equal', 'adaptive'] = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal') -> None:
         super().__init__()
         self.temperature = temperature
         self.proxy_task = proxy_task

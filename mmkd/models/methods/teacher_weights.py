@@ -1,9 +1,13 @@
 """How several teachers are weighted."""
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from mmengine.dist import all_reduce
 from torch import Tensor
+
+TeacherWeights = Literal['equal', 'adaptive']
+"""Ways to weight several teachers: alike, or by :func:`adaptive_weights`."""
 
 
 def adaptive_weights(gradients: Sequence[Tensor]) -> Tensor:

@@ -226,7 +226,7 @@ class TeacherCache:
         if digest.hexdigest() != self.files[_name(view)]['sha256']:
             raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is damaged; delete it and '
                             f'run {_TOOL} to make it again.')
-        if problem := find_invalid(load_file(self._path(view))):
+        if problem := find_invalid(self._load(view)):
             raise MMKDError(f'The file {self._path(view)!r} of the teacher cache is of no use: {problem}; '
                             f'delete it and run {_TOOL} to make it again.')
         self._verified.add(view)

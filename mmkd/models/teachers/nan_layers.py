@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..spots import module_hooks
+
 
 @contextmanager
 def record_nan_layers(model: nn.Module) -> Iterator[list[str]]:
@@ -20,13 +22,9 @@ def record_nan_layers(model: nn.Module) -> Iterator[list[str]]:
         list: The names; the first of them is where NaN appears.
     """
     names: list[str] = []
-    hooks = [module.register_forward_hook(partial(_append_if_nan, names, name or type(model).__name__))
-             for name, module in model.named_modules()]
-    try:
+    with module_hooks(forward=[(module, partial(_append_if_nan, names, name or type(model).__name__))
+                               for name, module in model.named_modules()]):
         yield names
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _append_if_nan(names: list[str], name: str, module: nn.Module, args: tuple, output: Any) -> None:

@@ -76,7 +76,7 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         if method is not None:
             self.inner = build_checked(
                 dict(method), (FeatureDistill, LogitDistill), 'method that distills features or logits',
-                _inner_methods(), self.inner_key)
+                self.inner_key, _inner_methods())
         self.strategy = strategy
         self.has_policy = strategy in ('adaptive', 'reversed')
         self.kd_weight = kd_weight
