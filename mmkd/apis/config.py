@@ -12,7 +12,8 @@ from ..models.teachers import TeacherCache
 from .checks import check_hooks
 
 _DISTILLATION_HOOKS = dict(teacher_check='mmkd.TeacherCheckHook', train_labels='mmkd.TrainLabelsHook',
-                           first_phase='mmkd.FirstPhaseHook', epoch_report='mmkd.EpochReportHook')
+                           first_phase='mmkd.FirstPhaseHook', warmup='mmkd.WarmupHook',
+                           epoch_report='mmkd.EpochReportHook')
 """Hooks that distillation needs: their keys in ``default_hooks`` and their types."""
 
 

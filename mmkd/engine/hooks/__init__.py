@@ -6,9 +6,11 @@ from .method_hooks import EpochReportHook, FirstPhaseHook, TrainLabelsHook
 from .preemption_hook import PreemptionHook
 from .teacher_check_hook import TeacherCheckHook
 from .teacher_gap_hook import TeacherGapHook
+from .warmup_hook import WarmupHook
 from .weight_schedule_hook import WeightScheduleHook
 
 __all__ = [
     'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FiniteCheckHook', 'FirstPhaseHook', 'HangHook',
-    'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WeightScheduleHook'
+    'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WarmupHook',
+    'WeightScheduleHook'
 ]

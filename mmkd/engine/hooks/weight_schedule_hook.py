@@ -11,6 +11,7 @@ from ...errors import MMKDError
 from ...registry import HOOKS
 from ...settings import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from ..runner_access import forget_scalars, rewrap, unwrapped
+from .warmup_hook import linear_warmup
 
 
 @HOOKS.register_module()
@@ -19,8 +20,9 @@ class WeightScheduleHook(Hook):
 
     The factor rises linearly from 0 to 1 during the first ``warmup`` iterations, falls to 0 from
     ``decay_from`` until ``stop`` (or the end of training), and is 1 in between. From ``stop`` on, a method is
-    no longer computed, and its parameters are frozen. Once all methods have ended, the teacher no longer
-    runs, so a step costs as much as without distillation.
+    no longer computed, and its parameters are frozen. What a proxy or a policy learns by
+    (:attr:`~mmkd.models.methods.Method.proxy_losses`) has no factor. Once all methods have ended, the teacher
+    no longer runs, so a step costs as much as without distillation.
 
     Args:
         methods: The name or names of methods, as in the config; by default all methods.
@@ -87,7 +89,7 @@ class WeightScheduleHook(Hook):
             iteration: The number of iterations done.
             now: The same number in the unit of ``decay_from`` and ``stop``.
         """
-        factor = min(1.0, (iteration + 1) / (self.warmup + 1))
+        factor = linear_warmup(iteration, self.warmup)
         if self.decay_from is not None and now > self.decay_from:
             end = self.stop if self.stop is not None else self._end
             share = min(1.0, (now - self.decay_from) / (end - self.decay_from))

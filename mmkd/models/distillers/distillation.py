@@ -9,6 +9,7 @@ from ...errors import MMKDError, SettingError, nearest_names
 from ...random_state import preserved_random_state
 from ...registry import build_checked
 from ..methods import Method
+from ..methods.base import COMMON_SETTINGS
 from ..methods.mixins import in_first_phase
 from ..methods.table import METHODS
 from ..spots import Recorder, resolve_spot
@@ -125,8 +126,9 @@ class Distillation(BaseModule):
             method_losses={name: method(step) for name, method in methods.items()},
             student_task={name: 0.0 if in_first_phase(method) else method.student_task
                           for name, method in methods.items()},
-            scale={name: method.scale for name, method in methods.items()},
-            task_losses={name: method.task_losses for name, method in methods.items()})
+            scale={name: method.scale * method.warmup_factor for name, method in methods.items()},
+            task_losses={name: method.task_losses for name, method in methods.items()},
+            proxy_losses={name: method.proxy_losses for name, method in methods.items()})
         return {**losses, **self._waiting()}
 
     def _waiting(self) -> dict[str, Tensor]:
@@ -145,7 +147,13 @@ def _build_method(name: str, cfg: dict, others: Iterable[str]) -> Method:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         f"dict(type='mmkd.SHAKE'){nearest_names(name, others)}.")
     known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
-    return build_checked(cfg, Method, 'method', f'model.methods.{name}', known)
+    own = {key: value for key, value in cfg.items() if key not in COMMON_SETTINGS}
+    method = build_checked(own, Method, 'method', f'model.methods.{name}', known)
+    try:
+        method.set_common({key: value for key, value in cfg.items() if key in COMMON_SETTINGS})
+    except SettingError as error:
+        raise error.inside(f'model.methods.{name}') from None
+    return method
 
 
 def _check_gradient(spot: str, calls: list) -> None:

@@ -1,13 +1,19 @@
 """The interface between a distillation method and the distiller."""
 from abc import ABCMeta, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from ...settings import Fraction, PositiveFloat, check_setting
 from ..step import Step
 from ..teachers import Teacher
+
+COMMON_SETTINGS: Mapping[str, Any] = dict(
+    warmup=Fraction | None, balance=Literal['gradient', 'none'] | None, share=PositiveFloat)
+"""Settings that the config of every method may have, with their types; see :class:`Method`."""
 
 
 class Method(BaseModule, metaclass=ABCMeta):
@@ -19,9 +25,21 @@ class Method(BaseModule, metaclass=ABCMeta):
     with further needs, such as a first phase of training, derive from the classes in
     :mod:`~mmkd.models.methods.mixins` as well.
 
+    The config of every method may also have the settings :attr:`warmup`, :attr:`balance` and :attr:`share`.
     The other attributes are factors by which the distiller scales the losses, see
     :func:`~mmkd.models.distillers.weighting.weighted_losses`.
     """
+
+    warmup: float | None = None
+    """Setting: the fraction of the training during which the factor of the losses rises linearly from 0 to 1;
+    ``None`` for the method's own default, which :meth:`build` sets."""
+
+    balance: str | None = None
+    """Setting: ``'gradient'`` replaces the weight of the method by its :attr:`share`, ``'none'`` leaves the
+    weight as it is; ``None`` for the default of the distiller or of the method."""
+
+    share: float = 1.0
+    """Setting: how large the gradient of the method is, relative to that of the task, if it is balanced."""
 
     student_spots: tuple[str, ...] = ()
     """Spots to record in the student; known after :meth:`build`."""
@@ -35,11 +53,34 @@ class Method(BaseModule, metaclass=ABCMeta):
     task_losses: tuple[str, ...] = ()
     """Names of this method's losses that replace the student's task losses; schedules do not scale them."""
 
+    proxy_losses: tuple[str, ...] = ()
+    """Names of this method's losses by which a proxy or a policy learns; schedules do not scale them."""
+
     scale: float = 1.0
     """Factor of all other losses of this method; a schedule sets it."""
 
+    warmup_factor: float = 1.0
+    """A second factor of the same losses; the warm-up sets it."""
+
+    balance_factor: float = 1.0
+    """Factor of all losses of this method but :attr:`task_losses` and those by which a proxy or a policy
+    learns from labels; the balance sets it."""
+
     active: bool = True
     """Whether the method is still in use; a schedule can end it."""
+
+    def set_common(self, settings: Mapping[str, Any]) -> None:
+        """Set some of :data:`COMMON_SETTINGS`.
+
+        Args:
+            settings: Values by name.
+
+        Raises:
+            SettingError: If a value is not of the type, or not in the range, of its setting.
+        """
+        for key, value in settings.items():
+            check_setting(type(self).__name__, key, value, COMMON_SETTINGS[key])
+            setattr(self, key, value)
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         """Build the parts that depend on the networks, and check that the networks fit.

@@ -5,14 +5,15 @@ import torch
 from mmkd.models.distillers.weighting import weighted_losses
 
 
-def weigh(student=None, methods=None, student_task=None, scale=None, task_losses=None):
+def weigh(student=None, methods=None, student_task=None, scale=None, task_losses=None, proxy_losses=None):
     methods = methods or {}
     return weighted_losses(
         student or {},
         methods,
         {name: 1.0 for name in methods} | (student_task or {}),
         {name: 1.0 for name in methods} | (scale or {}),
-        {name: () for name in methods} | (task_losses or {}))
+        {name: () for name in methods} | (task_losses or {}),
+        {name: () for name in methods} | (proxy_losses or {}))
 
 
 def test_without_factors_nothing_changes():
@@ -46,6 +47,13 @@ def test_task_losses_of_a_method_get_the_factors_of_the_others():
              kd=dict(loss_student=torch.tensor(2.0))),
         student_task=dict(shake=0.0, kd=0.5), scale=dict(shake=0.25), task_losses=dict(shake=('loss_task', )))
     assert losses == {'loss': 0, 'shake.loss_task': 1, 'shake.loss_student': 0.5, 'kd.loss_student': 2}
+
+
+def test_what_a_proxy_learns_by_is_not_scaled():
+    losses = weigh(
+        {}, dict(shake=dict(loss_proxy_task=torch.tensor(2.0), loss_student=torch.tensor(2.0))),
+        student_task=dict(shake=0.5), scale=dict(shake=0.25), proxy_losses=dict(shake=('loss_proxy_task', )))
+    assert losses == {'shake.loss_proxy_task': 2, 'shake.loss_student': 0.5}
 
 
 def test_arguments_stay_as_they_are():
