@@ -72,6 +72,8 @@ class ProxyDistill(Method):
             (AEKD).
     """
 
+    imitation_losses = ('loss_proxy_teacher', )
+
     def __init__(self, proxy: dict | None = None, temperature: Temperature = 4.0,
                  proxy_task: NonNegativeFloat = 0.0, teacher_to_proxy: NonNegativeFloat = 1.0,
                  student_to_proxy: NonNegativeFloat = 1.0, proxy_to_student: NonNegativeFloat = 1.0,
