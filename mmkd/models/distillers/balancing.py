@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ..methods import Method
+from ..methods.mixins import in_first_phase
 from ..spots import HookPoint, Recorder
 from ..spots.recorder import tensors_in
 from ..spots.resolve import named_spots
@@ -70,7 +71,7 @@ class GradientBalance(nn.Module):
         Args:
             methods: The methods of the training step by name.
         """
-        if self.unavailable or not torch.is_grad_enabled():
+        if self.unavailable or not torch.is_grad_enabled() or any(map(in_first_phase, methods.values())):
             return {}
         if self.due or any(self._is_new(name) for name, method in methods.items() if method.is_balanced):
             return self._points
@@ -131,10 +132,12 @@ class GradientBalance(nn.Module):
             methods: The methods by name.
         """
         balanced = dict(losses)
-        for name in (name for name, method in methods.items() if method.is_balanced):
-            factor = self.factor(name, methods[name])
+        for name, method in methods.items():
+            if not method.is_balanced or in_first_phase(method):
+                continue
+            factor = self.factor(name, method)
             for key in (key for key in losses if key.startswith(f'{name}.')):
-                if methods[name].is_balanced_loss(key.removeprefix(f'{name}.')):
+                if method.is_balanced_loss(key.removeprefix(f'{name}.')):
                     balanced[key] = factor * losses[key]
         return balanced
 

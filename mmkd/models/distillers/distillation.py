@@ -95,8 +95,7 @@ class Distillation(BaseModule):
 
     def recorder(self, student: nn.Module) -> Recorder:
         """Return a recorder of all spots that the methods read from the student."""
-        methods = self.active_methods
-        measured = {} if any(map(in_first_phase, methods.values())) else self.gradient_balance.points(methods)
+        measured = self.gradient_balance.points(self.active_methods)
         spots = {spot: self._points[spot] for spot in self.student_spots}
         return Recorder(student, {**measured, **spots}, overwritable=measured)
 
