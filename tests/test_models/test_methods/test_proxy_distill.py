@@ -185,9 +185,10 @@ TABLE = {
     'KD†': (KDTuned(weight=0.7), 'WholeNetwork', 0, 0, 0.7, 0.7, 1),
     'DML†': (DML(weight=0.7, reversed=False), 'WholeNetwork', 1, 0, 0, 0.7, 1),
     'DML': (DML(weight=0.7), 'WholeNetwork', 1, 0, 0.7, 0.7, 1),
-    'SHAKE': (SHAKE(weight=0.7), 'CopiedHead', 0, 1, 0.7, 0.7, 1),
-    'SHAKE, released': (SHAKE(placement='teacher'), 'FrozenHeadLayers', 1, 1, 1, 1, 1),
-    'SOKD': (SOKD(), 'CopiedHead', 1, 1, 1, 1, 1),
+    'SHAKE': (SHAKE(weight=0.5, reversed_weight=0.25), 'CopiedHead', 0, 0.5, 0.125, 0.5, 1),
+    'SHAKE, released': (SHAKE(placement='teacher', weight=0.5), 'FrozenHeadLayers', 1, 0.5, 0.5, 0.5, 1),
+    'SHAKE, alone': (SHAKE(placement='alone', weight=0.5), 'WholeNetwork', 0, 0.5, 0.5, 0.5, 1),
+    'SOKD': (SOKD(weight=0.5, reversed_weight=2.0), 'CopiedHead', 1, 0.5, 1, 0.5, 1),
 }
 
 
