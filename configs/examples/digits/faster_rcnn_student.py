@@ -6,4 +6,4 @@ teacher = dict(
     checkpoint='work_dirs/compare_methods/faster_rcnn/teacher/epoch_8.pth')
 # Settings for tools/analysis_tools/compare_methods.py, chosen with KD on seeds 100 and 101
 # (docs/benchmarks/quickstart.md, docs/benchmarks/sample_weight.md).
-comparison = dict(proxies=dict(temperature=1.0, weight=1.0))
+comparison = dict(proxies=dict(temperature=1.0, weight=1.0), dml=dict(temperature=1.0))

@@ -16,4 +16,4 @@ teacher = dict(
     checkpoint='work_dirs/compare_methods/retinanet/teacher/epoch_8.pth')
 # Settings for tools/analysis_tools/compare_methods.py, chosen with KD on seeds 100 and 101
 # (docs/benchmarks/quickstart.md, docs/benchmarks/sample_weight.md).
-comparison = dict(proxies=dict(temperature=1.0, weight=5.0))
+comparison = dict(proxies=dict(temperature=1.0, weight=5.0), dml=dict(temperature=1.0))

@@ -3,7 +3,7 @@ from typing import Literal
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ...settings import NonNegativeFloat, Temperature
+from ...settings import Fraction, NonNegativeFloat, Temperature
 from ..spots import SampleWeight
 from .proxy_distill import ProxyDistill
 from .teacher_weights import TeacherWeights
@@ -13,26 +13,27 @@ from .teacher_weights import TeacherWeights
 class KD(ProxyDistill):
     r"""Knowledge distillation (Hinton et al., 2015): the student imitates the teacher's logits.
 
-    .. math:: L = e \, task(S, Y) + λ \, KL(T ‖ S)
+    .. math:: L = e \, task(S, Y) + w \, KL(T ‖ S)
 
     Args:
         temperature: The temperature τ.
-        weight: The weight λ of KL(T‖S).
+        weight: The weight w of KL(T‖S).
         student_task: The weight e of the student's task loss; 0.1 beside ``weight=0.9`` in CRD's protocol.
         sample_weight: See :class:`ProxyDistill`.
         standardize: See :class:`ProxyDistill`.
         standardize_task: See :class:`ProxyDistill`.
         teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6) -> None:
         super().__init__(
             None, temperature, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
-            standardize_task=standardize_task, teacher_weights=teacher_weights)
+            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance)
 
 
 @MODELS.register_module()
@@ -44,7 +45,7 @@ class KDTuned(ProxyDistill):
 
     Args:
         temperature: The temperature τ.
-        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        weight: The weight w of KL(sg S‖P) and KL(sg P‖S).
         trainable: Which part of the teacher learns: ``'all'`` of it, its ``'head'``, or a residual
             ``'adapter'`` under its frozen head.
         proxy_task: The weight of the tuned teacher's task loss; with 1, it learns from labels as well.
@@ -53,13 +54,17 @@ class KDTuned(ProxyDistill):
         standardize: See :class:`ProxyDistill`.
         standardize_task: See :class:`ProxyDistill`.
         teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
+        proxy_lr_mult: The learning rate of the trained part of the teacher, relative to the student's. At the
+            student's own rate, the teacher forgets what it knows (measured in docs/benchmarks/proxies.md).
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
                  trainable: Literal['all', 'head', 'adapter'] = 'all', proxy_task: NonNegativeFloat = 0.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 proxy_lr_mult: NonNegativeFloat = 0.01) -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
             head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
@@ -68,7 +73,8 @@ class KDTuned(ProxyDistill):
             proxies[trainable], temperature, proxy_task,
             teacher_to_proxy=0.0, student_to_proxy=weight, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
-            standardize_task=standardize_task, teacher_weights=teacher_weights)
+            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
+            proxy_lr_mult=proxy_lr_mult)
 
 
 @MODELS.register_module()
@@ -80,7 +86,8 @@ class DML(ProxyDistill):
 
     Args:
         temperature: The temperature τ.
-        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        weight: The weight w of KL(sg S‖P) and KL(sg P‖S). The peer learns from labels alone at first, so a
+            weight that suits KD is too large.
         reversed: Whether the peer learns from the student; the method is DML† without it.
         config: The config of the peer; by default the student's.
         student_task: See :class:`ProxyDistill`.
@@ -88,18 +95,22 @@ class DML(ProxyDistill):
         standardize: See :class:`ProxyDistill`.
         standardize_task: See :class:`ProxyDistill`.
         teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
+        proxy_lr_mult: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
                  reversed: bool = True, config: str | dict | None = None,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
         super().__init__(
             dict(type='mmkd.WholeNetwork', source='student', config=config), temperature, proxy_task=1.0,
             teacher_to_proxy=0.0, student_to_proxy=weight if reversed else 0.0, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
-            standardize_task=standardize_task, teacher_weights=teacher_weights)
+            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
+            proxy_lr_mult=proxy_lr_mult)
 
 
 @MODELS.register_module()
@@ -107,12 +118,15 @@ class SHAKE(ProxyDistill):
     """Shadow knowledge distillation (Li and Jin, NeurIPS 2022).
 
     ``placement='student'`` is the method as the paper describes it, ``'teacher'`` the method as released: its
-    shadow head has a task loss, imitates the teacher by the mean squared error, and all logits are
-    standardized.
+    shadow head has a task loss, imitates the teacher by the mean squared error, and the logits of classifiers
+    are standardized.
 
     Args:
         temperature: The temperature τ.
-        weight: The weight λ of KL(sg S‖P) and KL(sg P‖S).
+        weight: The weight w of all KL terms. The student feels the teacher with the effective weight
+            w / (1 + λ), see :class:`ProxyDistill`.
+        reversed_weight: The weight λ of reversed distillation, KL(sg S‖P), relative to ``weight``; 1 in the
+            paper.
         placement: Where the shadow head is. ``'student'``: a second head on the student's features, a
             :class:`~mmkd.models.proxies.CopiedHead`. ``'teacher'``: layers that fuse the features of the
             frozen teacher, under the teacher's frozen head, a :class:`~mmkd.models.proxies.FrozenHeadLayers`.
@@ -123,25 +137,29 @@ class SHAKE(ProxyDistill):
             such as ``dict(stacked_convs=6)``.
         proxy_task: The weight of the shadow head's task loss; by default 1 with ``placement='teacher'``,
             otherwise 0.
-        teacher_to_proxy: The weight of what the shadow head learns from the teacher.
-        student_to_proxy: The weight of KL(sg S‖P), the reversed distillation; by default ``weight``.
+        teacher_to_proxy: The weight of what the shadow head learns from the teacher; by default ``weight``.
         student_task: See :class:`ProxyDistill`.
         sample_weight: See :class:`ProxyDistill`.
-        standardize: See :class:`ProxyDistill`; true by default only with ``placement='teacher'``.
+        standardize: See :class:`ProxyDistill`; by default ``None`` with ``placement='teacher'``, otherwise
+            false.
         standardize_task: See :class:`ProxyDistill`.
         teacher_loss: See :class:`ProxyDistill`; by default ``'mse'`` with ``placement='teacher'``, otherwise
             ``'kl'``.
         teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
+        proxy_lr_mult: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 reversed_weight: NonNegativeFloat = 1.0,
                  placement: Literal['student', 'teacher', 'alone'] = 'student',
                  depth: Literal['head', 'last_layer'] = 'head', head: dict | None = None,
-                 proxy_task: NonNegativeFloat | None = None, teacher_to_proxy: NonNegativeFloat = 1.0,
-                 student_to_proxy: NonNegativeFloat | None = None, student_task: NonNegativeFloat = 1.0,
+                 proxy_task: NonNegativeFloat | None = None,
+                 teacher_to_proxy: NonNegativeFloat | None = None, student_task: NonNegativeFloat = 1.0,
                  sample_weight: SampleWeight | None = None, standardize: bool | None = None,
                  standardize_task: bool = False, teacher_loss: Literal['kl', 'mse'] | None = None,
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
         proxies: dict[str, dict] = dict(
             student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
             teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
@@ -151,17 +169,18 @@ class SHAKE(ProxyDistill):
         released = placement == 'teacher'
         if proxy_task is None:
             proxy_task = 1.0 if released else 0.0
-        if student_to_proxy is None:
-            student_to_proxy = weight
-        if standardize is None:
-            standardize = released
+        if teacher_to_proxy is None:
+            teacher_to_proxy = weight
+        if standardize is None and not released:
+            standardize = False
         if teacher_loss is None:
             teacher_loss = 'mse' if released else 'kl'
         super().__init__(
-            proxies[placement], temperature, proxy_task, teacher_to_proxy, student_to_proxy,
-            proxy_to_student=weight, student_task=student_task, sample_weight=sample_weight,
-            standardize=standardize, standardize_task=standardize_task, teacher_loss=teacher_loss,
-            teacher_weights=teacher_weights)
+            proxies[placement], temperature, proxy_task, teacher_to_proxy,
+            student_to_proxy=reversed_weight * weight, proxy_to_student=weight, student_task=student_task,
+            sample_weight=sample_weight, standardize=standardize, standardize_task=standardize_task,
+            teacher_loss=teacher_loss, teacher_weights=teacher_weights, tolerance=tolerance,
+            proxy_lr_mult=proxy_lr_mult)
 
 
 @MODELS.register_module()
@@ -173,7 +192,10 @@ class SOKD(ProxyDistill):
 
     Args:
         temperature: The temperature τ.
-        weight: The weight of all KL terms; 1 in the paper.
+        weight: The weight w of all KL terms; 1 in the paper. The student feels the teacher with the effective
+            weight w / (1 + λ), see :class:`ProxyDistill`.
+        reversed_weight: The weight λ of reversed distillation, KL(sg S‖P), relative to ``weight``; 1 in the
+            paper.
         init: The initial weights of the bridge: ``'random'`` or the ``'teacher'``'s.
         last_stage: Detectors: whether the bridge copies the last stage of the backbone and the neck as well.
         student_task: See :class:`ProxyDistill`.
@@ -181,18 +203,23 @@ class SOKD(ProxyDistill):
         standardize: See :class:`ProxyDistill`.
         standardize_task: See :class:`ProxyDistill`.
         teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
+        proxy_lr_mult: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
+                 reversed_weight: NonNegativeFloat = 1.0,
                  init: Literal['random', 'teacher'] = 'random', last_stage: bool = False,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
         super().__init__(
             dict(type='mmkd.CopiedTail', init=init), temperature, proxy_task=1.0,
-            teacher_to_proxy=weight, student_to_proxy=weight, proxy_to_student=weight,
+            teacher_to_proxy=weight, student_to_proxy=reversed_weight * weight, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
-            standardize_task=standardize_task, teacher_weights=teacher_weights)
+            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
+            proxy_lr_mult=proxy_lr_mult)
         self.init = init
         self.last_stage = last_stage
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
-from ...settings import NonNegativeFloat, Temperature
+from ...settings import Fraction, NonNegativeFloat, Temperature
 from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
@@ -18,11 +18,16 @@ from ..spots import LogitLayout, SampleWeight, logit_layout
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
+from .mixins import OptimizerSettings
 from .teacher_weights import TeacherWeights, adaptive_weights
+
+PROXY_WARMUP = 0.25
+"""Fraction of the training during which a proxy that starts from random weights gains its influence
+(measured in docs/benchmarks/proxies.md)."""
 
 
 @MODELS.register_module()
-class ProxyDistill(Method):
+class ProxyDistill(OptimizerSettings, Method):
     r"""Knowledge passes from a teacher T to the student S through a proxy P.
 
     .. math::
@@ -38,13 +43,21 @@ class ProxyDistill(Method):
     =================  ===========================================  ===  ===========  ===  ===  ===
     method             proxy                                         a    b            c    d    e
     =================  ===========================================  ===  ===========  ===  ===  ===
-    KD                 none: the frozen teacher                      –    –            –    λ    1
-    KDTuned (KD†)      ``WholeNetwork('teacher', init='teacher')``   0    0            λ    λ    1
-    DML† / DML         ``WholeNetwork('student')``                   1    0            0/λ  λ    1
-    SHAKE (paper)      ``CopiedHead('student')``                     0    1            λ    λ    1
-    SHAKE (released)   ``FrozenHeadLayers('fusion')``                1    1 (as MSE)   λ    λ    1
-    SOKD               ``CopiedTail`` or ``CopiedHead('teacher')``   1    λ            λ    λ    1
+    KD                 none: the frozen teacher                      –    –            –    w    1
+    KDTuned (KD†)      ``WholeNetwork('teacher', init='teacher')``   0    0            w    w    1
+    DML† / DML         ``WholeNetwork('student')``                   1    0            0/w  w    1
+    SHAKE (paper)      ``CopiedHead('student')``                     0    w            λw   w    1
+    SHAKE (released)   ``FrozenHeadLayers('fusion')``                1    w (as MSE)   λw   w    1
+    SOKD               ``CopiedTail`` or ``CopiedHead('teacher')``   1    w            λw   w    1
     =================  ===========================================  ===  ===========  ===  ===  ===
+
+    The KL terms of the proxy are smallest where P is the mixture (b·T + c·S) / (b + c), so the teacher's
+    effective weight on the student is d·b / (b + c). With b = 1 it would stay below 1, however large c and d
+    are; hence w, the ``weight`` of a preset, is a factor of b, c and d, and the effective weight of SHAKE and
+    SOKD is w / (1 + λ), with λ their ``reversed_weight``.
+
+    A proxy that starts from random weights has to learn before it can teach: unless ``warmup`` is set, c and
+    d rise from 0 in the first quarter of the training (:data:`PROXY_WARMUP`).
 
     Every one of several teachers has a proxy. The losses of the proxies are added up; the student's loss is
     the weighted mean over them.
@@ -61,26 +74,30 @@ class ProxyDistill(Method):
             :meth:`~mmkd.models.spots.LogitLayout.weights`. The default is ``'uniform'`` for two-stage
             detectors and ``'foreground'`` for dense ones, nearly all locations of which are empty (measured
             in docs/benchmarks/sample_weight.md).
-        standardize: Whether all logits are standardized over classes before they are compared. This is for
-            softmax heads; the logits of sigmoid heads stay as they are, because each of them is the
-            probability of a class.
+        standardize: Whether all logits are standardized over classes before they are compared; ``None`` for
+            those of classifiers. This is for softmax heads; the logits of sigmoid heads stay as they are,
+            because each of them is the probability of a class.
         standardize_task: Classifiers: whether the task losses of student and proxy take standardized logits
             as well, as in SHAKE's released code. The student's task loss is then ``loss_task``.
         teacher_loss: How the proxy imitates the teacher: ``'kl'``, or ``'mse'`` for the mean squared
             difference of logits.
         teacher_weights: How the student weights several teachers: ``'equal'`` (AVER) or ``'adaptive'``
             (AEKD).
+        tolerance: The largest weight that one of several teachers can have with ``'adaptive'``.
+        proxy_lr_mult: The learning rate of the proxies, relative to the student's.
     """
 
+    proxy_losses = ('loss_proxy_task', 'loss_proxy_teacher')
     imitation_losses = ('loss_proxy_teacher', )
 
     def __init__(self, proxy: dict | None = None, temperature: Temperature = 4.0,
                  proxy_task: NonNegativeFloat = 0.0, teacher_to_proxy: NonNegativeFloat = 1.0,
                  student_to_proxy: NonNegativeFloat = 1.0, proxy_to_student: NonNegativeFloat = 1.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
-                 standardize: bool = False, standardize_task: bool = False,
+                 standardize: bool | None = False, standardize_task: bool = False,
                  teacher_loss: Literal['kl', 'mse'] = 'kl',
-                 teacher_weights: TeacherWeights = 'equal') -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
         super().__init__()
         self.temperature = temperature
         self.proxy_task = proxy_task
@@ -94,6 +111,8 @@ class ProxyDistill(Method):
         self.standardize = standardize
         self.teacher_loss = teacher_loss
         self.teacher_weights = teacher_weights
+        self.tolerance = tolerance
+        self.proxy_lr_mult = proxy_lr_mult
         self.proxy_cfg = proxy
         self.layout = LogitLayout()
         self.proxies = ModuleList()
@@ -115,9 +134,12 @@ class ProxyDistill(Method):
             find_classifiers(student, 'student')
         if self.sample_weight is None:
             self.sample_weight = 'foreground' if self.layout.dense else 'uniform'
-        proxy_cfg = self.choose_proxy()
-        if proxy_cfg is not None:
-            self.proxies.extend(build_proxy(proxy_cfg) for _ in range(max(len(teachers), 1)))
+        if self.standardize is None:
+            self.standardize = self.layout.of_images
+        if self.teacher_weights == 'adaptive' and self.tolerance * len(teachers) < 1:
+            raise MMKDError(f'tolerance={self.tolerance} is too small for {len(teachers)} teachers, whose '
+                            f'weights add up to 1; it must be at least {1 / len(teachers):.2f}.')
+        self._build_proxies(len(teachers))
         reads_teacher = not self.proxies or self.teacher_to_proxy > 0
         if reads_teacher or any(proxy.needs_teacher for proxy in self.proxies):
             check_teachers(type(self).__name__, teachers)
@@ -136,6 +158,14 @@ class ProxyDistill(Method):
             teacher_spots += proxy.teacher_spots
         self.student_spots = tuple(dict.fromkeys(student_spots))
         self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
+
+    def _build_proxies(self, number_of_teachers: int) -> None:
+        cfg = self.choose_proxy()
+        if cfg is not None:
+            self.proxies.extend(build_proxy(cfg) for _ in range(max(number_of_teachers, 1)))
+            self.optimizer_settings = dict(proxies=dict(lr_mult=self.proxy_lr_mult))
+        if self.warmup is None and any(proxy.starts_untrained for proxy in self.proxies):
+            self.warmup = PROXY_WARMUP
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         """Compute the terms of both equations.
@@ -199,16 +229,19 @@ class ProxyDistill(Method):
         if self.teacher_weights == 'equal':
             return sum(losses) / len(losses)
         gradients = [self._gradient(student, _detached(proxy), weights) for proxy in proxies]
-        return (adaptive_weights(gradients) * torch.stack(losses)).sum()
+        return (adaptive_weights(gradients, self.tolerance) * torch.stack(losses)).sum()
 
     def _gradient(self, student: list[Tensor], proxy: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """Return the gradient of KL(P‖S) with respect to S, up to a factor that all teachers share."""
+        """Return the gradient of KL(P‖S) with respect to S, averaged over the batch, ``(stages * K,)``.
+
+        It is right up to a factor that all teachers share.
+        """
         gradients = []
         for stage_weight, weight, student_logits, proxy_logits in zip(
                 self.layout.stage_loss_weights, weights, student, proxy, strict=False):
             difference = self._probabilities(student_logits.detach()) - self._probabilities(proxy_logits)
             share = stage_weight * weight[:, None] / mean_over_ranks(weight.sum())
-            gradients.append((share * difference).flatten())
+            gradients.append((share * difference).sum(dim=0))
         return torch.cat(gradients)
 
     def _probabilities(self, logits: Tensor) -> Tensor:

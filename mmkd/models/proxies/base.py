@@ -57,6 +57,11 @@ class Proxy(BaseModule):
         if task and layout.of_boxes:
             self.student_spots = ('cls_targets', )
 
+    @property
+    def starts_untrained(self) -> bool:
+        """Whether the proxy knows nothing at the start of the training."""
+        return self.init == 'random'
+
     def init_weights(self) -> None:
         """Initialize random weights; weights of the teacher stay."""
         if self.init == 'random':

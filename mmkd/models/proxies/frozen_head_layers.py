@@ -43,6 +43,10 @@ class FrozenHeadLayers(Proxy):
         else:
             self.module = build_fusion(self.teacher.model)
 
+    @property
+    def starts_untrained(self) -> bool:
+        return self.layers == 'fusion'
+
     def outputs(self, step: Step, index: int) -> Sequence:
         teacher_outputs = step.teacher_outputs[index]
         if self.fuses_stages:
