@@ -61,7 +61,7 @@ class GradientRatioHook(Hook):
             if mean > self.warn_above and name not in self._warned:
                 self._warned.add(name)
                 print_log(
-                    f'The gradient of {name} at the features of the student is {mean:.3g} times as large as that '
-                    f'of the task, so the student hardly learns its task; set a lower weight '
+                    f"The gradient of {name} at the student's features is {mean:.3g} times as large as the "
+                    f"task's. If the student learns its task worse than without {name}, set a lower weight "
                     f"(model.methods.{name}.weight), or model.methods.{name}.balance='gradient'.",
                     'current', 30)

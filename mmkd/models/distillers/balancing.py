@@ -1,5 +1,5 @@
 """How strongly methods pull at the student's features, relative to its task."""
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from mmengine.dist import all_reduce
@@ -20,6 +20,8 @@ _PREFIX = 'gradient:'
 _LOSS_SCALE = 1024.0  # so that gradients in float16 do not vanish; an exact power of two
 _MEMORY = 10  # measurements; fewer until there are as many
 _LARGEST_CHANGE = 10.0
+_CHECKPOINTED = ('gradients of features cannot be measured through reentrant activation checkpointing; '
+                 'torch.utils.checkpoint with use_reentrant=False is no obstacle')
 
 
 class GradientBalance(nn.Module):
@@ -41,26 +43,28 @@ class GradientBalance(nn.Module):
 
     Args:
         student: The student network.
-        names: The names of the methods.
+        methods: The methods by name, built.
     """
 
     ratios: Tensor
     counts: Tensor
     last: Tensor
 
-    def __init__(self, student: nn.Module, names: Collection[str]) -> None:
+    def __init__(self, student: nn.Module, methods: Mapping[str, Method]) -> None:
         super().__init__()
         spots = named_spots(student)
         stages = [f'stage{number}' for number in range(1, len(spots)) if f'stage{number}' in spots]
-        self._names = list(names)
+        self._names = list(methods)
         self._points = {_PREFIX + spot: spots[spot] for spot in [*stages, 'features', 'cls_logits']
                         if spot in spots}
         self._tried: set[str] = set()
         self.due = False
         self.unavailable = False
-        self.register_buffer('ratios', torch.zeros(len(names)))
-        self.register_buffer('counts', torch.zeros(len(names)))
-        self.register_buffer('last', torch.zeros(len(names)), False)
+        # Without a balance, only the log depends on these; checkpoints are as without this module.
+        is_saved = any(method.is_balanced for method in methods.values())
+        self.register_buffer('ratios', torch.zeros(len(methods)), is_saved)
+        self.register_buffer('counts', torch.zeros(len(methods)), is_saved)
+        self.register_buffer('last', torch.zeros(len(methods)), False)
 
     def points(self, methods: Mapping[str, Method]) -> dict[str, HookPoint]:
         """Return the points to record in a training step: none if nothing is to be measured.
@@ -161,7 +165,7 @@ class GradientBalance(nn.Module):
     def _choose(self, recorder: Recorder, order: Mapping[str, int], method: Method) -> str | None:
         """Return the point at which the gradient of a method is measured."""
         trained = [name for name in self._points if name in order and _trained(recorder[name])]
-        features = sorted((name for name in trained if name != f'{_PREFIX}cls_logits'), key=order.__getitem__)
+        features = sorted(set(trained) - {f'{_PREFIX}cls_logits'}, key=order.__getitem__)
         reads = min((order[spot] for spot in method.student_spots if spot not in WITHOUT_GRADIENT),
                     default=recorder.num_records)
         before = [name for name in features if order[name] <= reads]
@@ -179,13 +183,11 @@ class GradientBalance(nn.Module):
         self.counts += valid
 
     def _give_up(self, methods: Mapping[str, Method]) -> None:
-        message = ('the gradients of methods cannot be measured under reentrant activation checkpointing (use '
-                   'torch.utils.checkpoint with use_reentrant=False)')
         balanced = [name for name, method in methods.items() if method.is_balanced]
         if balanced:
-            raise MMKDError(f"{message[0].upper()}{message[1:]}, so {' and '.join(balanced)} cannot have "
-                            "balance='gradient'.")
-        print_log(f'The log has no gradient ratios: {message}.', 'current')
+            names = ' and '.join(balanced)
+            raise MMKDError(f"{names} cannot have balance='gradient', because {_CHECKPOINTED}.")
+        print_log(f'The log has no gradient ratios, because {_CHECKPOINTED}.', 'current')
         self.unavailable = True
 
 

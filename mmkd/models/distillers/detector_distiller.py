@@ -25,9 +25,9 @@ def DetectorDistiller(student: dict,
             teacher (``DML``).
         data_preprocessor: The data preprocessor of a student whose config has none; MMEngine passes on that
             of the top level of a config.
-        balance: The same as the key ``balance`` of all methods whose configs have none: ``'gradient'`` replaces
-            their weights by a share of the task's gradient, ``'none'`` leaves the weights as they are. By
-            default, every method decides; see :class:`~mmkd.models.distillers.balancing.GradientBalance`.
+        balance: The key ``balance`` of all methods whose configs have none: ``'gradient'`` replaces their
+            weights by a share of the task's gradient, ``'none'`` leaves the weights as they are. By default,
+            every method decides; see :class:`~mmkd.models.distillers.balancing.GradientBalance`.
 
     Returns:
         BaseDetector: An instance of the student's class, extended by

@@ -28,8 +28,8 @@ def describe(method: Method) -> str:
 def _what(method: Method) -> str:
     if isinstance(method, SpotAdaptiveDistill):
         inner = f'{_what(method.inner)}, and ' if method.inner else ''
-        return (f'{inner}KL of class logits, weight {method.kd_weight:g}, temperature {method.temperature:g}; '
-                f'strategy {method.strategy!r} for {", ".join(method.spot_names)}')
+        kd = f'KL of class logits, weight {method.kd_weight:g}, temperature {method.temperature:g}'
+        return f'{inner}{kd}; strategy {method.strategy!r} for {", ".join(method.spot_names)}'
     if isinstance(method, FeatureDistill):
         loss = method.losses[0]
         words = f'{method.name} of features at {", ".join(method.student_spots)}'

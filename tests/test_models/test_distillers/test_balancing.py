@@ -58,7 +58,7 @@ def measured(balance, method, *gradients, weight=1.0, **losses) -> None:
 def toy_balance(share: float = 1.0, weight: float = 1.0) -> tuple[GradientBalance, ToyMethod]:
     method = ToyMethod()
     method.set_common(dict(balance='gradient', share=share))
-    return GradientBalance(Toy(), ['m']), method
+    return GradientBalance(Toy(), dict(m=method)), method
 
 
 def test_the_factor_by_hand():
@@ -149,7 +149,8 @@ def test_losses_that_train_on_labels_are_not_balanced():
         assert balanced_losses[f'shake.{term}'] == plain_losses[f'shake.{term}'] > 0
     for term in ('loss_student', 'loss_proxy_student', 'loss_proxy_teacher'):
         torch.testing.assert_close(balanced_losses[f'shake.{term}'], factor * plain_losses[f'shake.{term}'])
-    assert balanced_losses['shake.student_teacher_agreement'] == plain_losses['shake.student_teacher_agreement']
+    agreement = 'shake.student_teacher_agreement'
+    assert balanced_losses[agreement] == plain_losses[agreement]
 
 
 def train(model, steps, interval: int = 2, optimizer=None) -> list[dict]:
@@ -246,11 +247,11 @@ def test_the_nearest_setting_wins(balance, own, default, expected, monkeypatch):
 
 def test_wrong_settings():
     init_default_scope('mmpretrain')
-    with pytest.raises(MMKDError, match=r"`model\.methods\.kd\.balance` must be 'gradient', 'none' or None, not"):
+    with pytest.raises(MMKDError, match=r"methods\.kd\.balance` must be 'gradient', 'none' or None, not"):
         build(distill(classifier(), teacher_of(), kd=dict(type='mmkd.KD', balance='gradients')))
-    with pytest.raises(MMKDError, match=r'`model\.methods\.kd\.share` must be a finite number above 0, not 0'):
+    with pytest.raises(MMKDError, match=r'methods\.kd\.share` must be a finite number above 0, not 0'):
         build(distill(classifier(), teacher_of(), kd=dict(type='mmkd.KD', share=0)))
-    with pytest.raises(MMKDError, match=r"`balance` of ClassifierDistiller must be 'gradient', 'none' or None"):
+    with pytest.raises(MMKDError, match=r"`balance` of ClassifierDistiller must be 'gradient', 'none' or"):
         build(dict(distill(classifier(), teacher_of(), kd=dict(type='mmkd.KD')), balance=True))
 
 
@@ -262,7 +263,8 @@ def test_a_first_phase_is_not_balanced():
     plain = make('classifier', 'AB', 'KD')
     for one in (model, plain):
         one.mmkd.methods['ab'].in_first_phase = True
-    assert losses_of(model, 'classifier')['ab.loss_feature'] == losses_of(plain, 'classifier')['ab.loss_feature']
+    balanced, expected = (losses_of(one, 'classifier')['ab.loss_feature'] for one in (model, plain))
+    assert balanced == expected > 0
     assert not model.mmkd.gradient_balance.counts.any()
 
 
@@ -303,8 +305,15 @@ def test_reentrant_checkpointing():
     model = make_checkpointed()
     model.parse_losses(losses_of(model, 'classifier'))[0].backward()
     assert model.mmkd.gradient_balance.unavailable
-    with pytest.raises(MMKDError, match="so at cannot have balance='gradient'"):
+    with pytest.raises(MMKDError, match="at cannot have balance='gradient', because"):
         losses_of(make_checkpointed(balance='gradient'), 'classifier')
+
+
+def test_without_a_balance_checkpoints_are_the_same():
+    assert not any('gradient_balance' in name for name in make('classifier', 'KD').state_dict())
+    names = make('classifier', 'KD', balance='gradient').state_dict()
+    assert {name for name in names if 'gradient_balance' in name} == {
+        'mmkd.gradient_balance.ratios', 'mmkd.gradient_balance.counts'}
 
 
 # Processes
