@@ -10,6 +10,12 @@ from ...registry import HOOKS
 from ...settings import PositiveFloat, PositiveInt
 from ..runner_access import unwrapped
 
+GRADIENT_INTERVAL = 50
+"""Iterations between two measurements for the log."""
+
+BALANCE_INTERVAL = 20
+"""Iterations between two measurements while a method is balanced."""
+
 
 @HOOKS.register_module()
 class GradientRatioHook(Hook):
@@ -28,7 +34,8 @@ class GradientRatioHook(Hook):
 
     priority = 'HIGH'
 
-    def __init__(self, interval: PositiveInt = 50, balance_interval: PositiveInt = 10,
+    def __init__(self, interval: PositiveInt = GRADIENT_INTERVAL,
+                 balance_interval: PositiveInt = BALANCE_INTERVAL,
                  warn_above: PositiveFloat = 10.0) -> None:
         self.interval = interval
         self.balance_interval = balance_interval
