@@ -1,5 +1,6 @@
 """Gradients of methods beside the task's: where they are measured, and what a balance makes of them."""
 import copy
+import functools
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from mmkd.models.spots import Recorder
 from mmkd.models.spots.recorder import tensors_in
 from tests.helpers.classifiers import batch, classifier, distill, teacher_of
 from tests.helpers.tiny import build
-from tests.helpers.two_processes import run_in_two_processes
+from tests.helpers.two_processes import run_in_two_processes, step_twice
 from tests.test_models.test_methods.test_zoo import inputs, make
 
 pytest.importorskip('mmpretrain')
@@ -321,9 +322,8 @@ def test_without_a_balance_checkpoints_are_the_same():
 
 def worker(rank: int, folder: str) -> None:
     model = make('classifier', 'AT', 'KD', balance='gradient')
-    for step in range(2):
-        model.mmkd.gradient_balance.due = True
-        losses_of(model, 'classifier', seed=10 * step + rank)
+    model.mmkd.gradient_balance.due = True
+    step_twice(model, functools.partial(inputs, 'classifier'), 'steps', folder, rank)
     torch.save(model.mmkd.gradient_balance.ratios, f'{folder}/{rank}.pt')
 
 
