@@ -1,10 +1,11 @@
 r"""Find the weight of a method for a student: successive halving over weights and shares of the gradient.
 
-CONFIG is the training config of a student. It names its teacher (teacher=dict(config=..., checkpoint=...)), or
---teacher and --teacher-checkpoint do. Every candidate is trained for a few epochs, the better half for twice as
-many, and so on up to the full length. Learning rate schedules are shortened accordingly. The student alone
-takes part for comparison. The table is also written to search.md, and all figures to search.json. Run the
-same command again to continue after an interruption; finished trainings are not repeated.
+CONFIG is the training config of a student. It names its teacher (teacher=dict(config=...,
+checkpoint=...)), or --teacher and --teacher-checkpoint do. Every candidate is trained for a few epochs,
+the better half for twice as many, and so on up to the full length. Learning rate schedules are shortened
+accordingly. The student alone takes part for comparison. The table is also written to search.md, and all
+figures to search.json. Run the same command again to continue after an interruption; finished trainings
+are not repeated.
 
     python tools/analysis_tools/find_weight.py my_student.py --distill at --weights 1 10 100 1000
 """
