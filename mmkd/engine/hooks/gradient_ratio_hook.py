@@ -36,7 +36,7 @@ class GradientRatioHook(Hook):
 
     def __init__(self, interval: PositiveInt = GRADIENT_INTERVAL,
                  balance_interval: PositiveInt = BALANCE_INTERVAL,
-                 warn_above: PositiveFloat = 10.0) -> None:
+                 warn_above: PositiveFloat = 30.0) -> None:
         self.interval = interval
         self.balance_interval = balance_interval
         self.warn_above = warn_above
