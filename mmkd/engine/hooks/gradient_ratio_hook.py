@@ -27,7 +27,8 @@ class GradientRatioHook(Hook):
 
     Args:
         interval: Iterations between two measurements.
-        balance_interval: The same while a method with ``balance='gradient'`` is in use.
+        balance_interval: The same while a method with ``balance='gradient'`` is in use. During the first such
+            interval, ratios are also measured in iterations 1, 2, 4, 8, and so on.
         warn_above: The averaged ratio from which a method is warned of; the default was measured
             (docs/balance.md).
     """
@@ -51,7 +52,10 @@ class GradientRatioHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         mmkd = unwrapped(runner).mmkd
         balanced = any(method.is_balanced for method in mmkd.active_methods.values())
-        mmkd.gradient_balance.due = runner.iter % (self.balance_interval if balanced else self.interval) == 0
+        interval = self.balance_interval if balanced else self.interval
+        # Ratios change fastest at first: iterations 0, 1, 2, 4, 8, …
+        is_early = balanced and runner.iter < interval and runner.iter & (runner.iter - 1) == 0
+        mmkd.gradient_balance.due = is_early or runner.iter % interval == 0
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: dict | None = None) -> None:

@@ -18,8 +18,9 @@ WITHOUT_GRADIENT = ('rois', 'cls_targets')
 
 _PREFIX = 'gradient:'
 _LOSS_SCALE = 1024.0  # so that gradients in float16 do not vanish; an exact power of two
-_MEMORY = 10  # measurements; fewer until there are as many
+_MEMORY = 5  # measurements; fewer until there are as many
 _LARGEST_CHANGE = 10.0
+_LARGEST_FACTOR = 10.0  # a method's own layers learn faster by the same factor, up to divergence
 _CHECKPOINTED = ('gradients of features cannot be measured through reentrant activation checkpointing; '
                  'torch.utils.checkpoint with use_reentrant=False is no obstacle')
 
@@ -28,7 +29,7 @@ class GradientBalance(nn.Module):
     r"""Measures the gradients of methods relative to the task's, and balances methods by them.
 
     .. math:: r_m = \frac{\| \partial L_m / \partial F \|}{\| \partial L_{task} / \partial F \|}, \quad
-              \text{factor}_m = \frac{\text{share}_m}{\bar r_m}
+              \text{factor}_m = \min\Big( \frac{\text{share}_m}{\bar r_m}, 10 \Big)
 
     L_m are the losses of a method without those that train on labels, before schedules; F are features of the
     student; the norms are those of the whole global batch, in float32. F is the last of the outputs of the
@@ -36,7 +37,8 @@ class GradientBalance(nn.Module):
     the first stage if the method reads something before it; and the class logits if nothing before them is
     trained. :math:`\bar r` is a moving average of logarithms, which gives every one of the last measurements
     the same weight at first. A measurement that differs from it by more than a factor of 10 counts as one
-    that differs by 10. The factor does not depend on the weight of the method.
+    that differs by 10. What a method learns does not depend on its weight, unless it is so small that the
+    factor would be above 10, by which the method's own layers would learn faster, too.
 
     A measurement runs the backward pass down to F, once for the task and once for every method. It leaves
     the gradients of parameters alone. Ranks measure together and get the same ratios.
@@ -150,7 +152,8 @@ class GradientBalance(nn.Module):
         if not method.is_balanced:
             return 1.0
         ratio = self.ratios[self._names.index(name)]
-        return torch.where(ratio > 0, method.share / ratio, torch.zeros_like(ratio))
+        factor = (method.share / ratio).clamp(max=_LARGEST_FACTOR)
+        return torch.where(ratio > 0, factor, torch.zeros_like(ratio))
 
     def ratio(self, name: str, method: Method) -> float:
         """Return the last measured ratio of a method, with its present factors; 0 without a measurement."""

@@ -93,6 +93,13 @@ def test_what_is_not_finite_does_not_count(gradient):
     assert balance.ratios[0] == 2 and balance.counts[0] == 1
 
 
+def test_a_tiny_weight_is_not_made_up_for():
+    balance, method = toy_balance()
+    measured(balance, method, [1.0], [0.01])
+    assert balance.factor('m', method) == 10
+    assert balance.ratio('m', method) == pytest.approx(0.1)
+
+
 def test_schedules_scale_a_share():
     balance, method = toy_balance(share=2.0)
     measured(balance, method, [1.0], [5.0])
@@ -129,13 +136,14 @@ CASES = [
 
 @pytest.mark.parametrize(('task', 'name', 'module'), CASES)
 def test_the_gradient_is_the_share_of_the_tasks(task, name, module):
-    model = make(task, name, balance='gradient', share=0.3)
+    # Random networks agree so much that a larger share would be limited.
+    model = make(task, name, balance='gradient', share=1e-3)
     method = name.lower()
     # In eval mode, the same batch gives the same losses again.
     model.eval()
     distillation = norm_at(model, module, task, lambda key: key.startswith(f'{method}.'))
     alone = norm_at(model, module, task, lambda key: '.' not in key)
-    assert distillation / alone == pytest.approx(0.3, rel=1e-3)
+    assert distillation / alone == pytest.approx(1e-3, rel=1e-3)
     assert model.mmkd.gradient_balance.counts[0] == 1
 
 
