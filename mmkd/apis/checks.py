@@ -16,6 +16,8 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from torch.utils.data import DataLoader
 
 from ..errors import MMKDError, nearest_names, one_line
+from ..models.methods import Method
+from ..models.methods.base import COMMON_SETTINGS
 
 
 def _settings(function: Any) -> set[str]:
@@ -182,7 +184,8 @@ def _arguments(target: Any) -> set[str]:
     functions = [target]
     if isinstance(target, type):
         functions = [vars(cls)['__init__'] for cls in target.__mro__ if '__init__' in vars(cls)]
-    names: set[str] = set()
+    is_method = isinstance(target, type) and issubclass(target, Method)
+    names: set[str] = set(COMMON_SETTINGS) if is_method else set()
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         names |= {parameter.name for parameter in parameters}

@@ -13,7 +13,7 @@ from .checks import check_hooks
 
 _DISTILLATION_HOOKS = dict(teacher_check='mmkd.TeacherCheckHook', train_labels='mmkd.TrainLabelsHook',
                            first_phase='mmkd.FirstPhaseHook', warmup='mmkd.WarmupHook',
-                           epoch_report='mmkd.EpochReportHook')
+                           gradient_ratio='mmkd.GradientRatioHook', epoch_report='mmkd.EpochReportHook')
 """Hooks that distillation needs: their keys in ``default_hooks`` and their types."""
 
 

@@ -42,9 +42,12 @@ def method_title(method: str) -> str:
     titles = []
     for name in method.split('+'):
         preset, settings = _parse(name)
-        title = TITLES.get(name) or TITLES.get(preset) or _presets()[preset]
-        shown = ', '.join(value for key, value in settings.items() if key != 'placement')
-        titles.append(f'{title} ({shown})' if shown else title)
+        title = TITLES.get(name.split(':')[0].lower()) or TITLES.get(preset) or _presets()[preset]
+        shown = ', '.join(f'{key} {value}' if value.replace('.', '').isdigit() else value
+                          for key, value in settings.items() if key != 'placement')
+        if shown:
+            title = f'{title[:-1]}, {shown})' if title.endswith(')') else f'{title} ({shown})'
+        titles.append(title)
     return ' + '.join(titles)
 
 

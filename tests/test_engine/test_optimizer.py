@@ -1,5 +1,6 @@
 import copy
 
+import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
 
@@ -50,6 +51,16 @@ def test_the_student_is_clipped_as_without_distillation(teacher_config):
         assert torch.equal(parameter.grad, grads[name].grad), name
     extra = torch.cat([p.grad.flatten() for p in model.mmkd.parameters()])
     assert extra.norm() <= 1.0 + 1e-5
+
+
+def test_a_proxy_may_have_another_learning_rate(teacher_config):
+    methods = dict(kdtuned=dict(type='mmkd.KDTuned', trainable='head'),
+                   sokd=dict(type='mmkd.SOKD', proxy_lr_mult=0.1), shake=dict(type='mmkd.SHAKE'))
+    model = build(distill(tiny_config().model, teacher_config, **methods))
+    found = settings(wrapper_for(model, True, extra=dict(weight_decay=0.0)), model)
+    for method, lr in (('kdtuned', 0.0001), ('sokd', 0.01), ('shake', 0.1)):
+        of_method = {value for name, value in found.items() if name.startswith(f'mmkd.methods.{method}.')}
+        assert [value for value, _ in of_method] == [pytest.approx(lr)], method
 
 
 def test_without_trainable_extras_nothing_is_added(teacher_config):

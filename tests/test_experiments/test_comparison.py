@@ -7,7 +7,7 @@ import pytest
 from mmkd.errors import MMKDError
 from mmkd.experiments import comparison as module
 from mmkd.experiments.comparison import Comparison, compare, work_dir_of
-from mmkd.experiments.method_names import TITLES, ordered
+from mmkd.experiments.method_names import TITLES, method_title, ordered
 from mmkd.experiments.runs import write_json
 from mmkd.experiments.training_config import CHECKOUT, make_digits, read_training_config
 from tests.helpers.tiny import REPO
@@ -166,6 +166,7 @@ def test_any_method_and_several_together(tmp_path):
     assert ab.train_options['model.methods.ab.first_phase_epochs'] == 2
     sakd, = comparison(tmp_path, CLASSIFIER, methods=['sakd:method=AT:strategy=random'], seeds=1).plan()[2:]
     assert sakd.title == 'classifier, SAKD (AT, random), seed 0'
+    assert method_title('shake_teacher:warmup=0.5') == 'SHAKE (teacher, warmup 0.5)'
     assert sakd.train_arguments[:2] == ('--distill', 'sakd')
     assert sakd.train_options['model.methods.sakd.strategy'] == 'random'
     assert sakd.work_dir.name == 'sakd-method-AT-strategy-random_seed0'

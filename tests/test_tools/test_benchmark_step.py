@@ -16,12 +16,15 @@ def test_everything_is_measured(run, tmp_path):
     found = json.loads((tmp_path / 'found.json').read_text())
     seconds, ratios = found['seconds'], found['ratios']
     assert set(seconds) == {
-        'student', 'teacher', 'mmkd_teacher', 'proxy', 'distill', 'ended', 'against', 'floor'}
+        'student', 'teacher', 'mmkd_teacher', 'proxy', 'distill', 'measured', 'ended', 'against', 'floor'}
     assert all(value > 0 for value in seconds.values())
     assert seconds['floor'] == seconds['student'] + seconds['teacher'] + seconds['proxy']
     assert set(found['memory']) == {*seconds} - {'floor'}
     assert ratios['teacher'] == seconds['mmkd_teacher'] / seconds['teacher']
     assert ratios['ended'] == seconds['ended'] / seconds['student']
+    extra = seconds['measured'] / seconds['distill'] - 1
+    assert ratios['gradient_ratios'] == pytest.approx(1 + extra / 50)
+    assert ratios['balance'] == pytest.approx(1 + extra / 20)
     assert found['memory']['distill'] > found['memory']['proxy'] > 0
     assert set(found['profile']['student']) == {'backward', 'optimizer', 'forward'}
     assert all(value > 0 for value in found['profile']['distill'].values())

@@ -11,6 +11,9 @@ process, alternating with the distilling step. The images are noise or, with --t
 config's training data. All networks have the same student weights, which do not change because the learning
 rate is 0, so they all process the same boxes. Times are medians; compare them only within one run. Memory is
 the peak during a step above what was allocated before it (weights and optimizer states).
+
+Every so many steps, the gradients of the methods are measured beside the task's (docs/balance.md). The
+reported ratios to a step without measurements spread the cost over the intervals of GradientRatioHook.
 """
 import argparse
 import copy
@@ -30,6 +33,7 @@ from mmkd.apis import student_config
 from mmkd.apis.config import check_annotation_files
 from mmkd.checkpoints import student_state_dict
 from mmkd.cli import OptionsAction, at_least, device, run_tool
+from mmkd.engine.hooks.gradient_ratio_hook import BALANCE_INTERVAL, GRADIENT_INTERVAL
 from mmkd.errors import MMKDError
 from mmkd.experiments.benchmarking import benchmark_parser, device_name, now, run_benchmark
 from mmkd.experiments.trial import build, load, random_batch
@@ -83,7 +87,7 @@ def measure(args: argparse.Namespace) -> dict:
     steps = {name: Step(model, configs[name], data) for name, model in models.items()}
     parts = dict(student=Step(student, alone, data),
                  **teachers_forward(models['distill'], data), **steps,
-                 ended=after_the_end(steps['distill']))
+                 measured=with_measurement(steps['distill']), ended=after_the_end(steps['distill']))
     if proxy := trained_parts(models['distill'], data):
         parts['proxy'] = proxy
     device = torch.device(args.device)
@@ -94,6 +98,10 @@ def measure(args: argparse.Namespace) -> dict:
                   ended=seconds['ended'] / seconds['student'])
     if args.against:
         ratios['against'] = seconds['distill'] / seconds['against']
+    extra = seconds['measured'] / seconds['distill'] - 1
+    hook = configs['distill'].default_hooks.gradient_ratio
+    ratios.update(gradient_ratios=1 + extra / hook.get('interval', GRADIENT_INTERVAL),
+                  balance=1 + extra / hook.get('balance_interval', BALANCE_INTERVAL))
     if 'mmkd_teacher' in seconds:
         ratios['teacher'] = seconds['mmkd_teacher'] / seconds['teacher']
     return dict(config=args.config, against=args.against, cfg_options=args.cfg_options,
@@ -185,6 +193,18 @@ class Step:
             for name, value in seconds.items():
                 measured[name].append(value)
         return {name: statistics.median(values) for name, values in measured.items()}
+
+
+def with_measurement(step: Step) -> Callable[[], None]:
+    """Return a distilling step that measures the gradients of the methods beside the task's."""
+    balance = step.model.mmkd.gradient_balance
+
+    def run():
+        balance.due = True
+        step()
+        balance.due = False
+
+    return run
 
 
 def after_the_end(step: Step) -> Callable[[], None]:
@@ -373,6 +393,7 @@ def describe(figures: dict) -> list[str]:
     titles = dict(student='student alone, its step', teacher="teacher's forward pass",
                   mmkd_teacher='the same as mmkd runs it', proxy='what else is trained, forward and backward',
                   floor='floor: all of these together', distill='distilling step',
+                  measured='the same with a measurement of gradients',
                   ended='the same after all methods have ended', against=f'step of {figures["against"]}')
     lines = []
     for name, title in titles.items():
@@ -384,6 +405,8 @@ def describe(figures: dict) -> list[str]:
     ratios = dict(floor='distilling step / floor', student='distilling step / student alone',
                   against='distilling step / step of --against',
                   ended='step after the end / student alone',
+                  gradient_ratios='step with gradient ratios in the log / without',
+                  balance='step of balanced methods / without balance',
                   teacher="teacher as mmkd runs it / its forward pass")
     lines += [f'{ratios[name]:44s} {value:9.3f}' for name, value in figures['ratios'].items()]
     lines += ['', 'where the time goes:              student   distilling']

@@ -1,6 +1,7 @@
 from .checkpoint_hook import CheckpointHook
 from .exact_resume_hook import ExactResumeHook
 from .finite_check_hook import FiniteCheckHook
+from .gradient_ratio_hook import GradientRatioHook
 from .hang_hook import HangHook
 from .method_hooks import EpochReportHook, FirstPhaseHook, TrainLabelsHook
 from .preemption_hook import PreemptionHook
@@ -10,7 +11,7 @@ from .warmup_hook import WarmupHook
 from .weight_schedule_hook import WeightScheduleHook
 
 __all__ = [
-    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FiniteCheckHook', 'FirstPhaseHook', 'HangHook',
-    'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook', 'TrainLabelsHook', 'WarmupHook',
-    'WeightScheduleHook'
+    'CheckpointHook', 'EpochReportHook', 'ExactResumeHook', 'FiniteCheckHook', 'FirstPhaseHook',
+    'GradientRatioHook', 'HangHook', 'PreemptionHook', 'TeacherCheckHook', 'TeacherGapHook',
+    'TrainLabelsHook', 'WarmupHook', 'WeightScheduleHook'
 ]

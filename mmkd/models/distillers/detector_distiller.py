@@ -1,5 +1,6 @@
 """Detectors that learn from a teacher besides the ground truth."""
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from mmdet.models.detectors.base import BaseDetector
 from mmdet.registry import MODELS as MMDET_MODELS
@@ -12,7 +13,8 @@ from .distilled import build_distilled
 def DetectorDistiller(student: dict,
                       methods: Mapping[str, dict],
                       teacher: dict | Sequence[dict] | None = None,
-                      data_preprocessor: dict | None = None) -> BaseDetector:
+                      data_preprocessor: dict | None = None,
+                      balance: Literal['gradient', 'none'] | None = None) -> BaseDetector:
     """Build a student detector that distills while it trains.
 
     Args:
@@ -23,6 +25,9 @@ def DetectorDistiller(student: dict,
             teacher (``DML``).
         data_preprocessor: The data preprocessor of a student whose config has none; MMEngine passes on that
             of the top level of a config.
+        balance: The key ``balance`` of all methods whose configs have none: ``'gradient'`` replaces their
+            weights by a share of the task's gradient, ``'none'`` leaves the weights as they are. By default,
+            every method decides; see :class:`~mmkd.models.distillers.balancing.GradientBalance`.
 
     Returns:
         BaseDetector: An instance of the student's class, extended by
@@ -31,5 +36,5 @@ def DetectorDistiller(student: dict,
     Raises:
         MMKDError: If the student, the teacher and the methods do not fit together.
     """
-    return build_distilled(student, methods, teacher, data_preprocessor, MMDET_MODELS, BaseDetector,
+    return build_distilled(student, methods, teacher, data_preprocessor, balance, MMDET_MODELS, BaseDetector,
                            'MMDetection detector')

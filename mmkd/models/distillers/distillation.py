@@ -15,9 +15,8 @@ from ..methods.table import METHODS
 from ..spots import Recorder, resolve_spot
 from ..step import Step
 from ..teachers import Teacher, build_teachers
+from .balancing import WITHOUT_GRADIENT, GradientBalance
 from .weighting import weighted_losses
-
-_WITHOUT_GRADIENT = ('rois', 'cls_targets')
 
 
 class Distillation(BaseModule):
@@ -28,13 +27,14 @@ class Distillation(BaseModule):
         student_cfg: The student's model config.
         teacher: The teacher's config, a list of them, or ``None`` if no method needs a teacher.
         methods: The configs of the methods by the user's names.
+        balance: The :attr:`~mmkd.models.methods.Method.balance` of methods whose configs have none.
 
     Raises:
         MMKDError: If the student, the teachers and a method cannot work together.
     """
 
     def __init__(self, student: nn.Module, student_cfg: dict, teacher: dict | Sequence[dict] | None,
-                 methods: Mapping[str, dict]) -> None:
+                 methods: Mapping[str, dict], balance: str | None = None) -> None:
         super().__init__()
         self.methods = ModuleDict({
             name: _build_method(name, cfg, [other for other in methods if other != name])
@@ -47,6 +47,7 @@ class Distillation(BaseModule):
         for built in self.teachers:
             built.build(student)
         for name, method in self.methods.items():
+            method.balance = method.balance or balance
             try:
                 method.build(student, self.teachers, student_cfg)
             except SettingError as error:  # of a part that is built here, such as a connector or a proxy
@@ -55,6 +56,7 @@ class Distillation(BaseModule):
             built.add_spots(self.teacher_spots)
         self._points = {
             spot: resolve_spot(student, spot, 'student') for spot in self.student_spots}
+        self.gradient_balance = GradientBalance(student, self.methods)
 
     def _apply(self, fn, *args, **kwargs):
         # The teachers are outside of the module tree, but follow the student to its device.
@@ -93,7 +95,9 @@ class Distillation(BaseModule):
 
     def recorder(self, student: nn.Module) -> Recorder:
         """Return a recorder of all spots that the methods read from the student."""
-        return Recorder(student, {spot: self._points[spot] for spot in self.student_spots})
+        measured = self.gradient_balance.points(self.active_methods)
+        spots = {spot: self._points[spot] for spot in self.student_spots}
+        return Recorder(student, {**measured, **spots}, overwritable=measured)
 
     def losses(self, student: nn.Module, recorder: Recorder, inputs: Tensor, data_samples: Sequence,
                student_losses: dict) -> dict:
@@ -114,22 +118,24 @@ class Distillation(BaseModule):
         for spot, calls in student_outputs.items():
             if not calls:
                 raise MMKDError(f"The spot {spot!r} was not reached in the student's training step.")
-            if spot not in _WITHOUT_GRADIENT and torch.is_grad_enabled():
+            if spot not in WITHOUT_GRADIENT and torch.is_grad_enabled():
                 _check_gradient(spot, calls)
         spots = self.teacher_spots
         rois = student_outputs.get('rois')
         teacher_outputs = [teacher(inputs, data_samples, rois, spots) for teacher in self.teachers]
         step = Step(student, inputs, data_samples, student_outputs, teacher_outputs)
         methods = self.active_methods
+        method_losses = {name: method(step) for name, method in methods.items()}
         losses = weighted_losses(
             student_losses,
-            method_losses={name: method(step) for name, method in methods.items()},
+            method_losses,
             student_task={name: 0.0 if in_first_phase(method) else method.student_task
                           for name, method in methods.items()},
             scale={name: method.scale * method.warmup_factor for name, method in methods.items()},
             task_losses={name: method.task_losses for name, method in methods.items()},
             proxy_losses={name: method.proxy_losses for name, method in methods.items()})
-        return {**losses, **self._waiting()}
+        self.gradient_balance.measure(recorder, losses, method_losses, methods)
+        return {**self.gradient_balance.balanced(losses, methods), **self._waiting()}
 
     def _waiting(self) -> dict[str, Tensor]:
         """Return a zero that depends on all parameters that wait for the first phase to end, for DDP."""

@@ -20,10 +20,10 @@ class Distilled(BaseModel):
     """
 
     def attach(self, student_cfg: dict, teacher: dict | Sequence[dict] | None,
-               methods: Mapping[str, dict]) -> None:
+               methods: Mapping[str, dict], balance: str | None) -> None:
         """Add the teacher and the methods; see :func:`build_distilled`."""
         with preserved_random_state():
-            self.mmkd = Distillation(self, student_cfg, teacher, methods)
+            self.mmkd = Distillation(self, student_cfg, teacher, methods, balance)
         self._register_load_state_dict_pre_hook(_keep_mmkd_names)
 
     def init_weights(self) -> None:
@@ -56,6 +56,7 @@ def build_distilled(student: dict,
                     methods: Mapping[str, dict],
                     teacher: dict | Sequence[dict] | None,
                     data_preprocessor: dict | None,
+                    balance: str | None,
                     registry: Registry,
                     base: type,
                     kind: str) -> nn.Module:
@@ -66,6 +67,7 @@ def build_distilled(student: dict,
         methods: The configs of the methods by the user's names.
         teacher: The config of a teacher, a list of configs, or ``None``.
         data_preprocessor: The data preprocessor of a student whose config has none.
+        balance: The balance of methods whose configs have none.
         registry: The registry that holds the student's class.
         base: The class that the student's class must be derived from.
         kind: What error messages call such a student, for instance ``'MMDetection detector'``.
@@ -93,7 +95,7 @@ def build_distilled(student: dict,
     bases = (Distilled, student_class)
     extended: Any = type(f'Distilled{student_class.__name__}', bases, dict(__module__=__name__))
     model = extended(**model_cfg)
-    model.attach(student_cfg, teacher, methods)
+    model.attach(student_cfg, teacher, methods, balance)
     return model
 
 

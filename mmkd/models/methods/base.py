@@ -56,15 +56,15 @@ class Method(BaseModule, metaclass=ABCMeta):
     proxy_losses: tuple[str, ...] = ()
     """Names of this method's losses by which a proxy or a policy learns; schedules do not scale them."""
 
+    imitation_losses: tuple[str, ...] = ()
+    """Names of those :attr:`proxy_losses` by which a proxy imitates its teacher; the balance scales them."""
+
     scale: float = 1.0
     """Factor of all other losses of this method; a schedule sets it."""
 
     warmup_factor: float = 1.0
     """A second factor of the same losses; the warm-up sets it."""
 
-    balance_factor: float = 1.0
-    """Factor of all losses of this method but :attr:`task_losses` and those by which a proxy or a policy
-    learns from labels; the balance sets it."""
 
     active: bool = True
     """Whether the method is still in use; a schedule can end it."""
@@ -81,6 +81,17 @@ class Method(BaseModule, metaclass=ABCMeta):
         for key, value in settings.items():
             check_setting(type(self).__name__, key, value, COMMON_SETTINGS[key])
             setattr(self, key, value)
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether the weight of the method is replaced by its :attr:`share`."""
+        return self.balance == 'gradient'
+
+    def is_balanced_loss(self, name: str) -> bool:
+        """Whether a balance scales a value of this method: a loss by which nothing learns from labels."""
+        learns_from_labels = name in self.task_losses or (
+            name in self.proxy_losses and name not in self.imitation_losses)
+        return 'loss' in name and not learns_from_labels
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         """Build the parts that depend on the networks, and check that the networks fit.

@@ -64,7 +64,7 @@ class KDTuned(ProxyDistill):
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
-                 proxy_lr_mult: NonNegativeFloat = 0.01) -> None:
+                 proxy_lr_mult: NonNegativeFloat = 0.001) -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
             head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),

@@ -88,6 +88,7 @@ class ProxyDistill(OptimizerSettings, Method):
     """
 
     proxy_losses = ('loss_proxy_task', 'loss_proxy_teacher')
+    imitation_losses = ('loss_proxy_teacher', )
 
     def __init__(self, proxy: dict | None = None, temperature: Temperature = 4.0,
                  proxy_task: NonNegativeFloat = 0.0, teacher_to_proxy: NonNegativeFloat = 1.0,

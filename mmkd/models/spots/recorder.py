@@ -1,5 +1,5 @@
 """Recording the inputs and outputs of named modules during a forward pass."""
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -47,16 +47,19 @@ class Recorder:
         points: The hook points to record, by the names under which they are read.
         max_records: Number of records, over all points, after which the forward pass is stopped and the block
             ends; ``None`` lets the network run to its end.
+        overwritable: Names of points whose tensors may be overwritten in place, because nobody reads their
+            values.
 
     Raises:
         MMKDError: At the end of the block, if a recorded tensor has been overwritten in place.
     """
 
-    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint],
-                 max_records: int | None = None) -> None:
+    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint], max_records: int | None = None,
+                 overwritable: Collection[str] = ()) -> None:
         self._model = model
         self._points = points
         self._max_records = max_records
+        self._overwritable = overwritable
         self.num_records = 0
         self._hooks = ExitStack()
         self._records: dict[str, list[_Record]] = {}
@@ -84,6 +87,10 @@ class Recorder:
     def __getitem__(self, name: str) -> list[Any]:
         return [record.value for record in self._records[name]]
 
+    def order(self) -> dict[str, int]:
+        """Return when the first record of every recorded point was taken, as a number that grows."""
+        return {name: records[0].number for name, records in self._records.items() if records}
+
     def _record_output(self, name: str, module_name: str, _: nn.Module, args: tuple, output: Any) -> None:
         index = self._points[name].index
         self._record(name, module_name, output if index is None else output[index])
@@ -106,15 +113,15 @@ class Recorder:
         if point.last:
             records[:] = [record for record in records if record.module != module_name]
         # Tensors of inference mode have no version; nothing that is trained could be recorded there.
-        versions = [(tensor, tensor._version) for tensor in _tensors(value) if not tensor.is_inference()]
-        records.append(_Record(module_name, value, versions))
+        versions = [(tensor, tensor._version) for tensor in tensors_in(value) if not tensor.is_inference()]
+        records.append(_Record(module_name, value, versions, self.num_records))
         self.num_records += 1
         if self.num_records == self._max_records:
             raise _StopForward
 
     def _check_versions(self) -> None:
         for name, records in self._records.items():
-            for record in records:
+            for record in records if name not in self._overwritable else ():
                 if any(tensor._version != version for tensor, version in record.versions):
                     side = 'output' if self._points[name].side == 'output' else 'input'
                     raise MMKDError(
@@ -126,21 +133,23 @@ class Recorder:
 
 @dataclass(frozen=True)
 class _Record:
-    """The value recorded in one call of a module, and its tensors with their versions at that time."""
+    """The value recorded in one call of a module, its tensors with their versions, and the records before."""
     module: str
     value: Any
     versions: list[tuple[Tensor, int]]
+    number: int
 
 
 class _StopForward(Exception):  # noqa: N818  not an error, but the way out of a forward pass
     """Raised once all records have been taken."""
 
 
-def _tensors(value: Any) -> list[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return all tensors in nested dicts, lists and tuples."""
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in _tensors(item)]
+        return [tensor for item in value for tensor in tensors_in(item)]
     return []

@@ -87,9 +87,9 @@ def run(method, layout=SOFTMAX):
 
 @pytest.mark.parametrize(('tau', 'weight'), [(4.0, 1.0), (1.0, 0.5)])
 def test_shake_is_the_papers_equations(tau, weight):
-    outputs, _, _ = run(SHAKE(temperature=tau, weight=weight))
-    assert outputs['loss_proxy_teacher'].item() == pytest.approx(mean_kl(T, P, tau))
-    assert outputs['loss_proxy_student'].item() == pytest.approx(weight * mean_kl(S, P, tau))
+    outputs, _, _ = run(SHAKE(temperature=tau, weight=weight, reversed_weight=0.25))
+    assert outputs['loss_proxy_teacher'].item() == pytest.approx(weight * mean_kl(T, P, tau))
+    assert outputs['loss_proxy_student'].item() == pytest.approx(0.25 * weight * mean_kl(S, P, tau))
     assert outputs['loss_student'].item() == pytest.approx(weight * mean_kl(P, S, tau))
     assert 'loss_proxy_task' not in outputs
     assert outputs['proxy_teacher_agreement'] == 0  # argmax: P 1, 0; T 0, 1
@@ -109,7 +109,7 @@ def standardized(row):
 
 
 def test_shake_as_released():
-    outputs, _, _ = run(SHAKE(temperature=4.0, placement='teacher'))
+    outputs, _, _ = run(SHAKE(temperature=4.0, placement='teacher', standardize=True))
     s, p, t = ([standardized(row) for row in rows] for rows in (S, P, T))
     assert outputs['loss_student'].item() == pytest.approx(mean_kl(p, s, 4.0))
     assert outputs['loss_proxy_student'].item() == pytest.approx(mean_kl(s, p, 4.0))
@@ -119,7 +119,8 @@ def test_shake_as_released():
 
 
 def test_boxes_are_weighted_by_probabilities_and_not_by_standardized_logits():
-    outputs, _, _ = run(SHAKE(temperature=4.0, placement='teacher', sample_weight='teacher'))
+    outputs, _, _ = run(
+        SHAKE(temperature=4.0, placement='teacher', standardize=True, sample_weight='teacher'))
     s, p = ([standardized(row) for row in rows] for rows in (S, P))
     assert outputs['loss_student'].item() == pytest.approx(
         mean_kl(p, s, 4.0, weights=WEIGHTS['softmax_teacher']))
@@ -177,6 +178,32 @@ def test_stop_gradients(layout):
         outputs[term].backward()
         assert (s.grad is not None and bool(s.grad.any()), p.grad is not None and bool(p.grad.any())) == (
             student, proxy), term
+
+
+@pytest.mark.parametrize('weight', [1.0, 5.0])
+@pytest.mark.parametrize('balance', [1.0, 0.5])
+def test_the_effective_weight_of_the_teacher(weight, balance):
+    """A proxy that has learned all it can passes on w / (1 + λ) of what KD with weight 1 would teach."""
+    method = SHAKE(temperature=1.0, weight=weight, reversed_weight=balance)
+    _, s, p = run(method)
+    t, _ = as_outputs(T, SOFTMAX)
+    step = Step(None, torch.zeros(1, 3, 8, 16), [], dict(cls_outputs=[(s, )]),
+                [dict(cls_outputs=[(t[0][0].detach(), )])])
+    method.proxies[0].outputs = [(p, )]
+    optimizer = torch.optim.LBFGS([p], lr=1.0, max_iter=100, tolerance_grad=1e-10, tolerance_change=0)
+
+    def proxy_loss():
+        optimizer.zero_grad()
+        losses = method(step)
+        total = losses['loss_proxy_teacher'] + losses['loss_proxy_student']
+        total.backward(inputs=[p])
+        return total
+
+    optimizer.step(proxy_loss)
+    gradient, = torch.autograd.grad(method(step)['loss_student'], s)
+    kd_outputs, s, _ = run(KD(temperature=1.0))
+    kd_gradient, = torch.autograd.grad(kd_outputs['loss_student'], s)
+    torch.testing.assert_close(gradient, weight / (1 + balance) * kd_gradient, rtol=1e-3, atol=1e-4)
 
 
 TABLE = {
