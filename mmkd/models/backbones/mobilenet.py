@@ -1,10 +1,12 @@
 """MobileNets V1 (https://arxiv.org/abs/1704.04861) and V2 (https://arxiv.org/abs/1801.04381)."""
 from collections.abc import Sequence
+from typing import Annotated
 
 from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from torch import Tensor, nn
 
 from ...registry import MODELS
+from ...settings import Range
 from .staged import KAIMING, StagedBackbone
 
 
@@ -75,7 +77,7 @@ class InvertedResidual(nn.Module):
 
 @MODELS.register_module()
 class CRDMobileNetV2(StagedBackbone):
-    """MobileNetV2 of half width for small images, as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
+    """MobileNetV2 for small images, of half width as in CRD's benchmark (https://arxiv.org/abs/1910.10699).
 
     In contrast to the network of Sandler et al., it has ReLU instead of ReLU6, an expansion in the first
     block as well, numbers of channels that are not rounded to multiples of 8, and one strided convolution
@@ -85,23 +87,26 @@ class CRDMobileNetV2(StagedBackbone):
     H/4, H/8 and H/16; the tail is a 1×1 convolution to 1280 channels.
 
     Args:
+        width: The width relative to the network of Sandler et al.; 1 in the released code of SAKD, which
+            therefore has another network of this name.
         out_indices: Indices of the outputs: 0 to 3 are the stages, 4 is the tail.
         init_cfg: Initialization of the weights.
     """
 
     stage_names = ('blocks.1', 'blocks.2', 'blocks.4', 'blocks.6')
     has_tail = True
-    # Per block: expansion, channels, layers, stride.
-    settings = ((1, 8, 1, 1), (6, 12, 2, 1), (6, 16, 3, 2), (6, 32, 4, 2), (6, 48, 3, 1), (6, 80, 3, 2),
-                (6, 160, 1, 1))
+    # Per block: expansion, channels at full width, layers, stride.
+    settings = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+                (6, 320, 1, 1))
 
-    def __init__(self, out_indices: Sequence[int] = (4, ),
-                 init_cfg: dict | list | None = KAIMING) -> None:
+    def __init__(self, width: Annotated[float, Range(at_least=0.1, at_most=1)] = 0.5,
+                 out_indices: Sequence[int] = (4, ), init_cfg: dict | list | None = KAIMING) -> None:
         super().__init__(out_indices, init_cfg)
-        self.conv1 = nn.Sequential(*_convolution(3, 16, 3, stride=2))
+        before = int(32 * width)
+        self.conv1 = nn.Sequential(*_convolution(3, before, 3, stride=2))
         self.blocks = nn.Sequential()
-        before = 16
-        for expansion, channels, layers, stride in self.settings:
+        for expansion, full_channels, layers, stride in self.settings:
+            channels = int(full_channels * width)
             self.blocks.append(nn.Sequential(*(
                 InvertedResidual(channels if index else before, channels, 1 if index else stride, expansion)
                 for index in range(layers))))

@@ -15,7 +15,7 @@ class ConvConnector(BaseModule):
     Without ``kernel_size``, the convolution has the form that is common in the community and also changes
     height and width to the teacher's: a 3x3 convolution of stride 2 halves them, a 4x4 transposed convolution
     doubles them, and otherwise a convolution without padding, of kernel size 1 + H_s - H_t, reduces or keeps
-    them.
+    them, and a transposed convolution of the largest stride that fits enlarges them.
 
     With ``kernel_size``, the map keeps its height and width, as is needed for detectors, where they vary.
 
@@ -77,6 +77,10 @@ class ConvConnector(BaseModule):
             return nn.ConvTranspose2d(in_channels, channels, 4, stride=2, padding=1, bias=bias)
         if height >= size[0] and width >= size[1]:
             return nn.Conv2d(in_channels, channels, (1 + height - size[0], 1 + width - size[1]), bias=bias)
+        if height <= size[0] and width <= size[1]:
+            stride = size[0] // height, size[1] // width
+            kernel = size[0] - stride[0] * (height - 1), size[1] - stride[1] * (width - 1)
+            return nn.ConvTranspose2d(in_channels, channels, kernel, stride=stride, bias=bias)
         raise MMKDError(f'ConvConnector cannot resize a map from {height}x{width} to {size[0]}x{size[1]}; '
                         'set its `kernel_size`, for instance to 1, and the loss resamples')
 

@@ -181,22 +181,32 @@ class CRDLoss(FeatureLoss):
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor],
                samples: Sequence | None = None) -> list[Tensor]:
+        return [self._values(student[0], teacher[0], samples, student[0].new_ones(len(student[0])))]
+
+    def masked(self, student: Sequence[Tensor], teacher: Sequence[Tensor], choices: Sequence[Tensor],
+               samples: Sequence | None = None) -> Tensor:
+        choice, = choices
+        values = self._values(student[0], teacher[0], samples, choice)
+        return self.weight * (choice * values).mean()
+
+    def _values(self, student: Tensor, teacher: Tensor, samples: Sequence | None, choice: Tensor) -> Tensor:
+        """Return the loss of every sample ``(N,)``; chosen samples (1, not 0) also update the memory."""
         if self.order is None:
             raise MMKDError('CRD does not know the training set; call `set_train_labels` with its labels')
-        total, device = len(self.order), student[0].device
+        total, device = len(self.order), student.device
         indices = torch.tensor(sample_indices(samples, total)).to(device, non_blocking=True)
         compared = torch.cat((indices[:, None], self.draw_negatives(indices)), dim=1)
         with torch.autocast(device.type, enabled=False):
-            s = F.normalize(self.embeddings[0](as_vectors(student[0])))
-            t = F.normalize(self.embeddings[1](as_vectors(teacher[0])))
+            s = F.normalize(self.embeddings[0](as_vectors(student)))
+            t = F.normalize(self.embeddings[1](as_vectors(teacher)))
             student_memory, teacher_memory = self.memory
             exponentials = [((s @ teacher_memory.T).gather(1, compared) / self.temperature).exp(),
                             ((t @ student_memory.T).gather(1, compared) / self.temperature).exp()]
             normalizers = self._get_normalizers(exponentials)
             if self.training:
-                self._update_memory(indices, torch.stack((s, t)).detach())
-            return [sum(contrast_nce(exponential / z, total)
-                        for exponential, z in zip(exponentials, normalizers, strict=True))]
+                self._update_memory(indices, torch.stack((s, t)).detach(), choice)
+            return sum(contrast_nce(exponential / z, total)
+                       for exponential, z in zip(exponentials, normalizers, strict=True))
 
     @torch.no_grad()
     def _get_normalizers(self, exponentials: Sequence[Tensor]) -> Tensor:
@@ -210,16 +220,17 @@ class CRDLoss(FeatureLoss):
         return normalizers
 
     @torch.no_grad()
-    def _update_memory(self, indices: Tensor, embedded: Tensor) -> None:
+    def _update_memory(self, indices: Tensor, embedded: Tensor, choice: Tensor) -> None:
         # With the embeddings of all ranks, so that their memories stay the same.
-        indices = torch.cat(all_gather(indices))
+        indices, choice = (torch.cat(all_gather(values)) for values in (indices, choice))
         embedded = torch.cat(all_gather(embedded), dim=1)
-        # Writes to the same row have no defined order on GPUs, so all of them write the last embedding.
-        same = indices[:, None] == indices
+        # Writes to the same row have no defined order on GPUs, so all of them write the last chosen embedding.
+        same = (indices[:, None] == indices) & (choice > 0)
         last = torch.where(same, torch.arange(len(indices), device=indices.device), -1).amax(dim=1)
         old = self.memory[:, indices]
         rows = F.normalize(self.momentum * old + (1 - self.momentum) * embedded[:, last], dim=2)
         # A row that is not finite would never recover, and would spoil every batch that draws it.
-        rows = torch.where(rows.isfinite().all(dim=2, keepdim=True), rows, old)
+        valid = rows.isfinite().all(dim=2, keepdim=True) & (last >= 0)[:, None]
+        rows = torch.where(valid, rows, old)
         # Not in place, because backward needs the old memory.
         self.memory = self.memory.index_copy(1, indices, rows)

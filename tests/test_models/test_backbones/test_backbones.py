@@ -50,6 +50,11 @@ def test_parameters(network):
     assert [list(model.head.fc.weight.shape), list(model.head.fc.bias.shape)] == [weight[1], bias[1]]
 
 
+def test_mobilenet_of_full_width_has_the_parameters_of_sakds_released_code():
+    model = MODELS.build(Config.fromfile(REPO / 'configs/cifar/networks/mobilenetv2_w1.py').model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 2_353_060
+
+
 def test_stages(network):
     """The stem and the stages give the benchmark's features, and the forward pass is all of them in a row."""
     model = classifier(network)

@@ -19,7 +19,8 @@ def connected(connector, student, teacher):
     ((4, 4, 3), (5, 8, 6), (4, 4), (2, 2)),
     ((4, 7, 6), (5, 4, 4), (4, 3), (1, 1)),
     ((4, 6, 6), (5, 6, 6), (1, 1), (1, 1)),
-], ids=['halved', 'doubled', 'valid', 'same'])
+    ((4, 2, 3), (5, 8, 7), (4, 3), (4, 2)),
+], ids=['halved', 'doubled', 'valid', 'same', 'enlarged'])
 def test_fitnet_regressor_has_the_teachers_shape(student, teacher, kernel, stride):
     connector = connected(ConvConnector(), student, teacher)
     assert connector.layers[0].kernel_size == kernel and connector.layers[0].stride == stride
@@ -67,8 +68,8 @@ def test_out_channels_override_the_teachers():
 
 
 def test_shapes_that_no_convolution_joins_are_refused():
-    with pytest.raises(MMKDError, match='4x4 to 7x7'):
-        ConvConnector().build((4, 4, 4), (5, 7, 7))
+    with pytest.raises(MMKDError, match='4x8 to 7x7'):
+        ConvConnector().build((4, 4, 8), (5, 7, 7))
     with pytest.raises(MMKDError, match='feature maps'):
         ConvConnector().build((4, 4, 4), (5, ))
 

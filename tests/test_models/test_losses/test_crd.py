@@ -101,6 +101,19 @@ def test_negatives_from_a_generator():
     assert torch.equal(one, two)
 
 
+def test_only_chosen_samples_update_the_memory():
+    loss, expected = connected(), connected()
+    expected.load_state_dict(loss.state_dict())
+    student, teacher, _ = batch(4)
+    samples, choice = at([3, 5, 3, 7]), torch.tensor([1.0, 0, 0, 1])
+    loss.masked(student, teacher, [choice], samples)
+    expected.values([student[0][[0, 3]]], [teacher[0][[0, 3]]], at([3, 7]))
+    torch.testing.assert_close(loss.memory, expected.memory)
+    before = loss.memory.clone()
+    assert loss.masked(student, teacher, [torch.zeros(4)], samples) == 0
+    assert torch.equal(loss.memory, before)
+
+
 def test_memory_starts_uniform_and_leaves_the_random_state_alone():
     loss = CRDLoss(dim=12)
     state = torch.get_rng_state()

@@ -6,15 +6,18 @@ import torch
 from mmengine.logging import MessageHub
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 from torch.nn import functional as F
 
 pytest.importorskip('mmpretrain')
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
+from mmkd.models.connectors import LinearConnector
 from mmkd.models.losses import FeatureLoss
 from mmkd.models.methods.sakd import SAKD, SpotAdaptiveDistill
 from mmkd.models.methods.sakd.policy import SpotPolicy
+from mmkd.models.methods.sakd.routing import Adapter
 from tests.helpers.classifiers import CLASSES, STUDENT, TEACHER, batch, distill
 from tests.helpers.tiny import build
 from tests.helpers.two_processes import run_in_two_processes, step_twice
@@ -85,7 +88,10 @@ def test_networks_of_one_family_start_with_distilling_everywhere():
     other = cifar_network(14, TEACHER)
     other['backbone'] = dict(type='mmkd.CRDWideResNet', depth=10, width=1)
     other['head']['in_channels'] = 64
-    for teacher, bias in ((None, 10.0), (other, 0.0)):
+    wider = cifar_network(14, TEACHER)
+    wider['backbone'].update(base_channels=16)
+    wider['head']['in_channels'] = 64
+    for teacher, bias in ((None, 10.0), (other, 0.0), (wider, 0.0)):
         layer = make(teacher=teacher).mmkd.methods['sakd'].policy.layer
         assert layer.bias.tolist() == [0.0, bias] * 4
     assert make(same_family=False).mmkd.methods['sakd'].policy.layer.bias.tolist() == [0.0] * 8
@@ -131,7 +137,27 @@ def spy(sakd, routed):
     return run
 
 
-def test_the_routing_loss_by_hand(monkeypatch):
+@pytest.mark.parametrize(('source', 'target', 'layer'), [
+    ((3, 8, 8), (5, 8, 8), (nn.Conv2d, (1, 1), (1, 1))),
+    ((3, 8, 8), (5, 4, 4), (nn.Conv2d, (3, 3), (2, 2))),
+    ((3, 4, 4), (5, 8, 8), (nn.ConvTranspose2d, (4, 4), (2, 2))),
+    ((3, 2, 3), (5, 8, 9), (nn.ConvTranspose2d, (4, 3), (4, 3)))])
+def test_adapters_are_convolutions_with_norm_and_relu_that_change_the_size(source, target, layer):
+    adapter = Adapter(source, target)
+    convolution, norm, relu = adapter.connector.layers
+    assert (type(convolution), convolution.kernel_size, convolution.stride) == layer
+    assert isinstance(norm, nn.BatchNorm2d) and isinstance(relu, nn.ReLU)
+    assert adapter.connector(torch.randn(2, *source)).shape == (2, *target)
+    larger = torch.randn(2, source[0], 3 * source[1], 3 * source[2])  # images of another size
+    assert adapter(larger, torch.randn(2, target[0], 24, 21)).shape == (2, target[0], 24, 21)
+
+
+def test_adapters_of_vectors_are_linear():
+    assert isinstance(Adapter((3, ), (5, )).connector, LinearConnector)
+
+
+@pytest.mark.parametrize('better', [False, True])
+def test_the_routing_loss_by_hand(better, monkeypatch):
     model = make('RKD')
     sakd = model.mmkd.methods['sakd']
     assert sakd.gamma == 2
@@ -140,13 +166,18 @@ def test_the_routing_loss_by_hand(monkeypatch):
     choices = torch.tensor([[1.0, 0], [0, 0], [1, 1], [0, 0], [0, 0], [0, 0]])
     choose(model, choices, monkeypatch)
     data = inputs(model)
+    if better:  # the sample that ends in the teacher is one of which the student knows nothing
+        with torch.no_grad():
+            model.mmkd.teacher.model.head.fc.weight.zero_()
+            model.head.fc.bias.copy_(torch.tensor([0.0, 0, -20, 0, 0]))
     student = copy.deepcopy(model)
     losses = model(**data, mode='loss')
     target = torch.arange(6) % CLASSES
-    plain = F.cross_entropy(student.head(student.extract_feat(data['inputs'])), target, reduction='none')
-    entropy = F.cross_entropy(routed['z'], target, reduction='none')
-    factors = torch.tensor([2.0 if r > p else 0.5 for r, p in zip(entropy, plain, strict=True)])
-    torch.testing.assert_close(losses['sakd.loss_routing'], (factors * entropy).mean(), rtol=1e-4, atol=1e-5)
+    plain = F.cross_entropy(student.head(student.extract_feat(data['inputs'])), target)
+    entropy = F.cross_entropy(routed['z'], target)
+    assert (entropy < plain) == better
+    torch.testing.assert_close(
+        losses['sakd.loss_routing'], (0.5 if better else 2.0) * entropy, rtol=1e-4, atol=1e-5)
     assert losses['sakd.loss_balance'].item() == pytest.approx(3 - 1)
     assert losses['sakd.share_features'].item() == pytest.approx(2 / 6)
     assert losses['sakd.share_logits'].item() == pytest.approx(1 / 6)
@@ -191,6 +222,18 @@ def test_policy_and_adapters_have_their_own_learning_rate_and_decay():
     others = [*sakd.inner.parameters(), *model.backbone.parameters()]
     assert {settings[id(p)] for p in others} == {(0.1, 5e-4)}
     assert len(settings) == sum(1 for _ in model.parameters())
+
+
+def test_schedules_leave_alone_what_the_policy_learns_by(monkeypatch):
+    model = make('RKD')
+    choose(model, torch.ones(6, 2), monkeypatch)
+    losses = []
+    for scale in (1.0, 0.0):
+        model.mmkd.methods['sakd'].scale = scale
+        losses.append(losses_of(copy.deepcopy(model)))
+    for name in ('loss_routing', 'loss_kd', 'loss_feature'):
+        plain, scaled = (values[f'sakd.{name}'].item() for values in losses)
+        assert plain > 0 and scaled == (plain if name == 'loss_routing' else 0)
 
 
 # Choices

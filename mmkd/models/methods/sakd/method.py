@@ -34,15 +34,15 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
 
     .. math::
         L &= CE(S, Y) + \frac{1}{N} \sum_n \Big( \sum_i a_{in} L_{in} + \alpha a_{Kn} KL(T_n ‖ S_n) \Big) \\
-        L_{routing} &= \frac{1}{N} \sum_n w_n CE(z_n, Y_n) + \max(0, N/2 - \sum_n a_{Kn})
+        L_{routing} &= \frac{w}{N} \sum_n CE(z_n, Y_n) + \max(0, N/2 - \sum_n a_{Kn})
 
     L_i is the loss of an inner method at spot i, with that method's weight, and a are the choices of a
     :class:`~mmkd.models.methods.sakd.policy.SpotPolicy`, which learns from the routing loss. There, z are the
     logits of a :class:`~mmkd.models.methods.sakd.routing.Routing`, which sends every sample through stages of
-    the student and the teacher by the same choices, and w is γ if z has a larger cross-entropy than the
-    student, else 1/γ. The routing loss trains only the policy and the adapters of the routing. For losses
-    that compare samples with one another, L_i is the loss of the chosen samples, multiplied by their share of
-    the batch.
+    the student and the teacher by the same choices, and w is γ if z has a larger mean cross-entropy in the
+    batch than the student, and 1/γ if it has a smaller one. The routing loss trains only the policy and the
+    adapters of the routing. For losses that compare samples with one another, L_i is the loss of the chosen
+    samples, multiplied by their share of the batch.
 
     It is for classifiers. The policy, the adapters and the teacher are not needed after training.
 
@@ -53,15 +53,17 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
         kd_weight: The weight α.
         temperature: The temperature τ of the KL divergence.
-        gamma: The factor γ; 2 in the released settings of AT, VID and RKD.
+        gamma: The factor γ.
         gumbel_temperature: The temperature of the policy's Gumbel-softmax.
         same_family: Whether both networks belong to one family, for which the policy starts by distilling at
-            every spot. By default, whether their backbones have the same class.
+            every spot. By default, whether their backbones have the same class and their pooled features the
+            same number of channels: networks of equal width that differ in depth.
         lr_mult: The learning rate of policy and adapters, relative to the student's.
         weight_decay: The weight decay of policy and adapters.
     """
 
     counters = ('sample_counts', 'distilled_counts')
+    proxy_losses = ('loss_routing', 'loss_balance')
 
     inner_key: str = 'method'
     """The key of the inner method's settings in the config of this method."""
@@ -130,12 +132,12 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         names = ['features' if stage == POOLED else f'stage{stage}' for stage, _ in stages]
         self.spot_names = [*names, 'logits']
         if self.has_policy:
+            channels = _pooled_channels(student), _pooled_channels(teacher)
             same_family = self.same_family
-            if same_family is None:
-                same_family = type(student.backbone) is type(teacher.backbone)
-            channels = _pooled_channels(student) + _pooled_channels(teacher)
+            if same_family is None:  # as in the released settings, in which ResNet32x4 and ResNet32 differ
+                same_family = type(student.backbone) is type(teacher.backbone) and channels[0] == channels[1]
             bias = 10.0 if same_family else 0.0
-            self.policy = SpotPolicy(channels, len(self.spot_names), self.gumbel_temperature, bias)
+            self.policy = SpotPolicy(sum(channels), len(self.spot_names), self.gumbel_temperature, bias)
             self.routing = Routing(stages, shapes)
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
@@ -195,10 +197,10 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             teacher_feature = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
         routed_logits = self.routing(
             step.student, teacher, step.inputs, teacher_feature, teacher_logits, choices)
-        routed = F.cross_entropy(routed_logits.float(), target, reduction='none')
-        plain = F.cross_entropy(student_logits.detach().float(), target, reduction='none')
-        factor = torch.where(routed.detach() > plain, self.gamma, 1 / self.gamma)
-        return dict(loss_routing=(factor * routed).mean(),
+        routed = F.cross_entropy(routed_logits.float(), target)
+        plain = F.cross_entropy(student_logits.float(), target)
+        factor = self.gamma**(routed - plain).detach().sign()
+        return dict(loss_routing=factor * routed,
                     loss_balance=(len(choices) / 2 - choices[:, -1].sum()).clamp(min=0))
 
     def _with_all_parameters(self, losses: dict) -> dict:
@@ -240,7 +242,8 @@ class SAKD(SpotAdaptiveDistill):
         strategy: See :class:`SpotAdaptiveDistill`.
         kd_weight: See :class:`SpotAdaptiveDistill`.
         temperature: See :class:`SpotAdaptiveDistill`.
-        gamma: See :class:`SpotAdaptiveDistill`; by default 2 for AT, VID and RKD, and 1 otherwise.
+        gamma: See :class:`SpotAdaptiveDistill`; by default 2 for AT, VID and RKD, and 1 otherwise, as in the
+            released settings for CIFAR-100; those for Tiny-ImageNet have 2 for every method.
         gumbel_temperature: See :class:`SpotAdaptiveDistill`.
         same_family: See :class:`SpotAdaptiveDistill`.
         lr_mult: See :class:`SpotAdaptiveDistill`.

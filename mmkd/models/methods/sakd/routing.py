@@ -18,7 +18,8 @@ POOLED = -1
 class Adapter(nn.Module):
     """Gives a feature of one network the shape of the other network's feature.
 
-    It is a 1×1 convolution with batch norm, or a linear layer for vectors.
+    It is a :class:`~mmkd.models.connectors.ConvConnector`, a strided or transposed convolution with batch
+    norm and ReLU, or a linear layer for vectors.
 
     Args:
         source: Shape of a sample's feature, ``(C, H, W)`` or ``(C,)``.
@@ -27,13 +28,14 @@ class Adapter(nn.Module):
 
     def __init__(self, source: tuple[int, ...], target: tuple[int, ...]) -> None:
         super().__init__()
-        self.connector = LinearConnector() if len(source) == 1 else ConvConnector(kernel_size=1, relu=False)
+        self.connector = LinearConnector() if len(source) == 1 else ConvConnector()
         self.connector.build(source, target)
 
     def forward(self, feature: Tensor, like: Tensor) -> Tensor:
-        """Return the feature in the shape of ``like``; a map is resampled to its height and width."""
+        """Return the feature in the shape of ``like``."""
         feature = self.connector(feature)
         size = like.shape[-2:]
+        # Sizes differ if images are not of the size for which the layers were built.
         if feature.dim() != 4 or feature.shape[-2:] == size:
             return feature
         if feature.shape[-1] > like.shape[-1]:
