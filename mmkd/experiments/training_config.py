@@ -34,6 +34,8 @@ class Digits(NamedTuple):
 
 DIGITS = dict(
     digits_det=Digits('digits_detection', dict(train=600, val=150, seed=0), dict(train=24, val=8, seed=0)),
+    digits_det_6000=Digits('digits_detection', dict(train=6000, val=600, seed=0, image_size=96),
+                           dict(train=24, val=8, seed=0, image_size=96)),
     digits_cls=Digits('digits_classification', dict(train=3000, val=2000, seed=0),
                       dict(train=130, val=40, seed=0)))
 """The datasets of digits by the name of their folder."""
@@ -96,7 +98,7 @@ def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Pa
     images, folder = {}, None
     if name in DIGITS:
         images = DIGITS[name].smoke_images if smoke else DIGITS[name].images
-        number = images['train']
+        number = min(images['train'], loader.dataset.get('indices') or images['train'])
         folder = data or CHECKOUT / f'data/{name}{"_smoke" if smoke else ""}'
         options.update({f'{split}_dataloader.dataset.data_root': f'{folder}/' for split in SPLITS})
         if metric == 'coco/bbox_mAP':

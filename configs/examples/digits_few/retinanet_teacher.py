@@ -8,10 +8,10 @@ _base_ = [
 # Digits are 5 to 30 px large and taller than wide; anchors are 8 to 50 px.
 model = dict(
     backbone=dict(base_channels=32),
-    neck=dict(in_channels=[32, 64, 128, 256], out_channels=32, start_level=0),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=32, start_level=0, num_outs=4),
     bbox_head=dict(
         in_channels=32,
         feat_channels=32,
         norm_cfg=dict(num_groups=8),
-        anchor_generator=dict(octave_base_scale=2, strides=[4, 8, 16])))
+        anchor_generator=dict(octave_base_scale=2, strides=[4, 8, 16, 32])))
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
