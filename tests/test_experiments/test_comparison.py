@@ -27,7 +27,11 @@ def test_plan_of_everything(tmp_path):
     runs = comparison(tmp_path, FASTER_RCNN, RETINANET).plan()
     assert len(runs) == 2 * (1 + 3 * 8)
     assert len({run.work_dir for run in runs}) == len(runs)
-    for teacher, *students in (runs[:25], runs[25:]):
+    # All teachers, then seed by seed, so that a part of the runs makes a balanced table.
+    assert [run.method for run in runs[:3]] == ['teacher', 'teacher', 'student']
+    assert [run.seed for run in runs[2:]] == [0] * 16 + [1] * 16 + [2] * 16
+    for pair in ('faster_rcnn', 'retinanet'):
+        teacher, *students = (run for run in runs if run.settings['pair'] == pair)
         assert teacher.method == 'teacher' and teacher.metric == 'coco/bbox_mAP'
         assert not teacher.train_arguments
         assert [run.seed for run in students] == [0] * 8 + [1] * 8 + [2] * 8
@@ -88,11 +92,12 @@ def test_pairs_inside_and_outside_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.signal, 'signal', lambda *_: None)
     planned = []
-    monkeypatch.setattr(module.RunQueue, 'run', lambda queue: planned.extend(queue.runs))
-    monkeypatch.setattr(Comparison, 'write_report', lambda *_: None)
+    monkeypatch.setattr(module.RunQueue, 'run', lambda queue, finished: planned.extend(queue.runs))
+    monkeypatch.setattr(Comparison, 'print_report', lambda *_: None)
     compare(comparison(tmp_path, str(tmp_path / 'small_student.py'), CLASSIFIER, methods=['kd'], seeds=1,
                        smoke=True))
-    assert [run.settings['pair'] for run in planned] == ['small'] * 3 + ['classifier'] * 3
+    assert [run.settings['pair'] for run in planned] == [
+        'small', 'classifier', 'small', 'small', 'classifier', 'classifier']
     assert {run.config for run in planned if run.method != 'teacher'} == {
         tmp_path / 'small_student.py', REPO / CLASSIFIER}
 
