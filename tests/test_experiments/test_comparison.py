@@ -1,5 +1,6 @@
 """What a comparison plans and checks."""
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from mmkd.experiments import comparison as module
 from mmkd.experiments.comparison import Comparison, compare, work_dir_of
 from mmkd.experiments.method_names import TITLES, method_title, ordered
 from mmkd.experiments.runs import write_json
-from mmkd.experiments.training_config import CHECKOUT, make_digits, read_training_config
+from mmkd.experiments.training_config import CHECKOUT, load_config, make_digits, read_training_config
 from tests.helpers.tiny import REPO
 
 FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
@@ -215,3 +216,42 @@ def test_settings_in_names_reach_the_check(tmp_path):
 def test_a_config_without_a_teacher_is_told(tmp_path):
     with pytest.raises(MMKDError, match='names no teacher'):
         comparison(tmp_path, 'configs/examples/quickstart/classifier_teacher.py').plan()
+
+
+def test_students_with_few_images(tmp_path):
+    """A student's first 250 images of 6000, or a folder of 500 images of every class."""
+    read = functools.partial(read_training_config, data=tmp_path)
+    for name in ('faster_rcnn', 'retinanet'):
+        teacher = read(CHECKOUT / f'configs/examples/digits_few/{name}_teacher.py')
+        student = read(CHECKOUT / f'configs/examples/digits_few/{name}_student.py')
+        assert teacher.iterations == teacher.epochs * 750
+        assert student.iterations == student.epochs * -(-250 // load_config(student.path).train_dataloader.batch_size)
+        assert teacher.images == student.images == dict(train=6000, val=600, seed=0, image_size=96)
+    # Images that are held in memory are not read to count them.
+    path = CHECKOUT / 'configs/examples/cifar10_few/resnet8_5000_student.py'
+    roots = ('train_dataloader.dataset.dataset', 'val_dataloader.dataset')
+    smoke = read_training_config(path, tuple(f'{root}.data_root={tmp_path}' for root in roots), smoke=True)
+    assert smoke.iterations == 2
+    assert smoke.options['train_dataloader.dataset.dataset.indices'] == 128
+    assert smoke.options['val_dataloader.dataset.indices'] == 128
+
+
+def test_a_report_without_training(tmp_path, monkeypatch, capsys):
+    """It reports what is finished, also beside a running comparison, and trains nothing."""
+    compared = comparison(tmp_path, CLASSIFIER, methods=['kd'], seeds=2, report_only=True)
+    teacher, student, kd, *_ = compared.plan()
+    result = dict(metrics=dict(top1=0.9), seconds_per_iteration=0.1)
+    write_json(teacher.result_path, result)
+    for run, top1 in ((student, 0.6), (kd, 0.7)):
+        write_json(run.result_path, dict(
+            result, metrics=dict(top1=top1), gap=dict(kl=0.5, agreement=0.8)))
+    monkeypatch.setattr(module.RunQueue, 'run', lambda *_: pytest.fail('trains'))
+    with module.FileLock(compared.work_dir / '.lock'):
+        compare(compared)
+    printed = capsys.readouterr().out
+    assert '3 of 5 trainings are finished' in printed
+    assert '- **Unfinished**: of 2 seeds, fewer are finished with student alone (1), KD (1).' in printed
+    assert '+10.0' in (compared.work_dir / 'comparison.md').read_text()
+    write_json(kd.work_dir / 'settings.json', dict(kd.settings, epochs=1))
+    with pytest.raises(MMKDError, match='other settings .epochs.'):
+        compare(compared)

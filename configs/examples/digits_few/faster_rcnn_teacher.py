@@ -2,7 +2,7 @@
 _base_ = [
     '../../_base_/models/faster_rcnn_r18_fpn64.py',
     '../../_base_/datasets/digits_detection_few.py',
-    './schedule.py',
+    '../../_base_/schedules/digits_few.py',
 ]
 
 # Digits are 5 to 30 px large and taller than wide. On a fifth level, the map would have two positions a side.

@@ -1,4 +1,4 @@
-# What all detectors of this folder share: AdamW, a cosine, and an average of the weights.
+# What all detectors of configs/examples/digits_few share: AdamW, a cosine, and an average of the weights.
 _base_ = 'mmdet::_base_/default_runtime.py'
 
 epochs = 8

@@ -1,5 +1,5 @@
-# What all classifiers of this folder share: SGD with a short warm-up and a cosine.
-_base_ = '../../_base_/classification_runtime.py'
+# What all classifiers of configs/examples/cifar10_few share: SGD with a short warm-up and a cosine.
+_base_ = '../classification_runtime.py'
 
 train_cfg = dict(by_epoch=True, max_epochs=24, val_interval=24)
 val_cfg = dict()
