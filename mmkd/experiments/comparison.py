@@ -234,7 +234,7 @@ def compare(comparison: Comparison) -> None:
             runs = comparison.plan()
             comparison.check_students(runs)
             try:
-                RunQueue(runs, comparison.jobs).run(lambda _: comparison.write_report(runs))
+                RunQueue(runs, comparison.jobs).run(lambda: comparison.write_report(runs))
             finally:
                 comparison.print_report(runs)
     except Timeout:

@@ -60,10 +60,8 @@ def paired_difference(values: Sequence[float], reference: Sequence[float]) -> Pa
     half = float(student_t.ppf(1 - LEVEL / 2, number - 1)) * error
     low, high = mean - half, mean + half
     verdict = 'better' if low > 0 else 'worse' if high < 0 else 'same'
-    if error:
-        p = float(2 * student_t.sf(abs(mean) / error, number - 1))
-    else:
-        p = 0.0 if mean else 1.0
+    statistic = abs(mean) / error if error else float('inf') if mean else 0.0
+    p = float(2 * student_t.sf(statistic, number - 1))
     return PairedDifference(
         **difference, ci95=[low, high], p=p, verdict=verdict, corrected_p=p, corrected_verdict=verdict,
         detectable=smallest_detectable(std, number, LEVEL))

@@ -6,7 +6,7 @@ from typing import TypedDict
 from rich.console import Console
 from rich.markdown import Markdown
 
-from .inference import PairedDifference, Spread, holm, paired_difference, spread
+from .inference import POWER, PairedDifference, Spread, holm, paired_difference, spread
 from .method_names import method_title
 from .runs import SCORES, score
 
@@ -54,8 +54,8 @@ def summarize(results: dict[str, dict[str, dict[int, dict]]], seeds: Sequence[in
     """Summarize the results of a comparison, as far as it is finished.
 
     Args:
-        results: Results of the finished runs by pair, method, and seed. Pairs whose ``teacher`` or ``student``
-            has no result are left out.
+        results: Results of the finished runs by pair, method, and seed. Pairs whose ``teacher`` or
+            ``student`` has no result are left out.
         seeds: The seeds of the comparison.
         command: The command that repeats the comparison.
         settings: How the networks were trained.
@@ -230,9 +230,9 @@ def _power(differences: dict[str, PairedDifference], unit: str) -> list[str]:
     low, middle, high = (f'{100 * value:.1f}' for value in (
         min(detectable), statistics.median(detectable), max(detectable)))
     between = f' ({low} to {high}, depending on the comparison)' if low != high else ''
-    return [f'- Power: with the measured spread, a true difference of {middle} {unit}{between} is found with a '
-            f'probability of 80 % at the level for {len(differences)} comparisons. The table cannot show '
-            'smaller ones.']
+    return [f'- Power: with the measured spread, a true difference of {middle} {unit}{between} is found with '
+            f'a probability of {POWER:.0%} at the level for {len(detectable)} comparisons; smaller ones are '
+            'likely to be missed.']
 
 
 def _table(rows: list[list[str]]) -> list[str]:

@@ -101,7 +101,8 @@ class Run:
         if not path.is_file():
             return
         previous = json.loads(path.read_text())
-        changed = [key for key in self.settings if previous.get(key) != self.settings[key]]
+        # The name of the pair changes nothing, so pairs with the same teacher can have copies of its folder.
+        changed = [key for key in self.settings if key != 'pair' and previous.get(key) != self.settings[key]]
         if changed:
             raise MMKDError(f'{self.work_dir} was made with other settings ({", ".join(changed)}); '
                             'delete it or choose another folder.')
@@ -120,11 +121,11 @@ class RunQueue:
         self.jobs = jobs
         self.stop = threading.Event()
 
-    def run(self, finished: Callable[[Run], None] = lambda run: None) -> None:
+    def run(self, report: Callable[[], object] = lambda: None) -> None:
         """Run the trainings. When one fails, the others go on, except for the students of a failed teacher.
 
         Args:
-            finished: Called after every training that this call has finished, one call at a time.
+            report: Called after every training that this call has finished, one call at a time.
 
         Raises:
             MMKDError: If a work directory was made with other settings; or, after all others, if trainings
@@ -142,12 +143,11 @@ class RunQueue:
             for index, run in enumerate(self.runs):
                 futures[id(run)] = pool.submit(
                     self._run_one, index, progress, futures.get(id(run.teacher)))
-            by_future = {futures[id(run)]: run for run in self.runs}
             try:
-                for future in as_completed(by_future):
+                for future in as_completed(futures.values()):
                     try:
                         if future.result():
-                            finished(by_future[future])
+                            report()
                     except MMKDError as error:
                         failures.append(str(error))
             except BaseException:

@@ -93,7 +93,7 @@ def test_pairs_inside_and_outside_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.signal, 'signal', lambda *_: None)
     planned = []
-    monkeypatch.setattr(module.RunQueue, 'run', lambda queue, finished: planned.extend(queue.runs))
+    monkeypatch.setattr(module.RunQueue, 'run', lambda queue, report: planned.extend(queue.runs))
     monkeypatch.setattr(Comparison, 'print_report', lambda *_: None)
     compare(comparison(tmp_path, str(tmp_path / 'small_student.py'), CLASSIFIER, methods=['kd'], seeds=1,
                        smoke=True))
@@ -225,7 +225,8 @@ def test_students_with_few_images(tmp_path):
         teacher = read(CHECKOUT / f'configs/examples/digits_few/{name}_teacher.py')
         student = read(CHECKOUT / f'configs/examples/digits_few/{name}_student.py')
         assert teacher.iterations == teacher.epochs * 750
-        assert student.iterations == student.epochs * -(-250 // load_config(student.path).train_dataloader.batch_size)
+        batch_size = load_config(student.path).train_dataloader.batch_size
+        assert student.iterations == student.epochs * -(-250 // batch_size)
         assert teacher.images == student.images == dict(train=6000, val=600, seed=0, image_size=96)
     # Images that are held in memory are not read to count them.
     path = CHECKOUT / 'configs/examples/cifar10_few/resnet8_5000_student.py'

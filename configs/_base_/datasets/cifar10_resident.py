@@ -1,4 +1,5 @@
-# CIFAR-10 from folders of images (tools/dataset_converters/cifar10_folder.py), all of which are held in memory.
+# CIFAR-10 from folders of images, which tools/dataset_converters/cifar10_folder.py writes. All images are
+# held in memory.
 dataset_type = 'CustomDataset'
 data_root = 'data/cifar10'
 # Files are loaded as BGR.

@@ -14,8 +14,8 @@ from .wide_resnet import PreActivationBlock
 class PooledShortcutBlock(PreActivationBlock):
     """A pre-activation block whose shortcut has no parameters.
 
-    If the number of channels changes, the shortcut is the input, average pooled by the stride, with channels of
-    zeros added in equal numbers in front and behind.
+    If the number of channels changes, the shortcut is the input, average pooled by the stride, with equal
+    numbers of channels of zeros in front and behind.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -34,10 +34,10 @@ class PooledShortcutBlock(PreActivationBlock):
 class PreActResNet(StagedBackbone):
     """A pre-activation ResNet with three stages of basic blocks and shortcuts without parameters.
 
-    It is the network ``preact_resnetD_cifar`` of Intel's Distiller, for whose distillation on CIFAR-10 there are
-    published figures. The stages ``layer1``, ``layer2`` and ``layer3`` have 16, 32 and 64 channels and maps of H,
-    H/2 and H/4. Their outputs precede batch norm and ReLU; the tail is the batch norm and ReLU after the last
-    stage.
+    It is the network ``preact_resnetD_cifar`` of Intel's Distiller, for whose distillation on CIFAR-10 there
+    are published figures. The stages ``layer1``, ``layer2`` and ``layer3`` have 16, 32 and 64 channels and
+    maps of H, H/2 and H/4. Their outputs precede batch norm and ReLU; the tail is the batch norm and ReLU
+    after the last stage.
 
     Args:
         depth: D = 6n + 2 for n blocks per stage, such as 20 or 32.

@@ -51,7 +51,8 @@ def test_function():
     expected.append(model.bn1(x).relu())
     for output, value in zip(model(images), expected, strict=True):
         torch.testing.assert_close(output, value)
-    assert [list(value.shape[1:]) for value in expected] == [[16, 32, 32], [32, 16, 16], [64, 8, 8], [64, 8, 8]]
+    assert [list(value.shape[1:]) for value in expected] == [
+        [16, 32, 32], [32, 16, 16], [64, 8, 8], [64, 8, 8]]
     assert not F.relu(-expected[-1]).any()
 
 
