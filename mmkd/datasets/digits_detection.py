@@ -1,6 +1,7 @@
 """The digits detection set: handwritten digits on noisy gradients, in COCO format."""
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ Box = tuple[int, int, int, int]
 """x, y, width and height in pixels."""
 
 
-def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bool:
+def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0,
+         image_size: int = IMAGE_SIZE) -> bool:
     """Make the set; see :func:`~mmkd.datasets.digits.make_set`.
 
     Args:
@@ -27,22 +29,26 @@ def make(out: str | Path, train: int = 600, val: int = 150, seed: int = 0) -> bo
         train: Number of training images.
         val: Number of validation images.
         seed: Seed of the split and of the drawing.
+        image_size: Height and width of the images in pixels; the digits scale with it.
 
     Returns:
         bool: Whether the set was made by this call.
     """
-    return make_set(out, dict(format=FORMAT, train=train, val=val, seed=seed), _write_split)
+    settings = dict(format=FORMAT, train=train, val=val, seed=seed)
+    if image_size != IMAGE_SIZE:  # sets of 160 pixels that exist do not name their size
+        settings['image_size'] = image_size
+    return make_set(out, settings, partial(_write_split, image_size=image_size))
 
 
 def _write_split(root: Path, split: str, digits: Sequence[Digit], num_images: int,
-                 rng: np.random.Generator) -> None:
+                 rng: np.random.Generator, image_size: int = IMAGE_SIZE) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image_id in range(1, num_images + 1):
         name = f'{image_id:06d}.png'
-        image, objects = make_image(digits, rng)
+        image, objects = make_image(digits, rng, image_size)
         write_image(root / split / name, image)
-        images.append(dict(id=image_id, file_name=name, width=IMAGE_SIZE, height=IMAGE_SIZE))
+        images.append(dict(id=image_id, file_name=name, width=image_size, height=image_size))
         for index, label, (x, y, width, height) in objects:
             annotations.append(
                 dict(id=len(annotations) + 1, image_id=image_id, category_id=label + 1,
@@ -56,29 +62,31 @@ def _write_split(root: Path, split: str, digits: Sequence[Digit], num_images: in
     (root / f'annotations/instances_{split}.json').write_text(json.dumps(content))
 
 
-def make_image(digits: Sequence[Digit],
-               rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, int, Box]]]:
+def make_image(digits: Sequence[Digit], rng: np.random.Generator,
+               image_size: int = IMAGE_SIZE) -> tuple[np.ndarray, list[tuple[int, int, Box]]]:
     """Draw one image.
 
     Args:
         digits: The digits to choose from.
         rng: The source of randomness.
+        image_size: Height and width of the image in pixels, S; the digits scale with it.
 
     Returns:
-        tuple: The image, uint8 ``(160, 160, 3)``, and its objects, each as the index of the digit, label and
+        tuple: The image, uint8 ``(S, S, 3)``, and its objects, each as the index of the digit, label and
         box.
     """
-    image = make_background(rng, IMAGE_SIZE)
+    image = make_background(rng, image_size)
+    smallest, largest = (size * image_size // IMAGE_SIZE for size in DIGIT_SIZES)
     painted = np.zeros(image.shape[:2], bool)
     objects: list[tuple[int, int, Box]] = []
     num_objects = rng.integers(DIGITS_PER_IMAGE[0], DIGITS_PER_IMAGE[1] + 1)
     # An image may have no space for the last digits, but always for two.
     for _ in range(200):
         index, label, strokes = digits[rng.integers(len(digits))]
-        alpha = render(strokes, rng.integers(DIGIT_SIZES[0], DIGIT_SIZES[1] + 1))
+        alpha = render(strokes, rng.integers(smallest, largest + 1))
         height, width = alpha.shape
-        x = int(rng.integers(IMAGE_SIZE - width + 1))
-        y = int(rng.integers(IMAGE_SIZE - height + 1))
+        x = int(rng.integers(image_size - width + 1))
+        y = int(rng.integers(image_size - height + 1))
         box = (x, y, width, height)
         window = np.s_[y:y + height, x:x + width]
         # Overlapping strokes would hide a part of the lower digit, so that its box would be wrong.

@@ -59,6 +59,8 @@ class Comparison:
         pictures: Whether to draw learning curves, for which students are evaluated as often as their config
             says, and detections. Otherwise students are evaluated after the last epoch only.
         pair_folders: Whether every pair has a folder in the work directory.
+        report_only: Whether to report what is finished without training anything, even while another process
+            trains.
     """
 
     pairs: tuple[str, ...]
@@ -72,6 +74,7 @@ class Comparison:
     smoke: bool = False
     pictures: bool = False
     pair_folders: bool = True
+    report_only: bool = False
 
     @cached_property
     def configs(self) -> dict[str, TrainingConfig]:
@@ -83,26 +86,18 @@ class Comparison:
         return self.work_dir / pair if self.pair_folders else self.work_dir
 
     def plan(self) -> list[Run]:
-        """List all trainings in the order in which they run: pair by pair, seed by seed.
+        """List all trainings in the order in which they run: the teachers, then seed by seed.
+
+        So a table of the finished trainings compares all methods on nearly the same seeds.
 
         Raises:
             MMKDError: If a method does not exist, or a pair cannot be trained.
         """
         check_methods(self.methods)
-        runs = []
-        for pair, config in self.configs.items():
-            if not config.teacher:
-                raise MMKDError(f'{config.path} names no teacher; add '
-                                'teacher=dict(config=…, checkpoint=…) to it.')
-            if not (CHECKOUT / config.teacher).is_file():
-                raise MMKDError(f'{config.path} names the teacher {config.teacher}, which is not a file in '
-                                'the checkout; name it by an absolute path.')
-            teacher = self._run(
-                pair, self._read(config.teacher), 'teacher', 0, title=f'{pair_title(pair)}, teacher, seed 0',
-                work_dir=self.folder(pair) / 'teacher')
-            runs += [teacher, *(self._student_run(pair, config, method, seed, teacher)
-                                for seed in self.seeds for method in self.methods)]
-        return runs
+        teachers = {pair: self._teacher_run(pair, config) for pair, config in self.configs.items()}
+        return [*teachers.values(),
+                *(self._student_run(pair, config, method, seed, teachers[pair])
+                  for seed in self.seeds for pair, config in self.configs.items() for method in self.methods)]
 
     def check_students(self, runs: Sequence[Run]) -> None:
         """Build every student that is not trained yet with its methods and a teacher without weights.
@@ -118,14 +113,15 @@ class Comparison:
             if run.train_arguments and run.seed == self.seeds[0] and not run.finished:
                 _check_student(run)
 
-    def write_report(self, runs: Sequence[Run]) -> None:
-        """Write and print what came out of the finished trainings."""
-        results: dict[str, dict[str, list[dict]]] = {pair: {} for pair in self.configs}
+    def write_report(self, runs: Sequence[Run]) -> str:
+        """Write what came out of the finished trainings, and return the tables."""
+        results: dict[str, dict[str, dict[int, dict]]] = {pair: {} for pair in self.configs}
         iterations: dict[str, dict[str, int]] = {pair: {} for pair in self.configs}
         for run in runs:
             pair = str(run.settings['pair'])
-            results[pair].setdefault(run.method, []).append(run.result())
             iterations[pair]['students' if run.teacher else 'teacher'] = run.iterations
+            if run.finished:
+                results[pair].setdefault(run.method, {})[run.seed] = run.result()
         settings = dict(
             images={pair: config.images for pair, config in self.configs.items()},
             methods={pair: config.settings for pair, config in self.configs.items()}, iterations=iterations)
@@ -133,11 +129,17 @@ class Comparison:
         write_json(self.work_dir / 'comparison.json', summary)
         text = markdown(summary)
         (self.work_dir / 'comparison.md').write_text(text)
+        return text
+
+    def print_report(self, runs: Sequence[Run]) -> None:
+        """Write and print what came out of the finished trainings."""
+        print_markdown(self.write_report(runs))
         written = [self.work_dir / 'comparison.json', self.work_dir / 'comparison.md']
-        if self.pictures:
+        if self.pictures and all(run.finished for run in runs):
             written += [path for pair in self.configs for path in self.draw_pictures(pair, runs)]
-        print_markdown(text)
-        print('Written:', *(path.relative_to(self.work_dir) for path in written), f'in {self.work_dir}')
+        finished = sum(run.finished for run in runs)
+        print(f'{finished} of {len(runs)} trainings are finished. Written:',
+              *(path.relative_to(self.work_dir) for path in written), f'in {self.work_dir}')
 
     def draw_pictures(self, pair: str, runs: Sequence[Run]) -> list[Path]:
         """Draw the learning curves of a pair and, for detectors, detections; return the files' paths."""
@@ -162,6 +164,17 @@ class Comparison:
 
     def _read(self, config: str) -> TrainingConfig:
         return read_training_config(CHECKOUT / config, self.cfg_options, self.data, self.smoke)
+
+    def _teacher_run(self, pair: str, config: TrainingConfig) -> Run:
+        if not config.teacher:
+            raise MMKDError(f'{config.path} names no teacher; add '
+                            'teacher=dict(config=…, checkpoint=…) to it.')
+        if not (CHECKOUT / config.teacher).is_file():
+            raise MMKDError(f'{config.path} names the teacher {config.teacher}, which is not a file in '
+                            'the checkout; name it by an absolute path.')
+        return self._run(
+            pair, self._read(config.teacher), 'teacher', 0, title=f'{pair_title(pair)}, teacher, seed 0',
+            work_dir=self.folder(pair) / 'teacher')
 
     def _student_run(self, pair: str, config: TrainingConfig, method: str, seed: int, teacher: Run) -> Run:
         from_teacher = ('--teacher', teacher.config, '--teacher-checkpoint', teacher.checkpoint)
@@ -196,7 +209,7 @@ class Comparison:
 
 
 def compare(comparison: Comparison) -> None:
-    """Run everything of a comparison that is left to do, and report.
+    """Run everything of a comparison that is left to do, and report after every training.
 
     The working directory becomes the checkout, relative to which configs name teachers and data.
 
@@ -211,14 +224,19 @@ def compare(comparison: Comparison) -> None:
     # As an exception, so that the trainings are stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     os.chdir(CHECKOUT)
+    if comparison.report_only:
+        report(comparison)
+        return
     try:
         comparison.work_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(comparison.work_dir / '.lock', timeout=0):
             make_digits(comparison.configs.values())
             runs = comparison.plan()
             comparison.check_students(runs)
-            RunQueue(runs, comparison.jobs).run()
-            comparison.write_report(runs)
+            try:
+                RunQueue(runs, comparison.jobs).run(lambda: comparison.write_report(runs))
+            finally:
+                comparison.print_report(runs)
     except Timeout:
         raise MMKDError(f'Another comparison is running in {comparison.work_dir}.') from None
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
@@ -227,6 +245,18 @@ def compare(comparison: Comparison) -> None:
     except KeyboardInterrupt:
         sys.exit('\nInterrupted. Run the same command again to go on.')
     print(f'Took {duration(time.monotonic() - start)} minutes.')
+
+
+def report(comparison: Comparison) -> None:
+    """Report what is finished of a comparison.
+
+    Raises:
+        MMKDError: If trainings were made with other settings.
+    """
+    runs = comparison.plan()
+    for run in runs:
+        run.check_settings()
+    comparison.print_report(runs)
 
 
 def add_arguments(parser: argparse.ArgumentParser, seeds: int | str, jobs: int | str) -> None:

@@ -5,8 +5,8 @@ from typing import TypedDict
 
 from rich.console import Console
 from rich.markdown import Markdown
-from scipy.stats import t as student_t
 
+from .inference import POWER, PairedDifference, Spread, holm, paired_difference, spread
 from .method_names import method_title
 from .runs import SCORES, score
 
@@ -17,34 +17,17 @@ MIN_TEACHER_LEAD = dict(bbox_mAP=0.10, top1=0.05)
 VERDICTS = dict(better='Better than', worse='Worse than', same='Not distinguishable from')
 
 
-class Spread(TypedDict):
-    """A figure over seeds: mean, standard deviation (n - 1; ``None`` for one seed), and every value."""
-
-    mean: float
-    std: float | None
-    per_seed: list[float]
-
-
 class Row(Spread):
     """The results of a method: its score, the means of all metrics, its costs, the gap to the teacher.
 
-    ``None`` is a figure that was not measured.
+    ``seeds`` are those that are finished. ``None`` is a figure that was not measured.
     """
 
+    seeds: list[int]
     metrics: dict[str, float] | None
     seconds_per_iteration: float | None
     relative_step_time: float | None
     gap: dict[str, Spread] | None
-
-
-class PairedDifference(Spread):
-    """The differences of two methods with equal seeds, and what they say.
-
-    ``ci95`` is Student's t interval (``None`` for one seed); the verdict is ``'same'`` when it includes zero.
-    """
-
-    ci95: list[float] | None
-    verdict: str
 
 
 class PairSummary(TypedDict):
@@ -66,65 +49,69 @@ class Summary(TypedDict):
     pairs: dict[str, PairSummary]
 
 
-def summarize(results: dict[str, dict[str, list[dict]]], seeds: Sequence[int], command: str,
+def summarize(results: dict[str, dict[str, dict[int, dict]]], seeds: Sequence[int], command: str,
               settings: dict | None = None, environment: dict | None = None) -> Summary:
-    """Summarize the results of a comparison.
+    """Summarize the results of a comparison, as far as it is finished.
 
     Args:
-        results: Results of runs by pair and method, one for each seed; a single one for the ``teacher``.
-        seeds: The seeds, in the order of the results.
+        results: Results of the finished runs by pair, method, and seed. Pairs whose ``teacher`` or
+            ``student`` has no result are left out.
+        seeds: The seeds of the comparison.
         command: The command that repeats the comparison.
         settings: How the networks were trained.
         environment: What the step times depend on.
     """
+    pairs = {name: _summarize_pair(runs) for name, runs in results.items()
+             if runs.get('teacher') and runs.get('student')}
     return dict(command=command, settings=settings or {}, environment=environment, seeds=list(seeds),
-                pairs={name: _summarize_pair(runs) for name, runs in results.items()})
+                pairs=pairs)
 
 
-def paired_difference(values: Sequence[float], reference: Sequence[float]) -> PairedDifference:
-    """Compare two methods seed by seed.
+def compare_rows(rows: dict[str, Row]) -> dict[str, PairedDifference]:
+    """Compare every method with the student alone and with KD, on the seeds that both have finished.
+
+    The p-values are corrected for all comparisons of the table by Holm's procedure.
 
     Args:
-        values: Scores of a method.
-        reference: Scores of another method with the same seeds.
+        rows: The results by method.
+
+    Returns:
+        dict: Differences by ``'METHOD-REFERENCE'``.
     """
-    difference = spread([value - other for value, other in zip(values, reference, strict=True)])
-    if difference['std'] is None:
-        return PairedDifference(**difference, ci95=None, verdict='same')
-    number = len(values)
-    half = float(student_t.ppf(0.975, number - 1)) * difference['std'] / number**0.5
-    low, high = difference['mean'] - half, difference['mean'] + half
-    verdict = 'better' if low > 0 else 'worse' if high < 0 else 'same'
-    return PairedDifference(**difference, ci95=[low, high], verdict=verdict)
+    differences: dict[str, PairedDifference] = {}
+    for index, reference in enumerate(REFERENCES):
+        for name, row in rows.items():
+            if reference not in rows or name in REFERENCES[:index + 1]:
+                continue
+            of_reference = dict(zip(rows[reference]['seeds'], rows[reference]['per_seed'], strict=True))
+            of_method = dict(zip(row['seeds'], row['per_seed'], strict=True))
+            common = [seed for seed in of_method if seed in of_reference]
+            if common:
+                differences[f'{name}-{reference}'] = paired_difference(
+                    [of_method[seed] for seed in common], [of_reference[seed] for seed in common])
+    holm(differences.values())
+    return differences
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Return the mean and the standard deviation of a figure over seeds."""
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(mean=statistics.mean(values), std=std, per_seed=list(values))
-
-
-def _summarize_pair(results: dict[str, list[dict]]) -> PairSummary:
-    teacher = results['teacher'][0]
-    methods = {name: runs for name, runs in results.items() if name != 'teacher'}
+def _summarize_pair(results: dict[str, dict[int, dict]]) -> PairSummary:
+    teacher, = results['teacher'].values()
+    methods = {name: runs for name, runs in results.items() if name != 'teacher' and runs}
     metric, _ = score(teacher['metrics'])
-    scores = {name: [run['metrics'][metric] for run in runs] for name, runs in methods.items()}
     # Other processes on the machine only add time, so the fastest seed counts.
-    seconds = {name: min(run['seconds_per_iteration'] for run in runs) for name, runs in methods.items()}
+    seconds = {name: min(run['seconds_per_iteration'] for run in runs.values())
+               for name, runs in methods.items()}
     rows: dict[str, Row] = {}
-    for name, runs in methods.items():
+    for name, by_seed in methods.items():
+        runs = list(by_seed.values())
         names = set.intersection(*(set(run['metrics']) for run in runs))
         rows[name] = Row(
-            **spread(scores[name]),
+            **spread([run['metrics'][metric] for run in runs]),
+            seeds=list(by_seed),
             metrics={key: statistics.mean(run['metrics'][key] for run in runs) for key in sorted(names)},
             seconds_per_iteration=seconds[name],
             relative_step_time=seconds[name] / seconds['student'],
             gap={key: spread([run['gap'][key] for run in runs]) for key in ('kl', 'agreement')})
-    differences = {
-        f'{name}-{reference}': paired_difference(scores[name], scores[reference])
-        for index, reference in enumerate(REFERENCES) for name in methods
-        if reference in methods and name not in REFERENCES[:index + 1]}
-    return PairSummary(metric=metric, teacher=teacher, methods=rows, paired_differences=differences)
+    return PairSummary(metric=metric, teacher=teacher, methods=rows, paired_differences=compare_rows(rows))
 
 
 def print_markdown(text: str, console: Console | None = None) -> None:
@@ -138,15 +125,18 @@ def print_markdown(text: str, console: Console | None = None) -> None:
 
 def markdown(summary: Summary) -> str:
     """Return the tables of a summary in Markdown, in points of AP or per cent, and how to read them."""
-    number = len(summary['seeds'])
     pairs = summary['pairs']
-    parts = [_markdown_pair(pair_title(name), pair) for name, pair in pairs.items()]
-    intervals = sum(len(pair['paired_differences']) for pair in pairs.values())
-    if number > 1:
-        notes = [f'± is the standard deviation over {number} seeds (n − 1); differences are paired by seed, '
-                 "with Student's t 95 % intervals. n.d.: not distinguishable, the interval includes zero. No "
-                 f'correction is made for the {intervals} intervals: where nothing differs, one in twenty '
-                 'excludes zero by chance.']
+    parts = [_markdown_pair(pair_title(name), pair, len(summary['seeds'])) for name, pair in pairs.items()]
+    if not pairs:
+        return 'No pair has a teacher and a student yet.\n'
+    numbers = {len(row['seeds']) for pair in pairs.values() for row in pair['methods'].values()}
+    fewest, most = min(numbers), max(numbers)
+    if most > 1:
+        seeds = most if fewest == most else f'{fewest} to {most}'
+        notes = [f'± is the standard deviation over {seeds} seeds (n − 1); differences are paired by seed, '
+                 "with Student's t 95 % intervals, each for itself. n.d.: not distinguishable, the interval "
+                 'includes zero. The sentences below a table are corrected for all its comparisons (Holm, '
+                 'level 5 %); "without correction also" lists methods whose interval alone excludes zero.']
     else:
         notes = [
             'One seed tells nothing about the spread, so no difference can be distinguished from chance.']
@@ -167,7 +157,7 @@ def pair_title(name: str) -> str:
     return name.replace('_', ' ').replace('faster rcnn', 'Faster R-CNN').replace('retinanet', 'RetinaNet')
 
 
-def _markdown_pair(title: str, pair: PairSummary) -> str:
+def _markdown_pair(title: str, pair: PairSummary, number: int) -> str:
     methods, differences = pair['methods'], pair['paired_differences']
     references = [name for name in REFERENCES if name in methods]
     metric, unit = pair['metric'], SCORES[pair['metric']]
@@ -201,11 +191,48 @@ def _markdown_pair(title: str, pair: PairSummary) -> str:
     lines = [f'### {title}', '', *_table(rows), '', teacher_line]
     for reference in references:
         for verdict, words in VERDICTS.items():
-            names = [method_title(name) for name in methods if f'{name}-{reference}' in differences
-                     and differences[f'{name}-{reference}']['verdict'] == verdict]
-            if names:
-                lines.append(f'- {words} {method_title(reference)}: {", ".join(names)}.')
+            line = _statement(f'{words} {method_title(reference)}', verdict, {
+                method_title(name): differences[f'{name}-{reference}'] for name in methods
+                if f'{name}-{reference}' in differences})
+            lines += [line] if line else []
+    lines += _power(differences, unit)
+    unfinished = [f'{method_title(name)} ({len(row["seeds"])})' for name, row in methods.items()
+                  if len(row['seeds']) < number]
+    if unfinished:
+        lines.append(f'- **Unfinished**: of {number} seeds, fewer are finished with {", ".join(unfinished)}.')
     return '\n'.join(lines)
+
+
+def _statement(words: str, verdict: str, differences: dict[str, PairedDifference]) -> str:
+    """Return a sentence about the methods with a verdict; empty if there are none.
+
+    Args:
+        words: For instance ``'Better than KD'``.
+        verdict: The verdict.
+        differences: Differences from one reference, by the methods' titles.
+    """
+    alone = [title for title, difference in differences.items() if difference['verdict'] == verdict]
+    corrected = [title for title in alone if differences[title]['corrected_verdict'] == verdict]
+    only = [title for title in alone if title not in corrected]
+    if corrected and only:
+        return f'- {words}: {", ".join(corrected)}; without correction also {", ".join(only)}.'
+    if only:
+        return f'- {words} only without correction: {", ".join(only)}.'
+    return f'- {words}: {", ".join(corrected)}.' if corrected else ''
+
+
+def _power(differences: dict[str, PairedDifference], unit: str) -> list[str]:
+    """Return a sentence about the smallest differences that could have been shown."""
+    detectable = [difference['detectable'] for difference in differences.values()
+                  if difference['detectable'] is not None]
+    if not detectable:
+        return []
+    low, middle, high = (f'{100 * value:.1f}' for value in (
+        min(detectable), statistics.median(detectable), max(detectable)))
+    between = f' ({low} to {high}, depending on the comparison)' if low != high else ''
+    return [f'- Power: with the measured spread, a true difference of {middle} {unit}{between} is found with '
+            f'a probability of {POWER:.0%} at the level for {len(detectable)} comparisons; smaller ones are '
+            'likely to be missed.']
 
 
 def _table(rows: list[list[str]]) -> list[str]:

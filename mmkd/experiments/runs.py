@@ -101,7 +101,8 @@ class Run:
         if not path.is_file():
             return
         previous = json.loads(path.read_text())
-        changed = [key for key in self.settings if previous.get(key) != self.settings[key]]
+        # The name of the pair changes nothing, so pairs with the same teacher can have copies of its folder.
+        changed = [key for key in self.settings if key != 'pair' and previous.get(key) != self.settings[key]]
         if changed:
             raise MMKDError(f'{self.work_dir} was made with other settings ({", ".join(changed)}); '
                             'delete it or choose another folder.')
@@ -120,11 +121,15 @@ class RunQueue:
         self.jobs = jobs
         self.stop = threading.Event()
 
-    def run(self) -> None:
-        """Run the trainings; when one fails, all are stopped.
+    def run(self, report: Callable[[], object] = lambda: None) -> None:
+        """Run the trainings. When one fails, the others go on, except for the students of a failed teacher.
+
+        Args:
+            report: Called after every training that this call has finished, one call at a time.
 
         Raises:
-            MMKDError: If a work directory was made with other settings, or a training fails.
+            MMKDError: If a work directory was made with other settings; or, after all others, if trainings
+                failed.
         """
         for run in self.runs:
             run.check_settings()
@@ -132,6 +137,7 @@ class RunQueue:
         titles = [run.title for run in self.runs]
         iterations = [run.iterations for run in self.runs]
         futures: dict[int, Future] = {}
+        failures = []
         with RunProgress(titles, iterations, completed) as progress, ThreadPoolExecutor(self.jobs) as pool:
             # Teachers come first in the list, so a student never keeps its teacher waiting.
             for index, run in enumerate(self.runs):
@@ -139,11 +145,18 @@ class RunQueue:
                     self._run_one, index, progress, futures.get(id(run.teacher)))
             try:
                 for future in as_completed(futures.values()):
-                    future.result()
+                    try:
+                        if future.result():
+                            report()
+                    except MMKDError as error:
+                        failures.append(str(error))
             except BaseException:
                 self.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
+        if failures:
+            raise MMKDError(f'{len(failures)} of {len(self.runs)} trainings failed. '
+                            + '\n'.join(sorted(failures)))
 
     def train(self, run: Run, show: Callable[[TrainingLog], None] = lambda log: None) -> None:
         """Train one run from its last checkpoint to the end, and write its result.
@@ -229,11 +242,13 @@ class RunQueue:
             environment['OMP_NUM_THREADS'] = str(max(len(os.sched_getaffinity(0)) // together, 1))
         return environment
 
-    def _run_one(self, index: int, progress: RunProgress, teacher: Future | None) -> None:
-        if teacher:
-            teacher.result()
+    def _run_one(self, index: int, progress: RunProgress, teacher: Future | None) -> bool:
+        """Run a training if it is not finished, and return whether this has finished it."""
         run = self.runs[index]
-        if not run.finished:
+        if teacher and teacher.exception():
+            return False  # the teacher's failure is reported
+        was_finished = run.finished
+        if not was_finished:
             def show(log: TrainingLog) -> None:
                 if log.train:
                     iteration = max(log.train)
@@ -244,13 +259,14 @@ class RunQueue:
             progress.start(index)
             try:
                 self.train(run, show)
-            except BaseException:
-                self.stop.set()  # before the pool starts the next training
-                raise
+            except MMKDError as error:
+                progress.finish(index, 'failed')
+                raise error
         result = run.result()
         name, value = score(result['metrics'])
         progress.finish(index, f'{SCORES[name]} {100 * value:.1f} on val, '
                         f'{result["seconds_per_iteration"]:.2f} s per iteration')
+        return not was_finished
 
 
 def read_log(work_dir: Path) -> TrainingLog:

@@ -34,6 +34,8 @@ class Digits(NamedTuple):
 
 DIGITS = dict(
     digits_det=Digits('digits_detection', dict(train=600, val=150, seed=0), dict(train=24, val=8, seed=0)),
+    digits_det_6000=Digits('digits_detection', dict(train=6000, val=600, seed=0, image_size=96),
+                           dict(train=24, val=8, seed=0, image_size=96)),
     digits_cls=Digits('digits_classification', dict(train=3000, val=2000, seed=0),
                       dict(train=130, val=40, seed=0)))
 """The datasets of digits by the name of their folder."""
@@ -96,7 +98,7 @@ def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Pa
     images, folder = {}, None
     if name in DIGITS:
         images = DIGITS[name].smoke_images if smoke else DIGITS[name].images
-        number = images['train']
+        number = min(images['train'], loader.dataset.get('indices') or images['train'])
         folder = data or CHECKOUT / f'data/{name}{"_smoke" if smoke else ""}'
         options.update({f'{split}_dataloader.dataset.data_root': f'{folder}/' for split in SPLITS})
         if metric == 'coco/bbox_mAP':
@@ -107,10 +109,10 @@ def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Pa
             check_annotation_files(cfg.get(part), part)
         number = SMOKE_BATCHES * loader.batch_size
         if smoke:
-            options.update({f'{split}_dataloader.dataset.indices': number for split in SPLITS})
+            options.update({f'{_read_dataset(cfg, split)[0]}.indices': number for split in SPLITS})
         else:
             init_default_scope(cfg.default_scope)
-            number = len(DATASETS.build(loader.dataset))
+            number = len(DATASETS.build(_read_dataset(cfg, 'train')[1]))
     epochs = 1 if smoke else cfg.train_cfg.max_epochs
     if smoke:
         options.update({'train_cfg.max_epochs': 1, 'train_cfg.val_interval': 1})
@@ -120,6 +122,14 @@ def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Pa
         metric=metric, options=options, digits=name if images else None, images=images, folder=folder,
         teacher=(cfg.get('teacher') or {}).get('config'), settings=cfg.get('comparison', {}),
         digest=digest(cfg.to_dict()))
+
+
+def _read_dataset(cfg: Config, split: str) -> tuple[str, dict]:
+    """Return the key and the config of a split's dataset; one that is held in memory is not read here."""
+    key, dataset = f'{split}_dataloader.dataset', cfg[f'{split}_dataloader'].dataset
+    while dataset.type == 'mmkd.ResidentDataset':
+        key, dataset = f'{key}.dataset', dataset.dataset
+    return key, dataset
 
 
 def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:

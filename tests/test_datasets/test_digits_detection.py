@@ -40,6 +40,23 @@ def test_layout_is_coco(digits_set, split, number):
             assert 0 <= y < y + height <= 160
 
 
+def test_smaller_images_have_smaller_digits(digits_set, tmp_path):
+    """In 96 pixels, everything has 0.6 of its size; the settings of sets of 160 pixels have not changed."""
+    assert json.loads((digits_set / 'settings.json').read_text()) == dict(format=2, train=12, val=6, seed=3)
+    assert digits_detection.make(tmp_path / 'small', train=12, val=6, seed=3, image_size=96)
+    sides = {}
+    for size, root in ((160, digits_set), (96, tmp_path / 'small')):
+        content = annotations(root, 'train')
+        assert {(image['height'], image['width']) for image in content['images']} == {(size, size)}
+        assert cv2.imread(str(root / 'train/000001.png')).shape == (size, size, 3)
+        boxes = np.array([a['bbox'] for a in content['annotations']])
+        assert (boxes[:, :2] + boxes[:, 2:]).max() <= size
+        sides[size] = np.median(boxes[:, 2:].max(axis=1))
+    assert sides[96] == pytest.approx(0.6 * sides[160], rel=0.25)
+    with pytest.raises(FileExistsError, match='image_size'):
+        digits_detection.make(tmp_path / 'small', train=12, val=6, seed=3)
+
+
 def test_labels_are_those_of_the_digits(digits_set):
     target = digits.load_digits().target
     for split in ('train', 'val'):

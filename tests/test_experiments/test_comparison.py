@@ -1,5 +1,6 @@
 """What a comparison plans and checks."""
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from mmkd.experiments import comparison as module
 from mmkd.experiments.comparison import Comparison, compare, work_dir_of
 from mmkd.experiments.method_names import TITLES, method_title, ordered
 from mmkd.experiments.runs import write_json
-from mmkd.experiments.training_config import CHECKOUT, make_digits, read_training_config
+from mmkd.experiments.training_config import CHECKOUT, load_config, make_digits, read_training_config
 from tests.helpers.tiny import REPO
 
 FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
@@ -27,7 +28,11 @@ def test_plan_of_everything(tmp_path):
     runs = comparison(tmp_path, FASTER_RCNN, RETINANET).plan()
     assert len(runs) == 2 * (1 + 3 * 8)
     assert len({run.work_dir for run in runs}) == len(runs)
-    for teacher, *students in (runs[:25], runs[25:]):
+    # All teachers, then seed by seed, so that a part of the runs makes a balanced table.
+    assert [run.method for run in runs[:3]] == ['teacher', 'teacher', 'student']
+    assert [run.seed for run in runs[2:]] == [0] * 16 + [1] * 16 + [2] * 16
+    for pair in ('faster_rcnn', 'retinanet'):
+        teacher, *students = (run for run in runs if run.settings['pair'] == pair)
         assert teacher.method == 'teacher' and teacher.metric == 'coco/bbox_mAP'
         assert not teacher.train_arguments
         assert [run.seed for run in students] == [0] * 8 + [1] * 8 + [2] * 8
@@ -88,11 +93,12 @@ def test_pairs_inside_and_outside_of_the_checkout(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.signal, 'signal', lambda *_: None)
     planned = []
-    monkeypatch.setattr(module.RunQueue, 'run', lambda queue: planned.extend(queue.runs))
-    monkeypatch.setattr(Comparison, 'write_report', lambda *_: None)
+    monkeypatch.setattr(module.RunQueue, 'run', lambda queue, report: planned.extend(queue.runs))
+    monkeypatch.setattr(Comparison, 'print_report', lambda *_: None)
     compare(comparison(tmp_path, str(tmp_path / 'small_student.py'), CLASSIFIER, methods=['kd'], seeds=1,
                        smoke=True))
-    assert [run.settings['pair'] for run in planned] == ['small'] * 3 + ['classifier'] * 3
+    assert [run.settings['pair'] for run in planned] == [
+        'small', 'classifier', 'small', 'small', 'classifier', 'classifier']
     assert {run.config for run in planned if run.method != 'teacher'} == {
         tmp_path / 'small_student.py', REPO / CLASSIFIER}
 
@@ -210,3 +216,43 @@ def test_settings_in_names_reach_the_check(tmp_path):
 def test_a_config_without_a_teacher_is_told(tmp_path):
     with pytest.raises(MMKDError, match='names no teacher'):
         comparison(tmp_path, 'configs/examples/quickstart/classifier_teacher.py').plan()
+
+
+def test_students_with_few_images(tmp_path):
+    """A student's first 250 images of 6000, or a folder of 500 images of every class."""
+    read = functools.partial(read_training_config, data=tmp_path)
+    for name in ('faster_rcnn', 'retinanet'):
+        teacher = read(CHECKOUT / f'configs/examples/digits_few/{name}_teacher.py')
+        student = read(CHECKOUT / f'configs/examples/digits_few/{name}_student.py')
+        assert teacher.iterations == teacher.epochs * 750
+        batch_size = load_config(student.path).train_dataloader.batch_size
+        assert student.iterations == student.epochs * -(-250 // batch_size)
+        assert teacher.images == student.images == dict(train=6000, val=600, seed=0, image_size=96)
+    # Images that are held in memory are not read to count them.
+    path = CHECKOUT / 'configs/examples/cifar10_few/resnet8_5000_student.py'
+    roots = ('train_dataloader.dataset.dataset', 'val_dataloader.dataset')
+    smoke = read_training_config(path, tuple(f'{root}.data_root={tmp_path}' for root in roots), smoke=True)
+    assert smoke.iterations == 2
+    assert smoke.options['train_dataloader.dataset.dataset.indices'] == 128
+    assert smoke.options['val_dataloader.dataset.indices'] == 128
+
+
+def test_a_report_without_training(tmp_path, monkeypatch, capsys):
+    """It reports what is finished, also beside a running comparison, and trains nothing."""
+    compared = comparison(tmp_path, CLASSIFIER, methods=['kd'], seeds=2, report_only=True)
+    teacher, student, kd, *_ = compared.plan()
+    result = dict(metrics=dict(top1=0.9), seconds_per_iteration=0.1)
+    write_json(teacher.result_path, result)
+    for run, top1 in ((student, 0.6), (kd, 0.7)):
+        write_json(run.result_path, dict(
+            result, metrics=dict(top1=top1), gap=dict(kl=0.5, agreement=0.8)))
+    monkeypatch.setattr(module.RunQueue, 'run', lambda *_: pytest.fail('trains'))
+    with module.FileLock(compared.work_dir / '.lock'):
+        compare(compared)
+    printed = capsys.readouterr().out
+    assert '3 of 5 trainings are finished' in printed
+    assert '- **Unfinished**: of 2 seeds, fewer are finished with student alone (1), KD (1).' in printed
+    assert '+10.0' in (compared.work_dir / 'comparison.md').read_text()
+    write_json(kd.work_dir / 'settings.json', dict(kd.settings, epochs=1))
+    with pytest.raises(MMKDError, match='other settings .epochs.'):
+        compare(compared)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmkd.experiments.report import markdown, paired_difference, print_markdown, summarize
+from mmkd.experiments.inference import paired_difference
+from mmkd.experiments.report import compare_rows, markdown, print_markdown, summarize
 from tests.helpers.tiny import REPO
 
 BENCHMARKS = [path for path in sorted((REPO / 'docs/benchmarks').glob('*.json')) if path.name != 'speed.json']
@@ -14,18 +15,20 @@ BENCHMARKS = [path for path in sorted((REPO / 'docs/benchmarks').glob('*.json'))
 
 def runs(*aps, seconds=1.0, kl=0.5, agreement=0.8):
     # The fastest seed counts.
-    return [dict(metrics=dict(bbox_mAP=ap, bbox_mAP_50=ap + 0.2), seconds_per_iteration=seconds + number,
-                 gap=dict(kl=kl + 0.1 * number, agreement=agreement)) for number, ap in enumerate(aps)]
+    return {number: dict(metrics=dict(bbox_mAP=ap, bbox_mAP_50=ap + 0.2),
+                         seconds_per_iteration=seconds + number,
+                         gap=dict(kl=kl + 0.1 * number, agreement=agreement))
+            for number, ap in enumerate(aps)}
 
 
 def made_up(number=3, teacher=0.80):
     """KD is clearly better than the student alone, SOKD worse, and DML not distinguishable from either."""
     results = dict(
-        teacher=[dict(metrics=dict(bbox_mAP=teacher, bbox_mAP_50=0.95), seconds_per_iteration=2.0)],
-        student=runs(0.40, 0.50, 0.60)[:number],
-        kd=runs(0.45, 0.54, 0.66, seconds=1.5)[:number],
-        dml=runs(0.44, 0.45, 0.70)[:number],
-        sokd=runs(0.30, 0.41, 0.50)[:number])
+        teacher={0: dict(metrics=dict(bbox_mAP=teacher, bbox_mAP_50=0.95), seconds_per_iteration=2.0)},
+        student=runs(*(0.40, 0.50, 0.60)[:number]),
+        kd=runs(*(0.45, 0.54, 0.66)[:number], seconds=1.5),
+        dml=runs(*(0.44, 0.45, 0.70)[:number]),
+        sokd=runs(*(0.30, 0.41, 0.50)[:number]))
     return summarize(dict(faster_rcnn=results), range(number), '…', dict(epochs=4))
 
 
@@ -48,7 +51,7 @@ def test_summary():
     assert student['mean'] == pytest.approx(0.50)
     assert student['std'] == pytest.approx(0.10)  # n - 1: sqrt((0.01 + 0 + 0.01) / 2)
     assert student['metrics'] == dict(bbox_mAP=pytest.approx(0.50), bbox_mAP_50=pytest.approx(0.70))
-    assert student['per_seed'] == [0.40, 0.50, 0.60]
+    assert student['per_seed'] == [0.40, 0.50, 0.60] and student['seeds'] == [0, 1, 2]
     assert kd['relative_step_time'] == pytest.approx(1.5)
     assert kd['gap']['kl'] == dict(
         mean=pytest.approx(0.6), std=pytest.approx(0.1), per_seed=pytest.approx([0.5, 0.6, 0.7]))
@@ -90,6 +93,7 @@ def test_unequal_numbers_of_seeds_are_an_error():
 
 def test_differences_below_the_spread_are_called_so():
     lines = markdown(made_up()).splitlines()
+    # The third of five p-values, KD's 0.0131, is corrected to 0.039.
     assert '- Better than student alone: KD.' in lines
     assert '- Worse than student alone: SOKD.' in lines
     assert '- Not distinguishable from student alone: DML.' in lines
@@ -104,19 +108,55 @@ def test_differences_below_the_spread_are_called_so():
     assert columns == {10}
     assert len({len(line) for line in lines if line.startswith('|')}) == 1
     assert '- The teacher has 80.0 AP, +30.0 against the student alone.' in lines
-    assert 'the 5 intervals' in lines[-1]
+    assert 'each for itself' in lines[-1]
 
 
 def test_one_seed_distinguishes_nothing():
     summary = made_up(1)
     student = summary['pairs']['faster_rcnn']['methods']['student']
     pair = summary['pairs']['faster_rcnn']['paired_differences']['kd-student']
-    assert (student['std'], pair['std'], pair['ci95']) == (None, None, None)
+    assert student['std'] is None
+    assert {pair[key] for key in ('std', 'ci95', 'p', 'corrected_p', 'detectable')} == {None}
     assert pair['mean'] == pytest.approx(0.05)
     text = markdown(summary)
     assert '±' not in text and 'Better' not in text and 'Worse' not in text and 'interval' not in text
     assert '- Not distinguishable from student alone: KD, DML, SOKD.' in text
     assert 'One seed tells nothing about the spread' in text
+
+
+def test_a_partial_table_compares_common_seeds():
+    results = dict(
+        teacher={0: dict(metrics=dict(bbox_mAP=0.9), seconds_per_iteration=2.0)},
+        student=runs(0.40, 0.50, 0.60, 0.55), kd=runs(0.46, 0.55, 0.66, 0.62), dml=runs(0.3), sokd={})
+    del results['kd'][1]  # a training that failed
+    pairs = dict(retinanet=results, unfinished=dict(teacher={}, student={}), new={})
+    part = summarize(pairs, range(5), '…')
+    assert list(part['pairs']) == ['retinanet']
+    pair = part['pairs']['retinanet']
+    assert list(pair['methods']) == ['student', 'kd', 'dml'] and pair['methods']['kd']['seeds'] == [0, 2, 3]
+    kd, dml = pair['paired_differences']['kd-student'], pair['paired_differences']['dml-kd']
+    assert kd['per_seed'] == pytest.approx([0.06, 0.06, 0.07])
+    assert dml['per_seed'] == pytest.approx([-0.16])
+    # A comparison of one seed is not a test, so there is nothing to correct for.
+    assert kd['corrected_p'] == kd['p']
+    text = markdown(part)
+    assert '- **Unfinished**: of 5 seeds, fewer are finished with student alone (4), KD (3), DML (1).' in text
+    assert 'standard deviation over 1 to 4 seeds' in text
+    assert markdown(summarize(dict(new={}), range(5), '…')) == 'No pair has a teacher and a student yet.\n'
+
+
+def test_statements_that_only_hold_without_correction():
+    """Three seeds and nine comparisons: a p-value of 0.013 says nothing any more."""
+    methods = {f'sokd:weight={number}': runs(0.44, 0.45, 0.70) for number in range(3)}
+    results = dict(
+        teacher={0: dict(metrics=dict(bbox_mAP=0.9), seconds_per_iteration=2.0)},
+        student=runs(0.40, 0.50, 0.60), kd=runs(0.45, 0.54, 0.66), dml=runs(0.451, 0.55, 0.65), **methods)
+    text = markdown(summarize(dict(faster_rcnn=results), range(3), '…'))
+    assert '- Better than student alone: DML; without correction also KD.' in text
+    results['dml'] = runs(0.44, 0.45, 0.70)
+    text = markdown(summarize(dict(faster_rcnn=results), range(3), '…'))
+    assert '- Better than student alone only without correction: KD.' in text
+    assert 'Power: with the measured spread, a true difference of ' in text
 
 
 @pytest.mark.parametrize(('teacher', 'warned'), [(0.55, True), (0.58, True), (0.62, False)])
@@ -144,10 +184,10 @@ def test_published_figures_have_the_same_schema(path: Path):
         assert set(pair) == set(expected)
         for row in pair['methods'].values():
             assert set(row) == set(expected['methods']['kd'])
-        scores = {name: row['per_seed'] for name, row in pair['methods'].items()}
+        computed = compare_rows(pair['methods'])
+        assert set(computed) == set(pair['paired_differences'])
         for name, published in pair['paired_differences'].items():
-            method, _, reference = name.rpartition('-')
-            computed = paired_difference(scores[method], scores[reference])
-            assert published == {key: value if isinstance(value, str) else pytest.approx(value, abs=1e-9)
-                                 for key, value in computed.items()}
+            assert published == {
+                key: pytest.approx(value, rel=1e-6, abs=1e-9) if isinstance(value, (float, list)) else value
+                for key, value in computed[name].items()}
     assert all(f'\n| {row} ' in markdown(summary) for row in ('teacher', 'student alone', 'KD'))

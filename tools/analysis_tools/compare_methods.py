@@ -3,10 +3,12 @@ r"""Compare methods: a student alone, and the same student with each of several 
 A PAIR is the training config of a student, detector or classifier, that names its teacher's config
 (teacher=dict(config=...)). Trains the teacher and all students of every pair, with the same initialization,
 batches, updates and learning rate for all methods, and prints a table. The table is also written to
-comparison.md, and all figures to comparison.json, in the output folder. Run the same command again to
-continue after an interruption; finished trainings are not repeated.
+comparison.md, and all figures to comparison.json, in the output folder, after every training, as far as it is
+finished. Run the same command again to continue after an interruption, or to repeat trainings that failed;
+finished trainings are not repeated.
 
     python tools/analysis_tools/compare_methods.py
+    python tools/analysis_tools/compare_methods.py --seeds 10 --report-only
     python tools/analysis_tools/compare_methods.py configs/cifar/resnet32x4_resnet8x4_cifar10.py --seeds 2 \
         --cfg-options train_cfg.max_epochs=60 param_scheduler.milestones=[37,45,52]
 """
@@ -38,6 +40,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> Comparison:
                         help='first seed of the students (default: 0); the teacher has seed 0')
     parser.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                         help='change settings of all trainings, teachers included')
+    parser.add_argument('--report-only', action='store_true',
+                        help='report what is finished, without training anything')
     parser.add_argument('--out', type=Path, metavar='FOLDER',
                         help='output folder (default: work_dirs/compare_methods)')
     args = parser.parse_args(arguments)
@@ -50,7 +54,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> Comparison:
         pairs=tuple(pairs), methods=args.methods, command=command(args),
         seeds=tuple(range(args.first_seed, args.first_seed + args.seeds)),
         work_dir=work_dir_of(args.out, 'compare_methods', args.smoke), data=args.data,
-        cfg_options=tuple(args.cfg_options), jobs=args.jobs, smoke=args.smoke)
+        cfg_options=tuple(args.cfg_options), jobs=args.jobs, smoke=args.smoke,
+        report_only=args.report_only)
 
 
 def command(args: argparse.Namespace) -> str:

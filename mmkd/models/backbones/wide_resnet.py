@@ -35,7 +35,11 @@ class PreActivationBlock(nn.Module):
         """Transform ``(N, C, H, W)`` into ``(N, D, H/stride, W/stride)``."""
         active = self.bn1(features).relu()
         residual = self.conv2(self.bn2(self.conv1(active)).relu())
-        return residual + (features if self.convShortcut is None else self.convShortcut(active))
+        return residual + self.shortcut(features, active)
+
+    def shortcut(self, features: Tensor, active: Tensor) -> Tensor:
+        """Return what is added to the convolutions of the activated input ``active``."""
+        return features if self.convShortcut is None else self.convShortcut(active)
 
 
 @MODELS.register_module()
