@@ -79,7 +79,7 @@ def test_fine_tuning_starts_from_the_students_weights(train):
 
 def test_cfg_options_reach_the_student(train):
     run = train('--cfg-options', 'model.student.roi_head.bbox_head.fc_out_channels=24',
-                'model.methods.shake.weight=0')
+                'model.methods.shake.weight=0', 'model.methods.shake.teacher_to_proxy=1')
     assert weights(run)['roi_head.bbox_head.shared_fcs.0.weight'].shape[0] == 24
     assert weights(run)['mmkd.methods.shake.proxies.0.heads.0.shared_fcs.0.weight'].shape[0] == 24
     assert all(entry['shake.loss_student'] == 0 < entry['shake.loss_proxy_teacher']

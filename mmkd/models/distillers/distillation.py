@@ -10,6 +10,7 @@ from ...random_state import preserved_random_state
 from ...registry import build_checked
 from ..methods import Method
 from ..methods.base import COMMON_SETTINGS
+from ..methods.family_defaults import kind_of, with_family_defaults
 from ..methods.mixins import in_first_phase
 from ..methods.table import METHODS
 from ..spots import Recorder, resolve_spot
@@ -37,7 +38,7 @@ class Distillation(BaseModule):
                  methods: Mapping[str, dict], balance: str | None = None) -> None:
         super().__init__()
         self.methods = ModuleDict({
-            name: _build_method(name, cfg, [other for other in methods if other != name])
+            name: _build_method(name, cfg, [other for other in methods if other != name], student, balance)
             for name, cfg in methods.items()})
         replacing = [name for name, method in self.methods.items() if method.task_losses]
         if len(replacing) > 1:
@@ -47,7 +48,6 @@ class Distillation(BaseModule):
         for built in self.teachers:
             built.build(student)
         for name, method in self.methods.items():
-            method.balance = method.balance or balance
             try:
                 method.build(student, self.teachers, student_cfg)
             except SettingError as error:  # of a part that is built here, such as a connector or a proxy
@@ -146,13 +146,17 @@ class Distillation(BaseModule):
         return dict(loss_waiting=sum(zeros)) if zeros else {}
 
 
-def _build_method(name: str, cfg: dict, others: Iterable[str]) -> Method:
+def _build_method(name: str, cfg: dict, others: Iterable[str], student: nn.Module,
+                  balance: str | None) -> Method:
     if '.' in name or 'loss' in name or hasattr(ModuleDict, name):  # MMEngine adds up all that is a 'loss'
         raise MMKDError(f'A method cannot be called {name!r}; choose another key in `methods`.')
     if not isinstance(cfg, Mapping) or 'type' not in cfg:
         raise MMKDError(f'The method {name!r} needs a dict with a `type`, such as '
                         f"dict(type='mmkd.SHAKE'){nearest_names(name, others)}.")
     known = [*METHODS, 'ProxyDistill', 'LogitDistill', 'FeatureDistill']
+    if balance is not None:
+        cfg = {'balance': balance, **cfg}
+    cfg = with_family_defaults(cfg, kind_of(student))
     own = {key: value for key, value in cfg.items() if key not in COMMON_SETTINGS}
     method = build_checked(own, Method, 'method', f'model.methods.{name}', known)
     try:

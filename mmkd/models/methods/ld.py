@@ -6,15 +6,16 @@ from mmdet.models.dense_heads import GFLHead
 from mmdet.models.task_modules import ATSSAssigner, MaxIoUAssigner
 from mmdet.models.utils import unpack_gt_instances
 from mmdet.structures.bbox import bbox_overlaps
+from mmengine.model import ModuleList
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
 from ...settings import Fraction, NonNegativeFloat, Temperature
-from ..losses import kl_divergence
+from ..losses import at_least_float32, kl_divergence
 from ..losses.distribution import edge_divergence
 from ..reduction import mean_over_ranks
-from ..spots import logit_layout
+from ..spots import logit_layout, probe, resolve_spot
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
@@ -38,6 +39,10 @@ class LD(Method):
     main region, of MMDetection's ``LDHead``); the published weights belong to them. The loss therefore grows
     with the number of images and objects in the batch of a process.
 
+    The released code also distills classes in the main region, and, for R50 on COCO, the features of the neck
+    at the locations around objects (those of FGFI, Wang et al., CVPR 2019): where the prior's IoU with an
+    object is more than half of that object's largest.
+
     Args:
         weight: The weight λ_main.
         vlr_weight: The weight λ_vlr; with 0, the region is left out.
@@ -47,14 +52,17 @@ class LD(Method):
             they do not depend on the number of objects. Typical totals are in the tens to hundreds, so the
             weights must be raised accordingly.
         kd_weight: The weight of KL(T‖S) of the class logits in the main region: the mean over locations and
-            classes, as in the released code, which uses 10 for R50. With 0, classes are left to other
-            methods, such as KD.
+            classes. With 0, classes are left to other methods, such as KD.
         kd_temperature: The temperature τ of the class logits.
+        feature_weight: The weight of the mean squared error of features around objects, summed over levels; 2
+            in the released config for R50, 0 in all others. If the networks have other numbers of channels, a
+            1×1 convolution changes the student's.
     """
 
     def __init__(self, weight: NonNegativeFloat = 0.25, vlr_weight: NonNegativeFloat = 0.25,
                  temperature: Temperature = 10.0, gamma: Fraction = 0.25, normalize: bool = False,
-                 kd_weight: NonNegativeFloat = 0.0, kd_temperature: Temperature = 2.0) -> None:
+                 kd_weight: NonNegativeFloat = 10.0, kd_temperature: Temperature = 2.0,
+                 feature_weight: NonNegativeFloat = 0.0) -> None:
         super().__init__()
         self.weight = weight
         self.vlr_weight = vlr_weight
@@ -63,7 +71,9 @@ class LD(Method):
         self.normalize = normalize
         self.kd_weight = kd_weight
         self.kd_temperature = kd_temperature
+        self.feature_weight = feature_weight
         self.student_spots = self.teacher_spots = ('cls_outputs', )
+        self.connectors = ModuleList()
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers('LD', teachers)
@@ -80,16 +90,21 @@ class LD(Method):
                 raise MMKDError(f'The box distributions cannot be compared: reg_max is {head.reg_max} in the '
                                 f'student and {reg_max} in the teacher.')
             teacher.require_logits(self.layout)
+        if self.feature_weight:
+            self.student_spots = self.teacher_spots = ('cls_outputs', 'neck')
+            for teacher in teachers:
+                teacher.require_same_size()
+            self.connectors.extend(_connectors(student, teacher.model) for teacher in teachers)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
-        """Compute the losses of both regions and of the class logits.
+        """Compute the losses of both regions, of the class logits and of the features.
 
         Args:
             step: The outputs that were recorded in the training step.
 
         Returns:
-            dict: ``loss_main``, ``loss_vlr`` and ``loss_kd``, as far as their weights are above 0; means over
-            teachers.
+            dict: ``loss_main``, ``loss_vlr``, ``loss_kd`` and ``loss_feature``, as far as their weights are
+            above 0; means over teachers.
         """
         (student, ) = step.student_outputs['cls_outputs']
         teachers = [outputs['cls_outputs'][0] for outputs in step.teacher_outputs]
@@ -106,6 +121,8 @@ class LD(Method):
             losses['loss_vlr'] = self.vlr_weight / 4 * edge_loss
         if self.kd_weight:
             losses['loss_kd'] = self.kd_weight * self._class_loss(student, teachers, main)
+        if self.feature_weight:
+            losses['loss_feature'] = self.feature_weight * self._feature_loss(step, priors, label_weights)
         return losses
 
     def _edge_loss(self, student: Sequence, teachers: Sequence[Sequence], region: Tensor,
@@ -128,6 +145,22 @@ class LD(Method):
                     for logits in teacher_logits)
         total = total / (len(teacher_logits) * student_logits.shape[1])
         return total / mean_over_ranks(main.sum().to(total), minimum=1)
+
+    def _feature_loss(self, step: Step, priors: list[Tensor], label_weights: list[Tensor]) -> Tensor:
+        """Compare the features of the neck around objects: means over locations, summed over levels."""
+        regions = [torch.stack(images) for images in zip(*(
+            region_around_objects(
+                priors, [level[index] > 0 for level in label_weights], sample.gt_instances.bboxes)
+            for index, sample in enumerate(step.data_samples)), strict=True)]
+        total = 0.0
+        (student, ) = step.student_outputs['neck']
+        for connectors, outputs in zip(self.connectors, step.teacher_outputs, strict=True):
+            (teacher, ) = outputs['neck']
+            for connector, s, t, region in zip(connectors, student, teacher, regions, strict=True):
+                weights = region.view(len(s), 1, *s.shape[-2:])
+                error = (at_least_float32(connector(s)) - at_least_float32(t)).square() * weights
+                total = total + error.sum() / (t.shape[1] * mean_over_ranks(weights.sum().to(error), minimum=1))
+        return total / len(step.teacher_outputs)
 
     @torch.no_grad()
     def _valuable_overlaps(self, assigner: ATSSAssigner | MaxIoUAssigner, priors: list[Tensor],
@@ -166,6 +199,24 @@ def valuable_region(priors: Tensor, boxes: Tensor, threshold: Tensor, gamma: flo
     diou = overlaps - _center_distance(priors, boxes) / _enclosing_diagonal(priors, boxes)
     region = (diou >= gamma * threshold) & (diou < threshold)
     return torch.where(region, overlaps, 0.0).amax(dim=1)
+
+
+def region_around_objects(priors: Sequence[Tensor], valid: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
+    """Return where the IoU of a prior with an object is more than half of the object's largest IoU.
+
+    Args:
+        priors: ``(A_l, 4)`` for every level, as x1, y1, x2, y2.
+        valid: For every level, which priors are inside the image, ``(A_l,)``.
+        boxes: ``(G, 4)`` of the objects.
+
+    Returns:
+        list[Tensor]: For every level a boolean tensor ``(A_l,)``.
+    """
+    if not len(boxes):
+        return [torch.zeros_like(level) for level in valid]
+    overlaps = bbox_overlaps(torch.cat(list(priors)), boxes) * torch.cat(list(valid))[:, None]
+    region = (overlaps > overlaps.amax(dim=0) / 2).any(dim=1)
+    return list(region.split([len(level) for level in valid]))
 
 
 def atss_threshold(priors: Sequence[Tensor], boxes: Tensor, topk: int) -> Tensor:
@@ -224,6 +275,14 @@ def _distribution_head(model: nn.Module, role: str) -> GFLHead:
         raise MMKDError('LD compares the distributions of box edges, which a GFLHead predicts; '
                         f'the {role} has a {kind}.')
     return head
+
+
+def _connectors(student: nn.Module, teacher: nn.Module) -> ModuleList:
+    """Return what gives every level of the student's neck the teacher's number of channels."""
+    channels = [[level.shape[1] for level in probe(model, dict(neck=resolve_spot(model, 'neck', role)))['neck'][0]]
+                for model, role in ((student, 'student'), (teacher, 'teacher'))]
+    return ModuleList(nn.Identity() if s == t else nn.Conv2d(s, t, 1)
+                      for s, t in zip(*channels, strict=True))
 
 
 def _center_distance(priors: Tensor, boxes: Tensor) -> Tensor:

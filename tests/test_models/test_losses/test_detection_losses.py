@@ -236,6 +236,18 @@ def test_mgd_masks_its_ratio_of_positions_and_all_channels_alike():
     assert not (inputs[0][0] == inputs[0][1]).all()
 
 
+def test_mgd_masks_whole_channels():
+    s = torch.ones(4, 64, 5, 5)
+    loss = connected(MGDLoss(mask_ratio=0.3, mask='channels'), [s], [s])
+    inputs = []
+    loss.generation[0].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    torch.manual_seed(0)
+    loss([s], [s])
+    assert (inputs[0] == 0).float().mean().item() == pytest.approx(0.3, abs=0.1)
+    assert (inputs[0] == inputs[0][:, :, :1, :1]).all()
+    assert not (inputs[0][0] == inputs[0][1]).all()
+
+
 def test_mgd_draws_once_a_level_from_torchs_generator():
     features = levels()
     loss = connected(MGDLoss(), features, features)

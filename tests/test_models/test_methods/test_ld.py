@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from mmkd.errors import MMKDError
 from mmkd.models.losses.distribution import edge_divergence
-from mmkd.models.methods.ld import LD, assign, atss_threshold, valuable_region
+from mmkd.models.methods.ld import LD, assign, atss_threshold, region_around_objects, valuable_region
 from tests.helpers import families
 from tests.helpers.families import CLASSES
 from tests.helpers.tiny import build, distill
@@ -169,11 +169,61 @@ def test_a_step():
     assert not any(module.training for module in model.mmkd.teacher.model.modules())
 
 
-def test_classes_are_left_alone_by_default_and_terms_of_no_weight_are_left_out():
+def test_terms_of_no_weight_are_left_out():
     model = gfl_pair()
-    assert set(distillation(model(**batch(model), mode='loss'))) == {'loss_main', 'loss_vlr'}
-    model.mmkd.methods['ld'].weight = 0.0
+    assert set(distillation(model(**batch(model), mode='loss'))) == {'loss_main', 'loss_vlr', 'loss_kd'}
+    model.mmkd.methods['ld'].weight = model.mmkd.methods['ld'].kd_weight = 0.0
     assert set(distillation(model(**batch(model), mode='loss'))) == {'loss_vlr'}
+
+
+def test_the_region_of_features_by_hand():
+    # The best prior of the object has IoU 1/2, those of the second level 1/3 and, outside the image, 1.
+    box = torch.tensor([[0.0, 0.0, 10.0, 10.0]])
+    priors = [torch.tensor([[0.0, 0.0, 20.0, 10.0], [10.0, 0.0, 20.0, 10.0], [0.0, 0.0, 50.0, 10.0]]),
+              torch.tensor([[0.0, 0.0, 30.0, 10.0], [0.0, 0.0, 10.0, 10.0]])]
+    valid = [torch.tensor([True, True, True]), torch.tensor([True, False])]
+    regions = region_around_objects(priors, valid, box)
+    assert [region.tolist() for region in regions] == [[True, False, False], [True, False]]
+    assert not any(region.any() for region in region_around_objects(priors, valid, box[:0]))
+
+
+def test_features_against_loops():
+    model = gfl_pair(weight=0.0, vlr_weight=0.0, kd_weight=0.0, feature_weight=2.0)
+    data = batch(model)
+    own, taught = (one.neck(one.backbone(data['inputs'])) for one in (model, model.mmkd.teacher.model))
+    head = model.bbox_head
+    sizes = [level.shape[-2:] for level in own]
+    priors, valid = head.get_anchors(
+        sizes, [sample.metainfo for sample in data['data_samples']], device='cpu')
+    expected = 0.0
+    for level, (s, t) in enumerate(zip(own, taught, strict=True)):
+        errors = []
+        for image, sample in enumerate(data['data_samples']):
+            boxes = sample.gt_instances.bboxes
+            iou = [bbox_overlaps(anchors, boxes) * flags[:, None]
+                   for anchors, flags in zip(priors[image], valid[image], strict=True)]
+            best = torch.cat(iou).amax(dim=0)
+            for index, row in enumerate(iou[level]):
+                if any(one > top / 2 for one, top in zip(row, best, strict=True)):
+                    y, x = divmod(index, s.shape[3])
+                    errors += [(s[image, :, y, x] - t[image, :, y, x]).square().mean()]
+        expected += 2 * sum(errors) / max(len(errors), 1)
+    losses = distillation(model(**data, mode='loss'))
+    assert set(losses) == {'loss_feature'} and expected > 0
+    torch.testing.assert_close(losses['loss_feature'], expected, rtol=1e-4, atol=1e-6)
+    assert reached(model, losses['loss_feature']) == {'trunk'}
+
+
+def test_features_of_other_channels_get_a_convolution():
+    teacher = detector('gfl', 16)
+    teacher.neck.out_channels = 64
+    teacher.bbox_head.update(in_channels=64, feat_channels=64)
+    model = gfl_pair(teacher=teacher, feature_weight=2.0)
+    (connectors, ) = model.mmkd.methods['ld'].connectors
+    assert all(connector.weight.shape == (64, 32, 1, 1) for connector in connectors)
+    model(**batch(model), mode='loss')['ld.loss_feature'].backward()
+    assert any(connector.weight.grad.any() for connector in connectors)
+    assert all(connector.weight.grad is not None for connector in connectors)
 
 
 def test_a_student_like_its_teacher_has_no_loss():
@@ -303,7 +353,7 @@ def test_classes_against_torch():
 
 @pytest.mark.parametrize('normalize', [False, True])
 def test_images_without_boxes(normalize):
-    model = gfl_pair(kd_weight=1.0, normalize=normalize)
+    model = gfl_pair(kd_weight=1.0, feature_weight=1.0, normalize=normalize)
     losses = model(**batch(model, items=(0, 0)), mode='loss')
     assert all(term == 0 for term in distillation(losses).values())
     total, _ = model.parse_losses(losses)

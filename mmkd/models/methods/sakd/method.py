@@ -17,7 +17,8 @@ from ...spots import is_classifier, logit_layout, probe, resolve_spot
 from ...spots.splitting import split
 from ...step import Step
 from ...teachers import Teacher
-from ..base import Method
+from ..base import COMMON_SETTINGS, Method
+from ..family_defaults import with_family_defaults
 from ..feature_distill import FeatureDistill
 from ..logit_distill import LogitDistill
 from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
@@ -76,8 +77,10 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         super().__init__()
         self.inner: FeatureDistill | LogitDistill | None = None
         if method is not None:
+            own = {key: value for key, value in with_family_defaults(method, 'classifier').items()
+                   if key not in COMMON_SETTINGS}
             self.inner = build_checked(
-                dict(method), (FeatureDistill, LogitDistill), 'method that distills features or logits',
+                own, (FeatureDistill, LogitDistill), 'method that distills features or logits',
                 self.inner_key, _inner_methods())
         self.strategy = strategy
         self.has_policy = strategy in ('adaptive', 'reversed')
