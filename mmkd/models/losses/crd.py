@@ -224,7 +224,7 @@ class CRDLoss(FeatureLoss):
         # With the embeddings of all ranks, so that their memories stay the same.
         indices, choice = (torch.cat(all_gather(values)) for values in (indices, choice))
         embedded = torch.cat(all_gather(embedded), dim=1)
-        # Writes to the same row have no defined order on GPUs, so all of them write the last chosen embedding.
+        # Writes to a row have no defined order on GPUs, so all of them write the last chosen embedding.
         same = (indices[:, None] == indices) & (choice > 0)
         last = torch.where(same, torch.arange(len(indices), device=indices.device), -1).amax(dim=1)
         old = self.memory[:, indices]

@@ -29,7 +29,7 @@ FAMILY_DEFAULTS: dict[str, Mapping[str, Mapping[str, Any]]] = dict(
     NST=_BALANCED_DETECTORS,
     SP=_BALANCED_DETECTORS,
     VID=_BALANCED_DETECTORS)
-"""Settings by the name of the method and by the kind of network: ``'classifier'``, ``'two-stage'``, ``'dense'``.
+"""Settings by the name of the method and by the kind of the student, see :func:`kind_of`.
 
 Where authors published settings for several kinds of networks, they are here or the defaults of the class.
 Where they published a weight for classifiers only, detectors are balanced instead (docs/balance.md).

@@ -159,7 +159,8 @@ class LD(Method):
             for connector, s, t, region in zip(connectors, student, teacher, regions, strict=True):
                 weights = region.view(len(s), 1, *s.shape[-2:])
                 error = (at_least_float32(connector(s)) - at_least_float32(t)).square() * weights
-                total = total + error.sum() / (t.shape[1] * mean_over_ranks(weights.sum().to(error), minimum=1))
+                count = mean_over_ranks(weights.sum().to(error), minimum=1)
+                total = total + error.sum() / (t.shape[1] * count)
         return total / len(step.teacher_outputs)
 
     @torch.no_grad()
@@ -279,8 +280,10 @@ def _distribution_head(model: nn.Module, role: str) -> GFLHead:
 
 def _connectors(student: nn.Module, teacher: nn.Module) -> ModuleList:
     """Return what gives every level of the student's neck the teacher's number of channels."""
-    channels = [[level.shape[1] for level in probe(model, dict(neck=resolve_spot(model, 'neck', role)))['neck'][0]]
-                for model, role in ((student, 'student'), (teacher, 'teacher'))]
+    channels = []
+    for model, role in ((student, 'student'), (teacher, 'teacher')):
+        (levels, ) = probe(model, dict(neck=resolve_spot(model, 'neck', role)))['neck']
+        channels.append([level.shape[1] for level in levels])
     return ModuleList(nn.Identity() if s == t else nn.Conv2d(s, t, 1)
                       for s, t in zip(*channels, strict=True))
 
