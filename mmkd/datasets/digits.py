@@ -59,7 +59,11 @@ def make_set(out: str | Path, settings: Mapping[str, Any],
             rng = np.random.default_rng([settings['seed'], len(split)])
             write_split(unfinished, split, digits, settings[split], rng)
         (unfinished / 'settings.json').write_text(json.dumps(settings))
-        unfinished.rename(out)
+        try:
+            unfinished.rename(out)
+        except OSError:
+            if not _already_made(out, settings):  # by another process, in the meantime
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return True

@@ -155,6 +155,22 @@ def test_nothing_remains_of_an_interrupted_run(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_two_processes_that_make_the_same_set_both_succeed(tmp_path, monkeypatch):
+    write_split = digits.write_split
+
+    def slow(unfinished, split, *args):
+        monkeypatch.setattr(digits, 'write_split', write_split)  # the other process does not wait
+        if split == 'train':
+            monkeypatch.setattr(digits.os, 'getpid', lambda: 1)
+            digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
+            monkeypatch.undo()
+        write_split(unfinished, split, *args)
+
+    monkeypatch.setattr(digits, 'write_split', slow)
+    digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ['set']
+
+
 @pytest.mark.parametrize(('train', 'val'), [(0, 5), (5, 0), (-1, 5)])
 def test_image_counts_must_be_positive(tmp_path, train, val):
     with pytest.raises(ValueError, match='at least one image'):
