@@ -156,17 +156,15 @@ def test_nothing_remains_of_an_interrupted_run(tmp_path, monkeypatch):
 
 
 def test_two_processes_that_make_the_same_set_both_succeed(tmp_path, monkeypatch):
-    write_split = digits.write_split
+    def slow(seed):
+        with monkeypatch.context() as other_process:
+            other_process.setattr(digits, 'split_digits', split_digits)
+            other_process.setattr(digits.os, 'getpid', lambda: 1)
+            assert digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
+        return split_digits(seed)
 
-    def slow(unfinished, split, *args):
-        monkeypatch.setattr(digits, 'write_split', write_split)  # the other process does not wait
-        if split == 'train':
-            monkeypatch.setattr(digits.os, 'getpid', lambda: 1)
-            digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
-            monkeypatch.undo()
-        write_split(unfinished, split, *args)
-
-    monkeypatch.setattr(digits, 'write_split', slow)
+    split_digits = digits.split_digits
+    monkeypatch.setattr(digits, 'split_digits', slow)
     digits_detection.make(tmp_path / 'set', train=2, val=2, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ['set']
 
