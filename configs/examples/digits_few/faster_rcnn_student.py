@@ -4,6 +4,7 @@ _base_ = './faster_rcnn_teacher.py'
 model = dict(backbone=dict(base_channels=16), neck=dict(in_channels=[16, 32, 64, 128]))
 
 epochs = 30
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 train_cfg = dict(max_epochs=epochs, val_interval=epochs)
 train_dataloader = dict(dataset=dict(indices=250))
 default_hooks = dict(checkpoint=dict(interval=10))
