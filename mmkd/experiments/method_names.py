@@ -43,7 +43,7 @@ def method_title(method: str) -> str:
     for name in method.split('+'):
         preset, settings = _parse(name)
         title = TITLES.get(name.split(':')[0].lower()) or TITLES.get(preset) or _presets()[preset]
-        shown = ', '.join(f'{key} {value}' if value.replace('.', '').isdigit() else value
+        shown = ', '.join(f'{key} {value}' if _is_number(value) else value
                           for key, value in settings.items() if key != 'placement')
         if shown:
             title = f'{title[:-1]}, {shown})' if title.endswith(')') else f'{title} ({shown})'
@@ -82,6 +82,14 @@ def _parse(name: str) -> tuple[str, dict[str, str]]:
         key, _, value = word.partition('=')
         settings[key] = value
     return preset, settings
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True
 
 
 def _presets() -> dict[str, str]:

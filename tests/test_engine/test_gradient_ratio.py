@@ -14,8 +14,9 @@ from mmkd.apis.checks import check_keys
 from mmkd.engine.hooks import GradientRatioHook
 from mmkd.errors import MMKDError
 from mmkd.models.methods.describing import describe
+from mmkd.models.methods.table import CAUTIONS, METHODS
 from tests.helpers.classifiers import batch, classifier, distill, teacher_of
-from tests.helpers.tiny import build, tiny_config
+from tests.helpers.tiny import REPO, build, tiny_config
 from tests.helpers.tiny import distill as distill_detector
 from tests.test_models.test_methods.test_zoo import make
 
@@ -67,6 +68,28 @@ def test_balanced_methods_are_measured_more_often():
     assert len(scalars(runner, 'kd.gradient_ratio')) == 5, 'iterations 0, 1, 2, 4 and 6'
     assert scalars(runner, 'kd.gradient_ratio')[0] == pytest.approx(0.5)
     assert scalars(runner, 'kd.balance_factor')[0] > 0
+
+
+def test_methods_that_lost_in_the_benchmarks_are_warned_of():
+    for settings, warned in ((dict(), True), (dict(balance='gradient'), False)):
+        _, messages = run(student(at=dict(type='mmkd.AT', **settings)), [])
+        assert any('worse than without a teacher' in message for message in messages) == warned
+    _, messages = run(student(kd=dict(type='mmkd.KD')), [])
+    assert not any('worse' in message for message in messages)
+
+
+def test_the_warned_methods_are_those_of_the_measurements():
+    kinds = dict(classifier='classifier', retinanet='dense', faster_rcnn='two-stage')
+    names = {name.lower(): name for name in METHODS}
+    worse = set()
+    for path in (REPO / 'docs/benchmarks').glob('*.json'):
+        content = json.loads(path.read_text())
+        for pair, measured in content.get('pairs', {}).items() if 'superseded' not in content else ():
+            for comparison, difference in measured['paired_differences'].items():
+                method, _, reference = comparison.partition('-')
+                if reference == 'student' and method in names and difference['verdict'] == 'worse':
+                    worse.add((names[method], kinds[pair]))
+    assert worse == set(CAUTIONS)
 
 
 def test_a_ratio_has_all_factors():

@@ -173,6 +173,7 @@ def test_any_method_and_several_together(tmp_path):
     sakd, = comparison(tmp_path, CLASSIFIER, methods=['sakd:method=AT:strategy=random'], seeds=1).plan()[2:]
     assert sakd.title == 'classifier, SAKD (AT, random), seed 0'
     assert method_title('shake_teacher:warmup=0.5') == 'SHAKE (teacher, warmup 0.5)'
+    assert method_title('mgd:weight=2e-5') == 'MGD (weight 2e-5)'
     assert sakd.train_arguments[:2] == ('--distill', 'sakd')
     assert sakd.train_options['model.methods.sakd.strategy'] == 'random'
     assert sakd.work_dir.name == 'sakd-method-AT-strategy-random_seed0'

@@ -1,4 +1,5 @@
 """The gradients of methods beside the task's: when they are measured, and what the log says about them."""
+import logging
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -6,6 +7,8 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from ...models.methods.describing import describe
+from ...models.methods.family_defaults import kind_of
+from ...models.methods.table import CAUTIONS
 from ...registry import HOOKS
 from ...settings import PositiveFloat, PositiveInt
 from ..runner_access import unwrapped
@@ -21,7 +24,8 @@ BALANCE_INTERVAL = 20
 class GradientRatioHook(Hook):
     """Logs the methods in words, and how large their gradients are relative to the task's.
 
-    Before training, the log describes every method in one line. ``<method>.gradient_ratio`` is the ratio that
+    Before training, the log describes every method in one line, and warns of those with which students were
+    worse than without a teacher in the published measurements of mmkd. ``<method>.gradient_ratio`` is the ratio that
     :class:`~mmkd.models.distillers.balancing.GradientBalance` measured last, with the present factors of the
     method's losses. A method that outweighs the task is warned of once, with the ratio.
 
@@ -48,6 +52,10 @@ class GradientRatioHook(Hook):
         mmkd = unwrapped(runner).mmkd
         for name, method in mmkd.methods.items():
             print_log(f'{name}: {describe(method)}', 'current')
+            caution = CAUTIONS.get((type(method).__name__, kind_of(unwrapped(runner))))
+            if caution and not method.is_balanced:
+                print_log(f'In docs/benchmarks/, students with {type(method).__name__} were worse than without '
+                          f'a teacher: {caution}. Compare with the student alone.', 'current', logging.WARNING)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         mmkd = unwrapped(runner).mmkd
@@ -75,4 +83,4 @@ class GradientRatioHook(Hook):
                     f"The gradient of {name} at the student's features is {mean:.3g} times as large as the "
                     f"task's. If the student learns its task worse than without {name}, set a lower weight "
                     f"(model.methods.{name}.weight), or model.methods.{name}.balance='gradient'.",
-                    'current', 30)
+                    'current', logging.WARNING)

@@ -67,5 +67,11 @@ _ENTRIES = (
     _entry(LD, ('dense', ), 'Localization distillation (Zheng et al., CVPR 2022)'),
     *(_entry(entry.cls, entry.task, entry.paper) for entry in zoo.ZOO.values()))
 
+CAUTIONS: dict[tuple[str, str], str] = {
+    ('AT', 'classifier'): "its published weight outweighed the labels; balance='gradient' repaired it",
+    ('CRD', 'classifier'): 'its published weight outweighed the labels in a short training',
+    ('FT', 'classifier'): "its first phase took a third of a short training's epochs"}
+"""Why the student was worse than without a teacher in docs/benchmarks/, by method and kind of network."""
+
 METHODS: dict[str, MethodEntry] = {entry.name: entry for entry in _ENTRIES}
 """All methods by name."""
