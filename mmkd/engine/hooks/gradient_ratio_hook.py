@@ -25,7 +25,7 @@ class GradientRatioHook(Hook):
     """Logs the methods in words, and how large their gradients are relative to the task's.
 
     Before training, the log describes every method in one line, and warns of those with which students were
-    worse than without a teacher in the published measurements of mmkd. ``<method>.gradient_ratio`` is the ratio that
+    worse than without a teacher in docs/benchmarks/. ``<method>.gradient_ratio`` is the ratio that
     :class:`~mmkd.models.distillers.balancing.GradientBalance` measured last, with the present factors of the
     method's losses. A method that outweighs the task is warned of once, with the ratio.
 
@@ -54,8 +54,9 @@ class GradientRatioHook(Hook):
             print_log(f'{name}: {describe(method)}', 'current')
             caution = CAUTIONS.get((type(method).__name__, kind_of(unwrapped(runner))))
             if caution and not method.is_balanced:
-                print_log(f'In docs/benchmarks/, students with {type(method).__name__} were worse than without '
-                          f'a teacher: {caution}. Compare with the student alone.', 'current', logging.WARNING)
+                print_log(
+                    f'In docs/benchmarks/, students with {type(method).__name__} were worse than without a '
+                    f'teacher: {caution}. Compare with the student alone.', 'current', logging.WARNING)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         mmkd = unwrapped(runner).mmkd

@@ -188,7 +188,8 @@ class GradientBalance(nn.Module):
     def _give_up(self, methods: Mapping[str, Method]) -> None:
         balanced = [name for name, method in methods.items() if method.is_balanced]
         if balanced:
-            raise MMKDError(f"{' and '.join(balanced)} cannot have balance='gradient', because {_CHECKPOINTED}. "
+            names = ' and '.join(balanced)
+            raise MMKDError(f"{names} cannot have balance='gradient', because {_CHECKPOINTED}. "
                             f"With model.methods.{balanced[0]}.balance='none', its weight counts.")
         print_log(f'The log has no gradient ratios, because {_CHECKPOINTED}.', 'current')
         self.unavailable = True
