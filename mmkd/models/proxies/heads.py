@@ -17,6 +17,7 @@ from ..spots import (
     LogitLayout,
     classification_heads,
     is_classifier,
+    is_query_based,
     is_two_stage,
     library_scope,
     logit_layout,
@@ -24,6 +25,7 @@ from ..spots import (
     probe,
     resolve_spot,
 )
+from ..spots.queries import class_branches
 from ..step import Step
 from ..teachers import Teacher
 
@@ -149,6 +151,8 @@ def find_classifiers(model: nn.Module, role: str) -> list[str]:
         MMKDError: If the logits are not the output of a layer: then they are something else, such as scores
             that were mixed afterward.
     """
+    if is_query_based(model):  # what their heads return has been stacked
+        return list(dict.fromkeys(class_branches(model)))
     heads = classification_heads(model)
     prefixes = tuple(f'{name}.' for name, module in model.named_modules() if module in heads)
     calls = []
