@@ -2,6 +2,8 @@
 import copy
 import functools
 
+import torch
+from mmdet.testing import demo_mm_inputs
 from mmengine.config import ConfigDict
 from mmengine.hub import get_config
 
@@ -56,3 +58,10 @@ def query_detector(family: str, size: int = 8, queries: int = 12, layers: int = 
 @functools.cache
 def _stock(family: str) -> ConfigDict:
     return get_config(f'mmdet::{STOCK[family]}').model
+
+
+def query_batch(model, seed: int = 0) -> dict:
+    """Return a preprocessed training batch of two images of different sizes."""
+    torch.manual_seed(seed)
+    data = demo_mm_inputs(2, [[3, 128, 128], [3, 100, 120]], num_classes=CLASSES, num_items=[2, 3])
+    return model.data_preprocessor(data, True)

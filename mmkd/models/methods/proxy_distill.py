@@ -1,6 +1,5 @@
 """Distillation of logits through a proxy: the one equation behind KD, DML, SHAKE and SOKD."""
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -150,9 +149,9 @@ class ProxyDistill(OptimizerSettings, Method):
         reads_teacher = not self.proxies or self.teacher_to_proxy > 0
         if reads_teacher or any(proxy.needs_teacher for proxy in self.proxies):
             check_teachers(type(self).__name__, teachers)
-        layouts = []
         for teacher in teachers:
-            layouts.append(teacher.require_logits(self.layout))
+            # Decoder layers that one of the networks lacks are not compared.
+            self.layout = self.layout.common(teacher.require_logits(self.layout))
             if not self.layout.of_images:
                 find_classifiers(teacher.model, 'teacher')
         student_spots = ['cls_outputs']
@@ -160,14 +159,14 @@ class ProxyDistill(OptimizerSettings, Method):
         if self.sample_weight == 'foreground' and self.layout.of_boxes:
             student_spots.append('cls_targets')
         for index, proxy in enumerate(self.proxies):
+            proxy.answers_teacher = self.layout.of_queries and self.query_match == 'shared' and bool(teachers)
             proxy.build(student, teachers[index] if teachers else None, student_cfg, self.layout,
                         task=self.proxy_task > 0)
             student_spots += proxy.student_spots
             teacher_spots += proxy.teacher_spots
-            layouts.append(proxy.layout)
-        # Layers that one of the networks lacks are not compared.
-        self.layout = functools.reduce(LogitLayout.common, layouts, self.layout)
+            self.layout = self.layout.common(proxy.layout)
         self.match = build_match(self.query_match, self.layout, student, teachers)
+        self.layout = self.match.layout
         student_spots += self.match.student_spots
         teacher_spots += self.match.teacher_spots
         self.student_spots = tuple(dict.fromkeys(student_spots))

@@ -35,6 +35,10 @@ class Proxy(BaseModule):
     predicts_for: Literal['student', 'teacher', 'itself'] = 'itself'
     """Query-based detectors: whose queries the proxy classifies; known after :meth:`build`."""
 
+    answers_teacher: bool = False
+    """Query-based detectors: whether a proxy that has queries answers the teacher's instead, see
+    :class:`~mmkd.models.spots.shared_queries.SharedQueries`; set before :meth:`build`."""
+
     layout: LogitLayout
     """The layout of the logits; known after :meth:`build`."""
 

@@ -23,6 +23,7 @@ from ..spots import (
     logit_layout,
     module_hooks,
     probe,
+    queries_of,
     resolve_spot,
 )
 from ..spots.queries import class_branches
@@ -105,7 +106,8 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
     """Return the student's classification loss at other logits than the student's.
 
     The labels are the student's: labels of the images, mixed ones included (classifiers), of the sampled
-    boxes (two-stage detectors), or those that the student's head assigns to these logits (dense detectors).
+    boxes (two-stage detectors), or those that the student's head assigns to these logits (dense and
+    query-based detectors).
     Where the loss takes the quality of boxes into account, the boxes are the student's as well.
 
     Args:
@@ -123,6 +125,8 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
             logits = standardize_logits(logits)
         head = student.head if hasattr(student, 'backbone') else student
         return head._get_loss(logits, step.data_samples)['loss']
+    if layout.of_queries:
+        return _query_loss(layout, step, outputs)
     if layout.of_boxes:
         total = sum(output[0].sum() for output in outputs) * 0
         calls = step.student_outputs['cls_targets']
@@ -138,6 +142,16 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
     losses = student.bbox_head.loss_by_feat(*mixed, gt_instances, metas, gt_ignored)
     parts = [value for name, value in losses.items() if name in ('loss_cls', 'loss_obj')]
     return sum(sum(part) if isinstance(part, (list, tuple)) else part for part in parts)
+
+
+def _query_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> Tensor:
+    head: Any = step.student.bbox_head
+    gt_instances = [sample.gt_instances for sample in step.data_samples]
+    metas = [sample.metainfo for sample in step.data_samples]
+    logits, boxes, _ = (layout.layers(values) for values in queries_of(outputs))
+    return sum(
+        weight * head.loss_by_feat_single(layer_logits, layer_boxes.detach(), gt_instances, metas)[0]
+        for weight, layer_logits, layer_boxes in zip(layout.stage_loss_weights, logits, boxes, strict=True))
 
 
 def find_classifiers(model: nn.Module, role: str) -> list[str]:

@@ -2,9 +2,10 @@ from .hooks import module_hooks
 from .logits import LogitLayout, SampleWeight, check_comparable, logit_layout
 from .probing import classify, classify_map, common_probe_size, probe, record
 from .queries import is_query_based, queries_of
-from .query_match import QueryMatching, SampleMatch, build_match
+from .query_match import SampleMatch
 from .recorder import HookPoint, Recorder
 from .resolve import classification_heads, is_classifier, is_two_stage, library_scope, resolve_spot
+from .shared_queries import QueryMatching, build_match
 from .splitting import Split, split, stage_names
 
 __all__ = [

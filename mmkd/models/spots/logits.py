@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from mmdet.models.dense_heads import YOLOXHead
+from mmdet.models.dense_heads import ATSSVLFusionHead, YOLOXHead
+from mmdet.models.roi_heads import SparseRoIHead
 from mmdet.structures.bbox import get_box_tensor
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ class LogitLayout:
         return not self.dense and not self.of_images and not self.of_queries
 
     @property
-    def default_sample_weight(self) -> str:
+    def default_sample_weight(self) -> SampleWeight:
         """The ``sample_weight`` that suits the network: most locations and queries are for no object."""
         if self.of_queries:
             return 'teacher'
@@ -125,11 +126,19 @@ class LogitLayout:
         if not self.of_queries:
             return self
         proposals = self.proposals and other.proposals
-        number = min(len(layout.stage_loss_weights) - layout.proposals for layout in (self, other))
+        number = min(len(layout.without_proposals().stage_loss_weights) for layout in (self, other))
         weights = self.stage_loss_weights[len(self.stage_loss_weights) - number:]
         if proposals:
             weights = (self.stage_loss_weights[0], *weights)
         return replace(self, stage_loss_weights=weights, proposals=proposals)
+
+    def without_proposals(self) -> LogitLayout:
+        """Return this layout without the encoder's proposals."""
+        return replace(self, stage_loss_weights=self.stage_loss_weights[self.proposals:], proposals=False)
+
+    def last_layer(self) -> LogitLayout:
+        """Return this layout with only the last decoder layer, by which a query-based detector detects."""
+        return replace(self.without_proposals(), stage_loss_weights=(1.0, )) if self.of_queries else self
 
     def weights(self, sample_weight: str, outputs: Sequence, teacher_logits: Sequence[Tensor],
                 step: Step) -> list[Tensor]:
@@ -215,6 +224,13 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
         return _image_layout(model, name, role)
     if is_query_based(model):
         return _query_layout(model, role)
+    if isinstance(getattr(model, 'bbox_head', None), ATSSVLFusionHead):
+        raise MMKDError(f'{name} classifies by the words of a text, so its logits cannot be distilled; distill '
+                        "its image features instead, for instance with PKD at the spot 'neck'.")
+    if isinstance(getattr(model, 'roi_head', None), SparseRoIHead):
+        raise MMKDError(f'{name} classifies boxes that its own queries have refined, which another network '
+                        'cannot classify, so its logits cannot be distilled; distill features instead, for '
+                        "instance with PKD at the spot 'neck'.")
     heads = classification_heads(model)
     if not heads:
         raise MMKDError(

@@ -43,9 +43,9 @@ def check_query_based(model: Any, role: str) -> None:
         MMKDError: If they cannot.
     """
     if isinstance(model, GroundingDINO):
-        raise MMKDError(f'The class logits of the {role} {type(model).__name__} belong to words of a text '
-                        'and not to classes, so they cannot be distilled; distill its image features '
-                        "instead, for instance with PKD at the spot 'neck'.")
+        raise MMKDError(f'The {role} {type(model).__name__} classifies by the words of a text, so its logits '
+                        'cannot be distilled; distill its image features instead, for instance with PKD at the '
+                        "spot 'neck'.")
     if not class_branches(model):
         raise MMKDError(f"The {role}'s {type(model.bbox_head).__name__} does not classify the queries by a "
                         'linear layer per decoder layer, so its class logits cannot be distilled; distill '
@@ -78,7 +78,7 @@ def has_proposals(model: nn.Module) -> bool:
 def query_spots(model: Any) -> dict[str, HookPoint]:
     """Return the spots at the head and the decoder of a query-based detector; see ``NAMED_SPOTS``."""
     number = model.num_queries if isinstance(model, DINO) else None
-    outputs = partial(_head_outputs, number=number)
+    outputs = partial(head_outputs, number=number)
     heads: tuple[str, ...] = ('bbox_head', )
     if has_proposals(model):
         heads = (f'bbox_head.cls_branches.{model.decoder.num_layers}', 'bbox_head')
@@ -148,8 +148,17 @@ def classify_states(model: nn.Module, states: Tensor) -> Tensor:
     return torch.stack([branch(state) for branch, state in zip(branches, states, strict=True)])
 
 
-def _matching(head: Any, values: Tensor, number: int | None) -> Tensor:
-    """Leave out the queries of denoising groups and dense queries, ``(..., N, Q, C)``."""
+def matching_queries(head: Any, values: Tensor, number: int | None) -> Tensor:
+    """Leave out the queries of denoising groups, and DDQ's dense queries.
+
+    Args:
+        head: The head of the detector.
+        values: Values for all queries, ``(..., Q', C)``.
+        number: The number of other queries; ``None`` for detectors that have no others.
+
+    Returns:
+        Tensor: Shape ``(..., Q, C)``.
+    """
     if number is None:
         return values
     start = values.shape[-2] - number
@@ -158,24 +167,32 @@ def _matching(head: Any, values: Tensor, number: int | None) -> Tensor:
     return values[..., start:start + number, :]
 
 
-def _head_outputs(head: Any, args: tuple, output: Any, number: int | None) -> tuple[Tensor, ...]:
+def head_outputs(head: Any, args: tuple, output: Any, number: int | None) -> tuple[Tensor, ...]:
+    """Return what is recorded at ``cls_outputs``; see :func:`queries_of`.
+
+    Args:
+        head: The head, or its class branch for the encoder's proposals.
+        args: Its arguments.
+        output: Its output.
+        number: The number of queries, see :func:`matching_queries`.
+    """
     if isinstance(output, Tensor):  # of the class branch for proposals; DINO selects them in this way
         best = output.amax(dim=-1).topk(number, dim=1).indices
         return (output.gather(1, best[..., None].expand(-1, -1, output.shape[-1])), )
-    logits, boxes = (_matching(head, value, number) for value in output)
+    logits, boxes = (matching_queries(head, value, number) for value in output)
     weights = boxes.new_ones(boxes.shape[:-1])
     if hasattr(head, 'cache_dict'):
         for layer, mask in enumerate(head.cache_dict['distinct_query_mask'], 1):
             weights[layer] = mask[::head.cache_dict['num_heads'], 0].to(weights)
     if number is None:
         return logits, boxes, weights
-    return logits, boxes, weights, _matching(head, args[1][0], number)
+    return logits, boxes, weights, matching_queries(head, args[1][0], number)
 
 
 def _matching_logits(head: Any, args: tuple, output: Any, number: int | None) -> Tensor:
-    return _matching(head, output[0], number)
+    return matching_queries(head, output[0], number)
 
 
 def _matching_states(head: Any, args: tuple, number: int | None) -> tuple[Tensor]:
-    return (_matching(head, args[0], number), )
+    return (matching_queries(head, args[0], number), )
 

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from mmdet.models.task_modules.assigners import ClassificationCost, FocalLossCost, HungarianAssigner
 from mmdet.structures.bbox import bbox_cxcywh_to_xyxy
 from mmengine.structures import InstanceData
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import MMKDError
 from .logits import LogitLayout
@@ -17,10 +17,6 @@ from .queries import Queries, queries_of
 
 if TYPE_CHECKING:
     from ..step import Step
-
-QueryMatching = Literal['hungarian', 'shared']
-"""Ways to compare the queries of two networks, see :class:`HungarianMatch` and
-:class:`~mmkd.models.spots.shared_queries.SharedQueries`."""
 
 _NO_OBJECT = 0.01
 """The probability of an object that a query without a partner learns: at which focal heads start."""
@@ -133,6 +129,13 @@ class HungarianMatch(QueryMatch):
         self.assigner = soft_assigner(assigner)
 
     def match(self, step: Step, outputs: Sequence) -> Tensor | None:
+        key = ('match', id(outputs), self.layout)
+        if key not in step.results:
+            # With the outputs, so that no others get the same id.
+            step.results[key] = self._match(step, outputs), outputs
+        return step.results[key][0]
+
+    def _match(self, step: Step, outputs: Sequence) -> Tensor:
         shapes = [sample.img_shape[:2] for sample in step.data_samples]
         student, teacher = self._layers(step.student_outputs['cls_outputs']), self._layers(outputs)
         layers = []
@@ -226,21 +229,3 @@ def match_queries(assigner: HungarianAssigner, student: Queries, teacher: Querie
 def _gathered(values: Tensor, index: Tensor) -> Tensor:
     """Select queries of ``(L, N, Q', C)`` by an index ``(L, N, Q)``."""
     return values.gather(2, index[..., None].expand(*index.shape, values.shape[-1]))
-
-
-def build_match(query_match: QueryMatching, layout: LogitLayout, student: nn.Module,
-                teachers: Sequence[Any]) -> SampleMatch:
-    """Build what decides which predictions are compared.
-
-    Args:
-        query_match: For query-based detectors, the way of comparison.
-        layout: The layout of the student's logits.
-        student: The student network.
-        teachers: The :class:`~mmkd.models.teachers.Teacher` objects.
-
-    Raises:
-        MMKDError: If these networks cannot be compared in this way.
-    """
-    if not layout.of_queries:
-        return SampleMatch(layout)
-    return HungarianMatch(layout, student)
