@@ -50,6 +50,7 @@ def query_detector(family: str, size: int = 8, queries: int = 12, layers: int = 
         part.layer_cfg.ffn_cfg.feedforward_channels = 32
     model.positional_encoding.num_feats = width // 2
     model.bbox_head.update(num_classes=classes, embed_dims=width)
+    model.test_cfg = dict(max_per_img=queries)
     if 'dn_cfg' in model:
         model.dn_cfg.group_cfg.num_dn_queries = 10
     return model
@@ -63,5 +64,5 @@ def _stock(family: str) -> ConfigDict:
 def query_batch(model, seed: int = 0) -> dict:
     """Return a preprocessed training batch of two images of different sizes."""
     torch.manual_seed(seed)
-    data = demo_mm_inputs(2, [[3, 128, 128], [3, 100, 120]], num_classes=CLASSES, num_items=[2, 3])
+    data = demo_mm_inputs(2, [[3, 64, 64], [3, 50, 60]], num_classes=CLASSES, num_items=[2, 3])
     return model.data_preprocessor(data, True)

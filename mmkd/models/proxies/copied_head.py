@@ -2,6 +2,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from mmdet.models.detectors import DDQDETR
 from mmengine.config import Config
 from mmengine.model import ModuleList
 from torch import Tensor, nn
@@ -129,6 +130,9 @@ class CopiedHead(Proxy):
         return None if self.source == 'teacher' else "it is a head on the student's features"
 
     def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
+        if isinstance(self.teacher.model, DDQDETR):
+            raise MMKDError('A DDQ discards queries by their class logits, so its boxes would change with a '
+                            'trained classifier; not exported.')
         if self.layout.of_queries:
             weights.update(self.heads.named_weights())
         else:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from .probing import probe
-from .queries import check_query_based, has_proposals, is_query_based, queries_of
+from .queries import check_query_based, class_branches, has_proposals, is_query_based, queries_of
 from .resolve import classification_heads, is_classifier, is_two_stage, resolve_spot
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def _query_layout(model: Any, role: str) -> LogitLayout:
     head, proposals = model.bbox_head, has_proposals(model)
     # MMDetection weights the losses of all decoder layers and of the proposals alike.
     return LogitLayout('sigmoid' if head.loss_cls.use_sigmoid else 'softmax', head.num_classes,
-                       stage_loss_weights=(1.0, ) * (model.decoder.num_layers + proposals),
+                       stage_loss_weights=(1.0, ) * (len(class_branches(model)) + proposals),
                        of_queries=True, proposals=proposals)
 
 

@@ -58,7 +58,7 @@ def class_branches(model: Any) -> list[str]:
     Returns:
         list: Names of linear layers; several decoder layers may share one. Empty if it is not known.
     """
-    number = model.decoder.num_layers
+    number = model.decoder.num_layers if model.decoder.return_intermediate else 1
     if hasattr(model.bbox_head, 'fc_cls'):
         return ['bbox_head.fc_cls'] * number
     if hasattr(model.bbox_head, 'cls_branches'):

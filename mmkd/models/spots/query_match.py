@@ -114,7 +114,8 @@ class HungarianMatch(QueryMatch):
     In every decoder layer, MMDetection's assigner of the student matches one to one by its match costs, with
     the teacher's boxes and the expectation of the class cost over the teacher's class probabilities
     (DETRDistill, Chang et al., ICCV 2023). If the student has more queries than the teacher, those without a
-    partner learn "no object".
+    partner learn "no object". The assignment runs on the CPU, for every image and layer; its time grows with
+    the cube of the number of queries.
 
     Raises:
         MMKDError: If the student's assigner is not a :class:`HungarianAssigner`.
@@ -209,6 +210,12 @@ def match_queries(assigner: HungarianAssigner, student: Queries, teacher: Querie
     Returns:
         Tensor: For each of the student's queries, the index of the teacher's query, or −1; ``(Q,)``, int64.
     """
+    with torch.autocast(student.boxes.device.type, enabled=False):  # half precision would change the match
+        return _match_queries(assigner, student, teacher, img_shape, activation)
+
+
+def _match_queries(assigner: HungarianAssigner, student: Queries, teacher: Queries,
+                   img_shape: tuple[int, int], activation: str) -> Tensor:
     kept = [queries.weights.nonzero()[:, 0] for queries in (student, teacher)]
     height, width = img_shape
     scale = student.boxes.new_tensor([width, height, width, height], dtype=torch.float32)

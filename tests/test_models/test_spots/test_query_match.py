@@ -219,7 +219,7 @@ def test_ddq_trains_on_after_an_answer():
     with Recorder(student, dict(inputs=resolve_spot(student, 'decoder_inputs', 'student'))) as recorder:
         student.loss(batch['inputs'], batch['data_samples'])
     before = dict(student.cache_dict)
-    _, other = recorded(teacher, 'decoder_inputs', size=128)
+    _, other = recorded(teacher, 'decoder_inputs')
     answer(student, recorder['inputs'][0], teacher, other['decoder_inputs'][0])
     assert all(student.cache_dict[key] is value for key, value in before.items())
     assert student.decoder.training and student.bbox_head.training
