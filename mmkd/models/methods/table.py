@@ -6,6 +6,7 @@ from .base import Method
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
+from .prediction_kd import PredictionKD
 from .sakd import SAKD
 
 TASKS = ('classifier', 'two-stage', 'dense')
@@ -64,6 +65,7 @@ _ENTRIES = (
     _entry(SAKD, ('classifier', ), 'Spot-adaptive distillation (Song et al., IEEE TIP 2022)'),
     _entry(DeiT, ('classifier', ), 'Data-efficient image transformers (Touvron et al., ICML 2021)'),
     _entry(CrossKD, ('dense', ), 'Cross-head distillation (Wang et al., CVPR 2024)'),
+    _entry(PredictionKD, ('two-stage', 'dense', 'query-based'), 'Detections as soft ground truth (mmkd, 2026)'),
     _entry(LD, ('dense', ), 'Localization distillation (Zheng et al., CVPR 2022)'),
     *(_entry(entry.cls, entry.task, entry.paper) for entry in zoo.ZOO.values()))
 
