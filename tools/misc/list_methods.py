@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mmkd.cli import run_tool
 from mmkd.models.methods.table import METHODS, TASKS, MethodEntry
 
-KINDS = dict({task: (task, ) for task in TASKS}, detector=('two-stage', 'dense'))
+KINDS = dict({task: (task, ) for task in TASKS}, detector=('two-stage', 'dense', 'query-based'))
 """The choices of ``--task``, and the kinds of networks that they stand for."""
 
 

@@ -9,7 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...models.losses import bernoulli_kl_divergence, kl_divergence
-from ...models.spots import HookPoint, LogitLayout, Recorder, logit_layout, resolve_spot
+from ...models.spots import HookPoint, LogitLayout, Recorder, build_match, logit_layout, resolve_spot
 from ...models.step import Step
 from ...registry import HOOKS
 from ..runner_access import unwrapped
@@ -38,8 +38,9 @@ class TeacherGapHook(Hook):
         model = unwrapped(runner)
         if not hasattr(model, 'mmkd') or not model.mmkd.teachers:
             return
-        self._layout = logit_layout(model, 'student')
+        self._layout = logit_layout(model, 'student').last_layer()
         model.mmkd.teacher.require_logits(self._layout)
+        self._match = build_match('hungarian', self._layout, model, [model.mmkd.teacher])
         model.mmkd.teacher.add_spots(['cls_outputs'])
         spots = ['cls_outputs', 'rois'] if self._layout.of_boxes else ['cls_outputs']
         self._points = {spot: resolve_spot(model, spot, 'student') for spot in spots}
@@ -71,10 +72,13 @@ class TeacherGapHook(Hook):
         teacher_outputs = model.mmkd.teacher.forward(
             data['inputs'], data['data_samples'], student_outputs.get('rois'), ['cls_outputs'])
         step = Step(model, data['inputs'], data['data_samples'], student_outputs, [teacher_outputs])
+        outputs = self._match.align(
+            teacher_outputs['cls_outputs'], self._match.match(step, teacher_outputs['cls_outputs']))
         student_logits = self._layout.logits(student_outputs['cls_outputs'])[-1]
-        teacher_logits = self._layout.logits(teacher_outputs['cls_outputs'])[-1]
-        weights = self._layout.weights('teacher' if self._layout.dense else 'uniform',
-                                       student_outputs['cls_outputs'], [teacher_logits], step)[0]
+        teacher_logits = self._layout.logits(outputs)[-1]
+        sample_weight = 'uniform' if self._layout.of_images or self._layout.of_boxes else 'teacher'
+        weights = self._match.weights(
+            sample_weight, [student_outputs['cls_outputs']], [outputs], [step])[0][-1]
         divergence = kl_divergence if self._layout.activation == 'softmax' else bernoulli_kl_divergence
         same = student_logits.argmax(dim=-1) == teacher_logits.argmax(dim=-1)
         self._sums += torch.stack([

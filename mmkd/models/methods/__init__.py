@@ -10,12 +10,14 @@ from .prediction_kd import PredictionKD
 from .presets import DML, KD, SHAKE, SOKD, KDTuned
 from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
+from .query_boxes import QueryBoxes
 from .sakd import SAKD, SpotAdaptiveDistill
 from .zoo import *  # noqa: F403
 
 __all__ = [
     'DML', 'KD', 'LD', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'CrossKD', 'DeiT',
     'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'OptimizerSettings',
-    'PhasedMethod', 'PredictionKD', 'ProxyDistill', 'SpotAdaptiveDistill', 'TrainLabelsMethod'
+    'PhasedMethod', 'PredictionKD', 'ProxyDistill', 'QueryBoxes', 'SpotAdaptiveDistill',
+    'TrainLabelsMethod'
 ]
 __all__ += zoo.__all__

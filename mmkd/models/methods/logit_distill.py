@@ -49,6 +49,9 @@ class LogitDistill(Method):
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers(self.name, teachers)
         self.layout = logit_layout(student, 'student')
+        if self.layout.of_queries:
+            raise MMKDError(f'{self.name} is for classifiers and two-stage detectors, but the student '
+                            f'{type(student).__name__} classifies queries. Use KD.')
         if self.layout.activation != 'softmax' or self.layout.dense:
             raise MMKDError(f'{self.name} compares distributions over classes (softmax), but the student '
                             f'{type(student).__name__} predicts every class independently. Use KD.')

@@ -4,7 +4,7 @@ from typing import Literal
 from ...errors import MMKDError
 from ...registry import MODELS
 from ...settings import Fraction, NonNegativeFloat, Temperature
-from ..spots import SampleWeight
+from ..spots import QueryMatching, SampleWeight
 from .proxy_distill import ProxyDistill
 from .teacher_weights import TeacherWeights
 
@@ -24,16 +24,19 @@ class KD(ProxyDistill):
         standardize_task: See :class:`ProxyDistill`.
         teacher_weights: See :class:`ProxyDistill`.
         tolerance: See :class:`ProxyDistill`.
+        query_match: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
-                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6) -> None:
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
+                 query_match: QueryMatching = 'hungarian') -> None:
         super().__init__(
             None, temperature, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
-            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance)
+            standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
+            query_match=query_match)
 
 
 @MODELS.register_module()
@@ -57,6 +60,7 @@ class KDTuned(ProxyDistill):
         tolerance: See :class:`ProxyDistill`.
         proxy_lr_mult: The learning rate of the trained part of the teacher, relative to the student's. At the
             student's own rate, the teacher forgets what it knows (measured in docs/benchmarks/proxies.md).
+        query_match: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
@@ -64,7 +68,8 @@ class KDTuned(ProxyDistill):
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
-                 proxy_lr_mult: NonNegativeFloat = 0.001) -> None:
+                 proxy_lr_mult: NonNegativeFloat = 0.001,
+                 query_match: QueryMatching = 'hungarian') -> None:
         proxies = dict(
             all=dict(type='mmkd.WholeNetwork', source='teacher', init='teacher'),
             head=dict(type='mmkd.CopiedHead', source='teacher', init='teacher'),
@@ -74,7 +79,7 @@ class KDTuned(ProxyDistill):
             teacher_to_proxy=0.0, student_to_proxy=weight, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
             standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
-            proxy_lr_mult=proxy_lr_mult)
+            proxy_lr_mult=proxy_lr_mult, query_match=query_match)
 
 
 @MODELS.register_module()
@@ -148,6 +153,7 @@ class SHAKE(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
         tolerance: See :class:`ProxyDistill`.
         proxy_lr_mult: See :class:`ProxyDistill`.
+        query_match: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
@@ -159,7 +165,8 @@ class SHAKE(ProxyDistill):
                  sample_weight: SampleWeight | None = None, standardize: bool | None = None,
                  standardize_task: bool = False, teacher_loss: Literal['kl', 'mse'] | None = None,
                  teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
-                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
+                 proxy_lr_mult: NonNegativeFloat = 1.0,
+                 query_match: QueryMatching = 'hungarian') -> None:
         proxies: dict[str, dict] = dict(
             student=dict(type='mmkd.CopiedHead', source='student', depth=depth, settings=head),
             teacher=dict(type='mmkd.FrozenHeadLayers', layers='fusion'),
@@ -180,7 +187,7 @@ class SHAKE(ProxyDistill):
             student_to_proxy=reversed_weight * weight, proxy_to_student=weight, student_task=student_task,
             sample_weight=sample_weight, standardize=standardize, standardize_task=standardize_task,
             teacher_loss=teacher_loss, teacher_weights=teacher_weights, tolerance=tolerance,
-            proxy_lr_mult=proxy_lr_mult)
+            proxy_lr_mult=proxy_lr_mult, query_match=query_match)
 
 
 @MODELS.register_module()
@@ -205,6 +212,7 @@ class SOKD(ProxyDistill):
         teacher_weights: See :class:`ProxyDistill`.
         tolerance: See :class:`ProxyDistill`.
         proxy_lr_mult: See :class:`ProxyDistill`.
+        query_match: See :class:`ProxyDistill`.
     """
 
     def __init__(self, temperature: Temperature = 4.0, weight: NonNegativeFloat = 1.0,
@@ -213,13 +221,14 @@ class SOKD(ProxyDistill):
                  student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
                  standardize: bool = False, standardize_task: bool = False,
                  teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
-                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
+                 proxy_lr_mult: NonNegativeFloat = 1.0,
+                 query_match: QueryMatching = 'hungarian') -> None:
         super().__init__(
             dict(type='mmkd.CopiedTail', init=init), temperature, proxy_task=1.0,
             teacher_to_proxy=weight, student_to_proxy=reversed_weight * weight, proxy_to_student=weight,
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
             standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
-            proxy_lr_mult=proxy_lr_mult)
+            proxy_lr_mult=proxy_lr_mult, query_match=query_match)
         self.init = init
         self.last_stage = last_stage
 

@@ -14,7 +14,7 @@ from ..losses import bernoulli_kl_divergence, kl_divergence, standardize_logits
 from ..proxies import build_proxy
 from ..proxies.heads import classification_loss, find_classifiers
 from ..reduction import mean_over_ranks
-from ..spots import LogitLayout, SampleWeight, logit_layout
+from ..spots import LogitLayout, QueryMatching, SampleMatch, SampleWeight, build_match, logit_layout
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
@@ -36,9 +36,9 @@ class ProxyDistill(OptimizerSettings, Method):
 
     sg stops gradients. KL is :func:`~mmkd.models.losses.kl_divergence` for softmax heads and
     :func:`~mmkd.models.losses.bernoulli_kl_divergence` for sigmoid heads, at temperature τ. It is averaged
-    over the images, boxes or locations of all ranks by their weights (``sample_weight``), and summed over
-    the stages of a cascade by the cascade's loss weights. Without a proxy, P is the teacher, and only d and e
-    are left. A term of weight 0 is not computed.
+    over the images, boxes, locations or queries of all ranks by their weights (``sample_weight``), and summed
+    over the stages of a cascade or the layers of a decoder by their loss weights. Without a proxy, P is the
+    teacher, and only d and e are left. A term of weight 0 is not computed.
 
     =================  ===========================================  ===  ===========  ===  ===  ===
     method             proxy                                         a    b            c    d    e
@@ -70,10 +70,14 @@ class ProxyDistill(OptimizerSettings, Method):
         student_to_proxy: The weight c of reversed distillation, from the student to the proxy.
         proxy_to_student: The weight d of what the student learns from the proxy.
         student_task: The weight e of the student's task loss.
-        sample_weight: Which boxes or locations count: ``'uniform'``, ``'foreground'`` or ``'teacher'``, see
-            :meth:`~mmkd.models.spots.LogitLayout.weights`. The default is ``'uniform'`` for two-stage
-            detectors and ``'foreground'`` for dense ones, nearly all locations of which are empty (measured
-            in docs/benchmarks/sample_weight.md).
+        sample_weight: Which boxes, locations or queries count: ``'uniform'``, ``'foreground'`` or
+            ``'teacher'``, see :meth:`~mmkd.models.spots.LogitLayout.weights`. The default is ``'uniform'``
+            for two-stage detectors, ``'foreground'`` for dense ones, nearly all locations of which are empty
+            (measured in docs/benchmarks/sample_weight.md), and ``'teacher'`` for query-based ones.
+        query_match: Query-based detectors: which queries are compared. ``'hungarian'``: those that predict
+            the same object, see :class:`~mmkd.models.spots.query_match.HungarianMatch`. ``'shared'``: the
+            student answers the teacher's queries, see
+            :class:`~mmkd.models.spots.shared_queries.SharedQueries`.
         standardize: Whether all logits are standardized over classes before they are compared; ``None`` for
             those of classifiers. This is for softmax heads; the logits of sigmoid heads stay as they are,
             because each of them is the probability of a class.
@@ -97,7 +101,7 @@ class ProxyDistill(OptimizerSettings, Method):
                  standardize: bool | None = False, standardize_task: bool = False,
                  teacher_loss: Literal['kl', 'mse'] = 'kl',
                  teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6,
-                 proxy_lr_mult: NonNegativeFloat = 1.0) -> None:
+                 proxy_lr_mult: NonNegativeFloat = 1.0, query_match: QueryMatching = 'hungarian') -> None:
         super().__init__()
         self.temperature = temperature
         self.proxy_task = proxy_task
@@ -113,8 +117,10 @@ class ProxyDistill(OptimizerSettings, Method):
         self.teacher_weights = teacher_weights
         self.tolerance = tolerance
         self.proxy_lr_mult = proxy_lr_mult
+        self.query_match = query_match
         self.proxy_cfg = proxy
         self.layout = LogitLayout()
+        self.match = SampleMatch(self.layout)
         self.proxies = ModuleList()
 
     def choose_proxy(self) -> dict | None:
@@ -133,7 +139,7 @@ class ProxyDistill(OptimizerSettings, Method):
         if not self.layout.of_images:  # what a classifier returns is logits in any case
             find_classifiers(student, 'student')
         if self.sample_weight is None:
-            self.sample_weight = 'foreground' if self.layout.dense else 'uniform'
+            self.sample_weight = self.layout.default_sample_weight
         if self.standardize is None:
             self.standardize = self.layout.of_images
         if self.teacher_weights == 'adaptive' and self.tolerance * len(teachers) < 1:
@@ -144,7 +150,8 @@ class ProxyDistill(OptimizerSettings, Method):
         if reads_teacher or any(proxy.needs_teacher for proxy in self.proxies):
             check_teachers(type(self).__name__, teachers)
         for teacher in teachers:
-            teacher.require_logits(self.layout)
+            # Decoder layers that one of the networks lacks are not compared.
+            self.layout = self.layout.common(teacher.require_logits(self.layout))
             if not self.layout.of_images:
                 find_classifiers(teacher.model, 'teacher')
         student_spots = ['cls_outputs']
@@ -152,10 +159,16 @@ class ProxyDistill(OptimizerSettings, Method):
         if self.sample_weight == 'foreground' and self.layout.of_boxes:
             student_spots.append('cls_targets')
         for index, proxy in enumerate(self.proxies):
+            proxy.answers_teacher = self.layout.of_queries and self.query_match == 'shared' and bool(teachers)
             proxy.build(student, teachers[index] if teachers else None, student_cfg, self.layout,
                         task=self.proxy_task > 0)
             student_spots += proxy.student_spots
             teacher_spots += proxy.teacher_spots
+            self.layout = self.layout.common(proxy.layout)
+        self.match = build_match(self.query_match, self.layout, student, teachers)
+        self.layout = self.match.layout
+        student_spots += self.match.student_spots
+        teacher_spots += self.match.teacher_spots
         self.student_spots = tuple(dict.fromkeys(student_spots))
         self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
 
@@ -176,44 +189,61 @@ class ProxyDistill(OptimizerSettings, Method):
         Returns:
             dict: ``loss_student``; with a proxy also ``loss_proxy_task``, ``loss_proxy_teacher`` and
             ``loss_proxy_student``, as far as their weights are above 0; and ``student_teacher_agreement`` and
-            ``proxy_teacher_agreement``, the weighted shares of images, boxes or locations for which the two
-            networks predict the same class.
+            ``proxy_teacher_agreement``, the weighted shares of images, boxes, locations or queries for which
+            the two networks predict the same class.
         """
-        student_outputs = step.student_outputs['cls_outputs']
-        teacher_outputs = [outputs['cls_outputs'] for outputs in step.teacher_outputs
-                           if 'cls_outputs' in outputs]
-        proxy_outputs, proxy_task_losses = [], []
-        for index, proxy in enumerate(self.proxies):
-            outputs, task_loss = proxy(step, index, self.proxy_task > 0)
-            proxy_outputs.append(outputs)
-            proxy_task_losses.append(task_loss)
-        student = self._logits(student_outputs)
+        steps = [self.match.step(step, index)
+                 for index in range(max(len(self.proxies), len(step.teacher_outputs)))]
+        student_outputs = [step.student_outputs['cls_outputs'] for step in steps]
+        teacher_outputs, proxy_outputs, proxy_task_losses = self._other_outputs(steps)
+        students = [self._logits(outputs) for outputs in student_outputs]
         teachers = [self._logits(outputs) for outputs in teacher_outputs]
         proxies = [self._logits(outputs) for outputs in proxy_outputs] if self.proxies else teachers
         # The weights are never taken from standardized logits.
-        weighting = _mean([self.layout.logits(outputs) for outputs in teacher_outputs or proxy_outputs])
-        weights = self.layout.weights(self.sample_weight or 'uniform', student_outputs, weighting, step)
+        weights = self.match.weights(self.sample_weight or 'uniform', student_outputs,
+                                     teacher_outputs or proxy_outputs, steps)
 
         terms = {}
         if teachers:
-            terms['student_teacher_agreement'] = self._agreement(student, teachers[0], weights)
+            terms['student_teacher_agreement'] = self._agreement(students[0], teachers[0], weights[0])
         if teachers and self.proxies:
-            terms['proxy_teacher_agreement'] = self._agreement(proxies[0], teachers[0], weights)
+            terms['proxy_teacher_agreement'] = self._agreement(proxies[0], teachers[0], weights[0])
         if self.standardized_task:
-            task_loss = classification_loss(self.layout, step, student_outputs)
+            task_loss = classification_loss(self.layout, step, student_outputs[0])
             terms['loss_task'] = self.standardized_task * task_loss
-        terms['loss_student'] = self.proxy_to_student * self._student_loss(student, proxies, weights)
+        terms['loss_student'] = self.proxy_to_student * self._student_loss(students, proxies, weights)
         if self.proxies and self.proxy_task > 0:
             terms['loss_proxy_task'] = self.proxy_task * sum(proxy_task_losses)
         if self.proxies and self.teacher_to_proxy > 0:
             divergence = _squared_error if self.teacher_loss == 'mse' else self._kl
             terms['loss_proxy_teacher'] = self.teacher_to_proxy * sum(
-                self._mean_over_samples(divergence, proxy, teacher, weights)
-                for teacher, proxy in zip(teachers, proxies, strict=True))
+                self._mean_over_samples(divergence, proxy, teacher, weight)
+                for proxy, teacher, weight in zip(proxies, teachers, weights, strict=True))
         if self.proxies and self.student_to_proxy > 0:
             terms['loss_proxy_student'] = self.student_to_proxy * sum(
-                self._mean_over_samples(self._kl, proxy, _detached(student), weights) for proxy in proxies)
+                self._mean_over_samples(self._kl, proxy, _detached(student), weight)
+                for proxy, student, weight in zip(proxies, students, weights, strict=True))
         return terms
+
+    def _other_outputs(self, steps: Sequence[Step]) -> tuple[list[Sequence], list[Sequence], list]:
+        """Return the outputs of teachers and proxies in the student's order, and the proxies' task losses."""
+        teacher_outputs, proxy_outputs, task_losses = [], [], []
+        for index, step in enumerate(steps):
+            match = None
+            if index < len(step.teacher_outputs) and 'cls_outputs' in step.teacher_outputs[index]:
+                outputs = step.teacher_outputs[index]['cls_outputs']
+                match = self.match.match(step, outputs)
+                teacher_outputs.append(self.match.align(outputs, match))
+            if self.proxies:
+                proxy = self.proxies[index]
+                outputs, task_loss = proxy(step, index, self.proxy_task > 0)
+                if proxy.predicts_for == 'student':
+                    match = None
+                elif proxy.predicts_for == 'itself' or match is None:
+                    match = self.match.match(step, outputs)
+                proxy_outputs.append(self.match.align(outputs, match))
+                task_losses.append(task_loss)
+        return teacher_outputs, proxy_outputs, task_losses
 
     def _logits(self, outputs: Sequence) -> list[Tensor]:
         logits = self.layout.logits(outputs)
@@ -221,14 +251,16 @@ class ProxyDistill(OptimizerSettings, Method):
             return [standardize_logits(stage) for stage in logits]
         return logits
 
-    def _student_loss(self, student: list[Tensor], proxies: list[list[Tensor]],
-                      weights: list[Tensor]) -> Tensor:
-        losses = [self._mean_over_samples(self._kl, student, _detached(proxy), weights) for proxy in proxies]
+    def _student_loss(self, students: list[list[Tensor]], proxies: list[list[Tensor]],
+                      weights: list[list[Tensor]]) -> Tensor:
+        losses = [self._mean_over_samples(self._kl, student, _detached(proxy), weight)
+                  for student, proxy, weight in zip(students, proxies, weights, strict=True)]
         if len(losses) == 1:
             return losses[0]
         if self.teacher_weights == 'equal':
             return sum(losses) / len(losses)
-        gradients = [self._gradient(student, _detached(proxy), weights) for proxy in proxies]
+        gradients = [self._gradient(student, _detached(proxy), weight)
+                     for student, proxy, weight in zip(students, proxies, weights, strict=True)]
         return (adaptive_weights(gradients, self.tolerance) * torch.stack(losses)).sum()
 
     def _gradient(self, student: list[Tensor], proxy: list[Tensor], weights: list[Tensor]) -> Tensor:
@@ -277,7 +309,3 @@ def _squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 def _detached(stages: list[Tensor]) -> list[Tensor]:
     return [stage.detach() for stage in stages]
 
-
-def _mean(logits: list[list[Tensor]]) -> list[Tensor]:
-    """Average the logits of several teachers, stage by stage."""
-    return [torch.stack(stages).detach().mean(dim=0) for stages in zip(*logits, strict=True)]

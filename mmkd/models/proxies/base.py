@@ -1,5 +1,6 @@
 """Networks, or parts of networks, that may pass knowledge from the teacher to the student."""
 from collections.abc import Sequence
+from typing import Literal
 
 from mmengine.config import Config
 from mmengine.model import BaseModule
@@ -30,6 +31,13 @@ class Proxy(BaseModule):
 
     init: str = 'random'
     """The initial weights: ``'random'``, or ``'teacher'`` for the teacher's."""
+
+    predicts_for: Literal['student', 'teacher', 'itself'] = 'itself'
+    """Query-based detectors: whose queries the proxy classifies; known after :meth:`build`."""
+
+    answers_teacher: bool = False
+    """Query-based detectors: whether a proxy that has queries answers the teacher's instead, see
+    :class:`~mmkd.models.spots.shared_queries.SharedQueries`; set before :meth:`build`."""
 
     layout: LogitLayout
     """The layout of the logits; known after :meth:`build`."""

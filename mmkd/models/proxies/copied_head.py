@@ -14,6 +14,7 @@ from ..teachers import Teacher
 from .base import Proxy
 from .heads import build_heads, copy_heads, find_classifiers, run_heads
 from .improved_teacher import replace_heads
+from .query_heads import QueryClassifiers, student_query_outputs, teacher_query_outputs
 
 
 @MODELS.register_module()
@@ -21,7 +22,8 @@ class CopiedHead(Proxy):
     """A trainable copy of the student's or the teacher's classification head, on the same features.
 
     Gradients flow into the student's features, but not into the teacher's. A detector's head is copied
-    without its box branches.
+    without its box branches. The head of a query-based detector classifies by one linear layer per decoder
+    layer, so its copy has one as well, whatever the ``depth``.
 
     - ``CopiedHead('student')`` is the shadow head of SHAKE (Li and Jin, NeurIPS 2022, as in the text of the
       paper).
@@ -61,7 +63,9 @@ class CopiedHead(Proxy):
     def build(self, student: nn.Module, teacher: Teacher | None, student_cfg: dict, layout: LogitLayout,
               task: bool) -> None:
         super().build(student, teacher, student_cfg, layout, task)
-        if self.source == 'teacher':
+        if layout.of_queries:
+            self._copy_class_branches(student, layout)
+        elif self.source == 'teacher':
             self.teacher_spots = ('cls_inputs', )
             self.heads = copy_heads(self.teacher, self.init)
         elif self.depth == 'head':
@@ -69,6 +73,19 @@ class CopiedHead(Proxy):
             self.heads = build_heads(student, student_cfg, layout, settings=self.settings)
         else:
             self._copy_last_layers(student, student_cfg, layout)
+
+    def _copy_class_branches(self, student: nn.Module, layout: LogitLayout) -> None:
+        if self.settings:
+            raise MMKDError('The class branches of a query-based detector are linear layers, which have no '
+                            '`settings` in which a copy could differ.')
+        self.layout = layout.without_proposals()
+        self.predicts_for = self.source
+        if self.source == 'student':
+            self.student_spots = ('cls_inputs', )
+            self.heads = QueryClassifiers(student, layout, self.init)
+        else:
+            self.teacher_spots = ('cls_inputs', 'cls_outputs')
+            self.heads = QueryClassifiers(self.teacher.model, layout, self.init)
 
     def _copy_last_layers(self, student: nn.Module, student_cfg: dict, layout: LogitLayout) -> None:
         if len(layout.reads) > 1:
@@ -87,6 +104,8 @@ class CopiedHead(Proxy):
         self.student_spots += tuple(self.layer_spots)
 
     def outputs(self, step: Step, index: int) -> Sequence:
+        if self.layout.of_queries:
+            return self._query_outputs(step, index)
         if self.source == 'teacher':
             outputs = run_heads(self.heads, step.teacher_outputs[index]['cls_inputs'])
             return self.teacher.class_mapping.outputs(outputs)
@@ -98,9 +117,19 @@ class CopiedHead(Proxy):
             return logits
         return [(logits, )] if self.layout.dense else [(scores, ) for scores in logits]
 
+    def _query_outputs(self, step: Step, index: int) -> Sequence:
+        if self.source == 'student':
+            ((states, ), ) = step.student_outputs['cls_inputs']
+            return student_query_outputs(step, self.heads(states))
+        ((states, ), ) = step.teacher_outputs[index]['cls_inputs']
+        return teacher_query_outputs(step, index, self.teacher, self.heads(states))
+
     @property
     def export_obstacle(self) -> str | None:
         return None if self.source == 'teacher' else "it is a head on the student's features"
 
     def replace_weights(self, config: Config, weights: dict[str, Tensor]) -> None:
-        replace_heads(config, weights, self.teacher, self.heads)
+        if self.layout.of_queries:
+            weights.update(self.heads.named_weights())
+        else:
+            replace_heads(config, weights, self.teacher, self.heads)

@@ -45,6 +45,9 @@ class CopiedTail(Proxy):
               task: bool) -> None:
         super().build(student, teacher, student_cfg, layout, task)
         model: Any = self.teacher.model
+        if layout.of_queries:
+            raise MMKDError('CopiedTail cannot run the transformer of a query-based detector; use '
+                            "CopiedHead('teacher'), in SOKD by last_stage=False.")
         if not hasattr(model, 'backbone'):
             raise MMKDError('CopiedTail needs a teacher with a backbone, a neck and a head, and a '
                             f'{type(model).__name__} has none.')

@@ -17,13 +17,16 @@ from ..spots import (
     LogitLayout,
     classification_heads,
     is_classifier,
+    is_query_based,
     is_two_stage,
     library_scope,
     logit_layout,
     module_hooks,
     probe,
+    queries_of,
     resolve_spot,
 )
+from ..spots.queries import class_branches
 from ..step import Step
 from ..teachers import Teacher
 
@@ -103,7 +106,8 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
     """Return the student's classification loss at other logits than the student's.
 
     The labels are the student's: labels of the images, mixed ones included (classifiers), of the sampled
-    boxes (two-stage detectors), or those that the student's head assigns to these logits (dense detectors).
+    boxes (two-stage detectors), or those that the student's head assigns to these logits (dense and
+    query-based detectors).
     Where the loss takes the quality of boxes into account, the boxes are the student's as well.
 
     Args:
@@ -121,6 +125,8 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
             logits = standardize_logits(logits)
         head = student.head if hasattr(student, 'backbone') else student
         return head._get_loss(logits, step.data_samples)['loss']
+    if layout.of_queries:
+        return _query_loss(layout, step, outputs)
     if layout.of_boxes:
         total = sum(output[0].sum() for output in outputs) * 0
         calls = step.student_outputs['cls_targets']
@@ -138,6 +144,16 @@ def classification_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> T
     return sum(sum(part) if isinstance(part, (list, tuple)) else part for part in parts)
 
 
+def _query_loss(layout: LogitLayout, step: Step, outputs: Sequence) -> Tensor:
+    head: Any = step.student.bbox_head
+    gt_instances = [sample.gt_instances for sample in step.data_samples]
+    metas = [sample.metainfo for sample in step.data_samples]
+    logits, boxes, _ = (layout.layers(values) for values in queries_of(outputs))
+    return sum(
+        weight * head.loss_by_feat_single(layer_logits, layer_boxes.detach(), gt_instances, metas)[0]
+        for weight, layer_logits, layer_boxes in zip(layout.stage_loss_weights, logits, boxes, strict=True))
+
+
 def find_classifiers(model: nn.Module, role: str) -> list[str]:
     """Return the names of the layers whose outputs are a network's class logits, in the order of the calls.
 
@@ -149,6 +165,8 @@ def find_classifiers(model: nn.Module, role: str) -> list[str]:
         MMKDError: If the logits are not the output of a layer: then they are something else, such as scores
             that were mixed afterward.
     """
+    if is_query_based(model):  # what their heads return has been stacked
+        return list(dict.fromkeys(class_branches(model)))
     heads = classification_heads(model)
     prefixes = tuple(f'{name}.' for name, module in model.named_modules() if module in heads)
     calls = []

@@ -1,7 +1,7 @@
 """A whole network that is trained beside the student."""
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ from ..spots import (
     record,
     resolve_spot,
 )
+from ..spots.shared_queries import answer
 from ..step import Step
 from ..teachers import BatchConverter, Teacher, image_shapes, load_strictly, read_teacher_config
 from .base import Proxy
@@ -79,9 +80,17 @@ class WholeNetwork(Proxy):
         self.convert.keep_size = True
         self.student_spots = ('rois', ) if self.layout.of_boxes else ()
         if not task:
-            outputs = probe(self.network, self._points('cls_outputs'), grad=True)['cls_outputs']
-            logits = torch.cat([part.flatten() for part in self.layout.logits(outputs)])
+            compared = self.layout.common(layout)
+            logits = torch.cat([part.flatten() for part in compared.logits(self._probe_outputs())])
             freeze_unreached(self.network, logits)
+
+    def _probe_outputs(self) -> list:
+        if not self.answers_teacher:
+            return probe(self.network, self._points('cls_outputs'), grad=True)['cls_outputs']
+        points = dict(inputs=resolve_spot(self.teacher.model, 'decoder_inputs', 'teacher'))
+        (teacher_inputs, ) = probe(self.teacher.model, points)['inputs']
+        (inputs, ) = probe(self.network, self._points('decoder_inputs'), grad=True)['decoder_inputs']
+        return [answer(self.network, inputs, self.teacher.model, teacher_inputs)[0]]
 
     def _build_network(self, student: nn.Module, student_cfg: dict, task: bool) -> None:
         cfg, scope = student_cfg, None
@@ -99,28 +108,38 @@ class WholeNetwork(Proxy):
             load_strictly(self.network, self.teacher.model.state_dict(), "teacher's weights")
 
     def forward(self, step: Step, index: int, task: bool) -> tuple[Sequence, Tensor | None]:
-        outputs, loss = self._run(step, task)
+        outputs, loss = self._run(step, index, task)
         if self.source == 'teacher':
             outputs = self.teacher.class_mapping.outputs(outputs)
         return outputs, loss
 
-    def _run(self, step: Step, task: bool) -> tuple[list, Tensor | None]:
+    def _run(self, step: Step, index: int, task: bool) -> tuple[list, Tensor | None]:
         inputs = self.convert(step.inputs, image_shapes(self.network, step.inputs, step.data_samples))
         rois = step.student_outputs.get('rois')
         with separate_random_state():  # sampling and dropout must not change the student's random numbers
             if not task or self.layout.standardized_task:
-                outputs = record(self.network, self._points('cls_outputs'), inputs, rois)['cls_outputs']
+                recorded = record(self.network, self._points(*self._spots()), inputs, rois, step.data_samples)
+                outputs = self._outputs(recorded, step, index)
                 # The network's loss() would compare labels with logits that are not standardized.
                 network_step = dataclasses.replace(step, student=self.network)
                 return outputs, classification_loss(self.layout, network_step, outputs) if task else None
-            spots = ('features', ) if self.layout.of_boxes else ('cls_outputs', )
+            spots = ('features', ) if self.layout.of_boxes else self._spots()
             with Recorder(self.network, self._points(*spots)) as recorder:
                 losses = self.network.loss(inputs, step.data_samples)
             total, _ = self.network.parse_losses(losses)
             if not self.layout.of_boxes:
-                return recorder['cls_outputs'], total
+                return self._outputs({spot: recorder[spot] for spot in spots}, step, index), total
             (features, *_) = recorder['features']
             return [(logits, ) for logits in classify(self.network, features, rois)], total
+
+    def _spots(self) -> tuple[str, ...]:
+        return ('decoder_inputs', ) if self.answers_teacher else ('cls_outputs', )
+
+    def _outputs(self, recorded: Mapping[str, list], step: Step, index: int) -> list:
+        if not self.answers_teacher:
+            return recorded['cls_outputs']
+        (teacher_inputs, ) = step.teacher_outputs[index]['decoder_inputs']
+        return [answer(self.network, recorded['decoder_inputs'][0], self.teacher.model, teacher_inputs)[0]]
 
     def _points(self, *spots: str) -> dict[str, HookPoint]:
         return {spot: resolve_spot(self.network, spot, 'proxy') for spot in spots}

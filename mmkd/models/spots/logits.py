@@ -3,24 +3,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from mmdet.models.dense_heads import YOLOXHead
+from mmdet.models.dense_heads import ATSSVLFusionHead, YOLOXHead
+from mmdet.models.roi_heads import SparseRoIHead
 from mmdet.structures.bbox import get_box_tensor
 from mmpretrain.models.heads import MultiLabelClsHead
 from torch import Tensor, nn
 
 from ...errors import MMKDError
 from .probing import probe
+from .queries import check_query_based, has_proposals, is_query_based, queries_of
 from .resolve import classification_heads, is_classifier, is_two_stage, resolve_spot
 
 if TYPE_CHECKING:
     from ..step import Step
 
 SampleWeight = Literal['uniform', 'foreground', 'teacher']
-"""Ways to weight images, boxes or locations, see :meth:`LogitLayout.weights`."""
+"""Ways to weight images, boxes, locations or queries, see :meth:`LogitLayout.weights`."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,16 @@ class LogitLayout:
         num_classes: The number of classes K.
         strides: Dense detectors: the stride of every level; empty for other networks.
         anchors: Dense detectors: the number of anchors at a location, per level.
-        stage_loss_weights: Two-stage detectors: the weight of each cascade stage in the detector's loss.
+        stage_loss_weights: Two-stage detectors: the weight of each cascade stage in the detector's loss;
+            query-based detectors: that of each of the last decoder layers.
         reads: Indices of the head's outputs that make up the scores: the first output, or class and
             objectness (YOLOX).
         of_images: Whether the network is a classifier, with one row of logits for every image.
         standardized_task: Classifiers: whether the task loss compares labels with standardized logits.
         base_anchors: Dense detectors with anchors: per level, the boxes (x1, y1, x2, y2) of a location at
             (0, 0), in pixels.
+        of_queries: Whether the logits belong to queries of a decoder.
+        proposals: Query-based detectors: whether the encoder's proposals count as one more layer, the first.
     """
     activation: str = 'softmax'
     num_classes: int = 0
@@ -50,6 +55,8 @@ class LogitLayout:
     of_images: bool = False
     standardized_task: bool = False
     base_anchors: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    of_queries: bool = False
+    proposals: bool = False
 
     @property
     def dense(self) -> bool:
@@ -59,7 +66,14 @@ class LogitLayout:
     @property
     def of_boxes(self) -> bool:
         """Whether the logits belong to boxes that another part of the network proposes."""
-        return not self.dense and not self.of_images
+        return not self.dense and not self.of_images and not self.of_queries
+
+    @property
+    def default_sample_weight(self) -> SampleWeight:
+        """The ``sample_weight`` that suits the network: most locations and queries are for no object."""
+        if self.of_queries:
+            return 'teacher'
+        return 'foreground' if self.dense else 'uniform'
 
     @property
     def background(self) -> list[int]:
@@ -80,10 +94,13 @@ class LogitLayout:
         Returns:
             list: Classifiers: one tensor ``(N, K)``. Two-stage: ``(R, K+1)`` per cascade stage. Dense: one
             tensor ``(M, K)``, with the M anchors in the order (level, image, row, column, anchor). For YOLOX,
-            the logits of class probability times objectness, by which it detects.
+            the logits of class probability times objectness, by which it detects. Query-based:
+            ``(N*Q, K)`` or ``(N*Q, K+1)`` per decoder layer, see :meth:`layers`.
         """
         if self.of_images:
             return [image_logits(output) for output in outputs]
+        if self.of_queries:
+            return [layer.flatten(0, 1) for layer in self.layers(queries_of(outputs).logits)]
         if not self.dense:
             return [output[0] for output in outputs]
         (output, ) = outputs
@@ -93,15 +110,46 @@ class LogitLayout:
             levels = [_product_logits(*pair) for pair in zip(levels, objectness, strict=True)]
         return [torch.cat(levels)]
 
+    def layers(self, values: Sequence) -> list:
+        """Return the values of those layers of a query-based detector that count.
+
+        These are the last ones, as many as there are ``stage_loss_weights``, and the proposals if they count.
+
+        Args:
+            values: A value per layer, in the order of the forward pass.
+        """
+        number = len(self.stage_loss_weights) - self.proposals
+        return [*values[:self.proposals], *values[len(values) - number:]]
+
+    def common(self, other: LogitLayout) -> LogitLayout:
+        """Return this layout without the decoder layers and proposals that another network lacks."""
+        if not self.of_queries:
+            return self
+        proposals = self.proposals and other.proposals
+        number = min(len(layout.without_proposals().stage_loss_weights) for layout in (self, other))
+        weights = self.stage_loss_weights[len(self.stage_loss_weights) - number:]
+        if proposals:
+            weights = (self.stage_loss_weights[0], *weights)
+        return replace(self, stage_loss_weights=weights, proposals=proposals)
+
+    def without_proposals(self) -> LogitLayout:
+        """Return this layout without the encoder's proposals."""
+        return replace(self, stage_loss_weights=self.stage_loss_weights[self.proposals:], proposals=False)
+
+    def last_layer(self) -> LogitLayout:
+        """Return this layout with only the last decoder layer, by which a query-based detector detects."""
+        return replace(self.without_proposals(), stage_loss_weights=(1.0, )) if self.of_queries else self
+
     def weights(self, sample_weight: str, outputs: Sequence, teacher_logits: Sequence[Tensor],
                 step: Step) -> list[Tensor]:
-        """Return the weight of every image, box or anchor.
+        """Return the weight of every image, box, anchor or query.
 
         Args:
             sample_weight: ``'uniform'``: 1 for each; the only choice for images. ``'foreground'``: 1 inside a
                 ground-truth box (dense: the center of the location; two-stage: boxes that were assigned to
-                an object), 0 elsewhere. ``'teacher'``: the teacher's probability of an object of any class
-                (dense: of the most probable class). Locations in the padding of an image have weight 0.
+                an object; queries: those that the head assigns to an object), 0 elsewhere. ``'teacher'``: the
+                teacher's probability of an object of any class (sigmoid: of the most probable class).
+                Locations in the padding of an image have weight 0, and so have queries that DDQ discards.
             outputs: The student's head outputs.
             teacher_logits: Flat logits of the teacher or proxy.
             step: The training step.
@@ -110,6 +158,8 @@ class LogitLayout:
             list: Shape ``(N,)``, ``(R,)`` or ``(M,)`` for each entry of ``teacher_logits``; without gradient.
         """
         with torch.no_grad():
+            if self.of_queries:
+                return self._query_weights(sample_weight, outputs, teacher_logits, step)
             if not self.dense:
                 return [self._box_weights(sample_weight, stage, logits, step)
                         for stage, logits in enumerate(teacher_logits)]
@@ -125,6 +175,21 @@ class LogitLayout:
             return self._object_probability(logits)
         (_, labels, *_), _ = step.student_outputs['cls_targets'][stage]
         return (labels < self.num_classes).to(logits)
+
+    def _query_weights(self, sample_weight: str, outputs: Sequence, teacher_logits: Sequence[Tensor],
+                       step: Step) -> list[Tensor]:
+        queries = queries_of(outputs)
+        weights = [layer.flatten() for layer in self.layers(queries.weights)]
+        if sample_weight == 'teacher':
+            return [weight * self._object_probability(logits)
+                    for weight, logits in zip(weights, teacher_logits, strict=True)]
+        if sample_weight == 'foreground':
+            labels = [assigned_labels(step.student, logits, boxes, step.data_samples)
+                      for logits, boxes in zip(self.layers(queries.logits), self.layers(queries.boxes),
+                                               strict=True)]
+            return [weight * (label < self.num_classes)
+                    for weight, label in zip(weights, labels, strict=True)]
+        return weights
 
     def _object_probability(self, logits: Tensor) -> Tensor:
         if self.activation == 'softmax':
@@ -157,11 +222,20 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
     name = f'The {role} {type(model).__name__}'
     if is_classifier(model):
         return _image_layout(model, name, role)
+    if is_query_based(model):
+        return _query_layout(model, role)
+    if isinstance(getattr(model, 'bbox_head', None), ATSSVLFusionHead):
+        raise MMKDError(f'{name} classifies by the words of a text, so its logits cannot be distilled; distill '
+                        "its image features instead, for instance with PKD at the spot 'neck'.")
+    if isinstance(getattr(model, 'roi_head', None), SparseRoIHead):
+        raise MMKDError(f'{name} classifies boxes that its own queries have refined, which another network '
+                        'cannot classify, so its logits cannot be distilled; distill features instead, for '
+                        "instance with PKD at the spot 'neck'.")
     heads = classification_heads(model)
     if not heads:
         raise MMKDError(
-            f'{name} has no class logits that belong to proposed boxes (two-stage) or to fixed locations '
-            '(dense), so they cannot be distilled: query-based detectors and detectors of points or '
+            f'{name} has no class logits that belong to proposed boxes (two-stage), to fixed locations '
+            '(dense) or to queries (the DETR family), so they cannot be distilled: detectors of points or '
             'corners are not supported, except for their features.')
     if is_two_stage(model):
         for head in heads:
@@ -200,6 +274,33 @@ def _image_layout(model: nn.Module, name: str, role: str) -> LogitLayout:
     return LogitLayout('sigmoid' if multi_label else 'softmax', logits[0].shape[1], of_images=True)
 
 
+def _query_layout(model: Any, role: str) -> LogitLayout:
+    check_query_based(model, role)
+    head, proposals = model.bbox_head, has_proposals(model)
+    # MMDetection weights the losses of all decoder layers and of the proposals alike.
+    return LogitLayout('sigmoid' if head.loss_cls.use_sigmoid else 'softmax', head.num_classes,
+                       stage_loss_weights=(1.0, ) * (model.decoder.num_layers + proposals),
+                       of_queries=True, proposals=proposals)
+
+
+def assigned_labels(model: Any, logits: Tensor, boxes: Tensor, data_samples: Sequence) -> Tensor:
+    """Return the labels that the head of a query-based detector assigns to predictions of a layer.
+
+    Args:
+        model: The detector.
+        logits: Class logits ``(N, Q, K)``.
+        boxes: Boxes ``(N, Q, 4)``, see :class:`~mmkd.models.spots.queries.Queries`.
+        data_samples: The samples of the N images, with their objects.
+
+    Returns:
+        Tensor: Shape ``(N*Q,)``, int64; the number of classes where there is no object.
+    """
+    labels, *_ = model.bbox_head.get_targets(
+        list(logits.float()), list(boxes.float()), [sample.gt_instances for sample in data_samples],
+        [sample.metainfo for sample in data_samples])
+    return torch.cat(labels)
+
+
 def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     """Check that the logits of two networks belong to the same images, boxes or locations.
 
@@ -212,8 +313,8 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     end = ' Distill features instead, for instance with PKD.'
     if student.of_images != teacher.of_images:
         raise MMKDError(f'{start}only one of them is a classifier, and the other is a detector.')
-    if student.dense != teacher.dense:
-        kinds = ['dense' if layout.dense else 'two-stage' for layout in (student, teacher)]
+    kinds = [_kind(layout) for layout in (student, teacher)]
+    if kinds[0] != kinds[1]:
         raise MMKDError(f'{start}the student is a {kinds[0]} detector and the teacher a {kinds[1]} one, so '
                         f'they classify different boxes.{end}')
     if student.activation != teacher.activation:
@@ -233,10 +334,16 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
     if difference := _different_anchor(student, teacher):
         raise MMKDError(f'{start}{difference}, so they classify different boxes.{end}')
     student_stages, teacher_stages = len(student.stage_loss_weights), len(teacher.stage_loss_weights)
-    if teacher_stages not in (1, student_stages):
+    if student.of_boxes and teacher_stages not in (1, student_stages):
         raise MMKDError(f'{start}the student has {student_stages} cascade stages and the teacher '
                         f'{teacher_stages}; every cascade stage classifies boxes that the stage before has '
                         f'refined.{end}')
+
+
+def _kind(layout: LogitLayout) -> str:
+    if layout.of_queries:
+        return 'query-based'
+    return 'dense' if layout.dense else 'two-stage'
 
 
 def _different_anchor(student: LogitLayout, teacher: LogitLayout) -> str | None:

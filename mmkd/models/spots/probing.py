@@ -6,6 +6,7 @@ from mmpretrain.models.backbones import ResNet_CIFAR
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from .queries import blank_samples, is_query_based, run_transformer
 from .recorder import HookPoint, Recorder
 from .resolve import classification_heads, is_classifier, is_two_stage
 
@@ -15,7 +16,7 @@ _CIFAR_SIZE = 32
 
 
 def record(model: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor,
-           rois: Sequence[Tensor] | None = None) -> dict[str, list]:
+           rois: Sequence[Tensor] | None = None, data_samples: Sequence | None = None) -> dict[str, list]:
     """Run a network on a batch, no further than needed, and return what is recorded at some points.
 
     Args:
@@ -23,31 +24,37 @@ def record(model: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor,
         points: The points to record, by name.
         inputs: A preprocessed batch ``(N, 3, H, W)``.
         rois: Two-stage detectors: the boxes to classify, see :func:`classify`.
+        data_samples: Query-based detectors: the samples of the batch, see :func:`run`.
 
     Returns:
         dict: By name, the list of recorded values.
     """
     with Recorder(model, points) as recorder:
-        run(model, points, inputs, rois)
+        run(model, points, inputs, rois, data_samples)
     return {name: recorder[name] for name in points}
 
 
 def run(model: nn.Module, points: Mapping[str, HookPoint], inputs: Tensor,
-        rois: Sequence[Tensor] | None = None) -> None:
-    """Run a network on a batch, the classification head only if one of the points is inside it.
+        rois: Sequence[Tensor] | None = None, data_samples: Sequence | None = None) -> None:
+    """Run a network on a batch, all that follows the neck only if one of the points is there.
 
     Args:
         model: The network.
         points: The points that are recorded, by name.
         inputs: A preprocessed batch ``(N, 3, H, W)``.
         rois: Two-stage detectors: the boxes to classify, see :func:`classify`.
+        data_samples: Query-based detectors: the samples of the batch, see
+            :func:`~mmkd.models.spots.queries.run_transformer`; by default, images without padding.
     """
     if is_classifier(model) and not hasattr(model, 'backbone'):
         model(inputs)  # a network of another library, whose parts have other names
         return
     features = model.extract_feat(inputs)
     parts = {module.split('.')[0] for point in points.values() for module in point.modules}
-    if parts & {'head', 'bbox_head', 'roi_head'}:
+    if is_query_based(model):
+        if parts - {'backbone', 'neck'}:
+            run_transformer(model, features, data_samples or blank_samples(inputs))
+    elif parts & {'head', 'bbox_head', 'roi_head'}:
         classify(model, features, rois)
 
 

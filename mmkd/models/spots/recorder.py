@@ -1,5 +1,5 @@
 """Recording the inputs and outputs of named modules during a forward pass."""
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -23,12 +23,15 @@ class HookPoint:
         index: Index into a tuple of outputs or inputs; ``None`` takes the whole value.
         first: Whether to record only the first call of every module, for modules that are used several times.
         last: Whether to record only the last call of every module.
+        transform: What to record instead of the value: called with the module, its positional arguments and,
+            for outputs, its output.
     """
     module: str | tuple[str, ...]
     side: str = 'output'
     index: int | None = None
     first: bool = False
     last: bool = False
+    transform: Callable[..., Any] | None = None
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -91,9 +94,13 @@ class Recorder:
         """Return when the first record of every recorded point was taken, as a number that grows."""
         return {name: records[0].number for name, records in self._records.items() if records}
 
-    def _record_output(self, name: str, module_name: str, _: nn.Module, args: tuple, output: Any) -> None:
-        index = self._points[name].index
-        self._record(name, module_name, output if index is None else output[index])
+    def _record_output(self, name: str, module_name: str, module: nn.Module, args: tuple,
+                       output: Any) -> None:
+        point = self._points[name]
+        value = output if point.index is None else output[point.index]
+        if point.transform is not None:
+            value = point.transform(module, args, value)
+        self._record(name, module_name, value)
 
     def _record_input(self, name: str, module_name: str, module: nn.Module, args: tuple,
                       kwargs: dict[str, Any]) -> None:
@@ -101,6 +108,8 @@ class Recorder:
         value: Any = (args, kwargs) if point.side == 'call' else args
         if point.index is not None:
             value = value[point.index]
+        if point.transform is not None:
+            value = point.transform(module, value)
         # An in-place module overwrites its input with its output.
         if getattr(module, 'inplace', False) and isinstance(value, Tensor):
             value = value.clone()

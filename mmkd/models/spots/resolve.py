@@ -5,11 +5,12 @@ from mmpretrain.models.classifiers import BaseClassifier
 from torch import nn
 
 from ...errors import MMKDError, nearest_names
+from .queries import is_query_based, query_spots
 from .recorder import HookPoint
 from .splitting import stage_names
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
-               'cls_outputs', 'cls_targets', 'rois')
+               'cls_outputs', 'cls_targets', 'rois', 'decoder_inputs')
 """Spots that a network has in addition to its modules.
 
 ==================  ======================================================================================
@@ -20,11 +21,15 @@ NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits
 ``preactivations``  these maps before the last ReLU of the stages; the stages of VGG end with a max pooling,
                     and the maps before it have twice the height and width
 ``cls_logits``      classifiers: logits ``(N, K)``; two-stage detectors: class logits ``(R, K+1)`` of R boxes;
-                    dense detectors: a map per level ``(N, A*K, H_l, W_l)`` for A anchors
-``cls_inputs``      the arguments of the classification head: ``features``, or RoI features ``(R, C, h, w)``
-``cls_outputs``     all outputs of the classification head
+                    dense detectors: a map per level ``(N, A*K, H_l, W_l)`` for A anchors; query-based
+                    detectors: ``(L, N, Q, K)`` of L decoder layers, without the queries of denoising groups
+``cls_inputs``      the arguments of the classification head: ``features``, RoI features ``(R, C, h, w)``, or
+                    the states of the queries in the decoder ``(L, N, Q, C)``
+``cls_outputs``     all outputs of the classification head; query-based detectors: see
+                    :func:`~mmkd.models.spots.queries.queries_of`
 ``cls_targets``     two-stage detectors, in training: the arguments of the classification loss
 ``rois``            two-stage detectors: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+``decoder_inputs``  query-based detectors: the named arguments of the decoder
 ==================  ======================================================================================
 
 In a cascade there is one record per cascade stage.
@@ -60,6 +65,8 @@ def classification_heads(model: nn.Module) -> list[nn.Module]:
         head = model.roi_head.bbox_head
         return list(head) if isinstance(head, nn.ModuleList) else [head]
     head = getattr(model, 'bbox_head', None)
+    if is_query_based(model):
+        return [head]
     return [head] if hasattr(head, 'cls_out_channels') and hasattr(head, 'prior_generator') else []
 
 
@@ -77,6 +84,8 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
         spots.update(
             cls_logits=HookPoint(name), cls_inputs=HookPoint(name, 'input'), cls_outputs=HookPoint(name))
         return spots
+    if is_query_based(model):
+        return {**spots, **query_spots(model)}
     names: tuple[str, ...] = ('bbox_head', )
     if is_two_stage(model):
         names = ('roi_head.bbox_head', )
@@ -154,5 +163,5 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
                         "'backbone.layer3'.")
     if spot in NAMED_SPOTS:
         raise MMKDError(f'{message}: it has no classification head whose logits belong to its proposals '
-                        '(two-stage) or to fixed locations (dense).')
+                        '(two-stage), to fixed locations (dense) or to queries (the DETR family).')
     raise MMKDError(f'{message}{nearest_names(spot, [*spots, *modules])}.')

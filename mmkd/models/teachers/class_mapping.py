@@ -87,8 +87,8 @@ class ClassMapping:
         """Map class logits of the teacher.
 
         Args:
-            logits: As recorded at ``cls_logits``: tensors ``(N, K)`` or ``(R, K+1)``, or of dense detectors
-                lists of maps ``(N, A*K, H_l, W_l)``, with the teacher's K classes.
+            logits: As recorded at ``cls_logits``: tensors ``(N, K)``, ``(R, K+1)`` or ``(L, N, Q, K)``, or of
+                dense detectors lists of maps ``(N, A*K, H_l, W_l)``, with the teacher's K classes.
 
         Returns:
             list: The logits with the student's classes.
@@ -99,7 +99,7 @@ class ClassMapping:
         if layout.of_images:
             logits = [image_logits(value) for value in logits]
         if not layout.dense:
-            return [value[:, self._channels_for(value)] for value in logits]
+            return [value[..., self._channels_for(value)] for value in logits]
         return [[level.unflatten(1, (-1, layout.channels))[:, :, self._channels_for(level)].flatten(1, 2)
                  for level in levels] for levels in logits]
 

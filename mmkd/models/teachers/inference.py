@@ -9,7 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import MMKDError, one_line
-from ..spots import HookPoint, Recorder, is_classifier, is_two_stage
+from ..spots import HookPoint, Recorder, is_classifier, is_query_based, is_two_stage
 from ..spots.probing import run
 
 PRECISIONS = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
@@ -35,6 +35,14 @@ class _Plan:
     """
     max_records: int | None = None
     idle: tuple[nn.Module, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What the network is run on; see :meth:`TeacherForward.record`."""
+    inputs: Tensor
+    rois: Sequence[Tensor] | None
+    data_samples: Sequence | None
 
 
 class TeacherForward:
@@ -78,30 +86,34 @@ class TeacherForward:
 
     @torch.no_grad()
     def record(self, names: Sequence[str], inputs: Tensor,
-               rois: Sequence[Tensor] | None = None) -> dict[str, list]:
+               rois: Sequence[Tensor] | None = None,
+               data_samples: Sequence | None = None) -> dict[str, list]:
         """Return what is recorded at some of the points, see :func:`~mmkd.models.spots.record`.
 
         Args:
             names: The names of the points.
             inputs: A preprocessed batch ``(N, 3, H, W)``.
             rois: Two-stage detectors: the boxes ``(R, 5)`` to classify, for every cascade stage.
+            data_samples: Query-based detectors: the samples of the batch, see
+                :func:`~mmkd.models.spots.queries.run_transformer`.
 
         Returns:
             dict: By name, the list of recorded values.
         """
         key = tuple(names)
+        batch = _Batch(inputs, rois, data_samples)
         points = {name: self.points[name] for name in names}
         if key not in self._plans:
-            self._prepare(points, inputs, rois)
-            self._plans[key] = self._plan(points, inputs, rois)
-        return self._run(self._plans[key], points, inputs, rois)
+            self._prepare(points, batch)
+            self._plans[key] = self._plan(points, batch)
+        return self._run(self._plans[key], points, batch)
 
-    def _prepare(self, points: Mapping[str, HookPoint], inputs: Tensor,
-                 rois: Sequence[Tensor] | None) -> None:
+    def _prepare(self, points: Mapping[str, HookPoint], batch: _Batch) -> None:
         if self._prepared and not self.channels_last:
             return
+        inputs = batch.inputs
         with torch.autocast(inputs.device.type, enabled=False), _uncompiled(self._compiled):
-            plain = self._check_channels_last(points, inputs, rois)
+            plain = self._check_channels_last(points, batch)
         if self._prepared:
             return
         # Not before the first batch: until then proxies copy weights, and the network moves to its device.
@@ -120,7 +132,7 @@ class TeacherForward:
             (self.precision, self.precision != 'fp32'),
             ("the student's autocast", self.precision == 'fp32' and autocast)) if used]
         if options:
-            change = _change(plain, _tensors(self._run(_Plan(), points, inputs, rois)))
+            change = _change(plain, _tensors(self._run(_Plan(), points, batch)))
             print_log(f'Teacher ({", ".join(options)}): these options change its outputs by up to '
                       f'{100 * change:.2g} % of the largest value.', 'current')
 
@@ -128,8 +140,7 @@ class TeacherForward:
         return [part for part in (getattr(self.model, name, None) for name in ('backbone', 'neck'))
                 if isinstance(part, nn.Module)]
 
-    def _check_channels_last(self, points: Mapping[str, HookPoint], inputs: Tensor,
-                             rois: Sequence[Tensor] | None) -> list[Tensor]:
+    def _check_channels_last(self, points: Mapping[str, HookPoint], batch: _Batch) -> list[Tensor]:
         """Compare both memory formats; channels last is dropped for good if it changes the outputs.
 
         Returns:
@@ -137,20 +148,21 @@ class TeacherForward:
         """
         channels_last = self.channels_last
         self._set_memory_format(False)
-        plain = _tensors(self._run(_Plan(), points, inputs, rois))
+        plain = _tensors(self._run(_Plan(), points, batch))
         if not channels_last:
             return plain
-        if not self._prepared and is_two_stage(self.model):
-            # Operators of MMCV, such as RoIAlign, read memory as if channels came first. This hook stays.
+        if not self._prepared and (is_two_stage(self.model) or is_query_based(self.model)):
+            # Operators of MMCV, such as RoIAlign and deformable attention, read memory as if channels came
+            # first. This hook stays.
             self._parts()[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.contiguous))
         self._set_memory_format(True)
         try:
-            change = _change(plain, _tensors(self._run(_Plan(), points, inputs, rois)))
+            change = _change(plain, _tensors(self._run(_Plan(), points, batch)))
             problem = (f'computes different outputs with channels last (by {100 * change:.2g} % of the '
                        'largest value)')
         except RuntimeError as error:
             change, problem = float('inf'), f'cannot run with channels last ({one_line(error)})'
-        if not change < self._rounding(inputs.device):
+        if not change < self._rounding(batch.inputs.device):
             self._set_memory_format(False)
             if self._compiled:
                 torch.compiler.reset()  # compiled modules assume the memory format of their weights
@@ -167,33 +179,34 @@ class TeacherForward:
             return _ROUNDING_HALF
         return _ROUNDING if device.type == 'cpu' else _ROUNDING_TF32
 
-    def _plan(self, points: Mapping[str, HookPoint], inputs: Tensor, rois: Sequence[Tensor] | None) -> _Plan:
-        outputs, num_records = self._record(_Plan(), points, inputs, rois)
-        if rois is not None:
+    def _plan(self, points: Mapping[str, HookPoint], batch: _Batch) -> _Plan:
+        outputs, num_records = self._record(_Plan(), points, batch)
+        if batch.rois is not None:
             return _Plan()  # a cascade may stop at different stages in different batches
         head = getattr(self.model, 'bbox_head', None)
-        if is_classifier(self.model) or head is None:
+        # No layer for queries is idle: those that no output depends on by a gradient select the queries.
+        if is_classifier(self.model) or is_query_based(self.model) or head is None:
             return _Plan(num_records)
-        plan = _Plan(num_records, tuple(self._idle_layers(head, points, inputs)))
+        plan = _Plan(num_records, tuple(self._idle_layers(head, points, batch)))
         try:
-            planned = self._run(plan, points, inputs, rois)
+            planned = self._run(plan, points, batch)
             same = _change(_tensors(outputs), _tensors(planned)) < _ROUNDING
         except (MMKDError, RuntimeError):  # other layers cannot use the input of an idle layer as its output
             same = False
         return plan if same else _Plan(num_records)
 
-    def _run(self, plan: _Plan, points: Mapping[str, HookPoint], inputs: Tensor,
-             rois: Sequence[Tensor] | None) -> dict[str, list]:
-        return self._record(plan, points, inputs, rois)[0]
+    def _run(self, plan: _Plan, points: Mapping[str, HookPoint], batch: _Batch) -> dict[str, list]:
+        return self._record(plan, points, batch)[0]
 
-    def _record(self, plan: _Plan, points: Mapping[str, HookPoint], inputs: Tensor,
-                rois: Sequence[Tensor] | None) -> tuple[dict[str, list], int]:
+    def _record(self, plan: _Plan, points: Mapping[str, HookPoint],
+                batch: _Batch) -> tuple[dict[str, list], int]:
         reduced_precision = self.precision != 'fp32'
+        inputs = batch.inputs
         if self.channels_last:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         with (torch.autocast(inputs.device.type, enabled=False) if reduced_precision else nullcontext(),
               _bypassed(plan.idle), Recorder(self.model, points, plan.max_records) as recorder):
-            run(self.model, points, inputs, rois)
+            run(self.model, points, inputs, batch.rois, batch.data_samples)
         # The student's autocast covers a teacher in float32 as well.
         outputs = _map({name: recorder[name] for name in points}, _float)
         if self.channels_last:
@@ -201,14 +214,14 @@ class TeacherForward:
         return outputs, recorder.num_records
 
     def _idle_layers(self, head: nn.Module, points: Mapping[str, HookPoint],
-                     inputs: Tensor) -> list[nn.Module]:
+                     batch: _Batch) -> list[nn.Module]:
         """Return the outermost modules of a head whose parameters no recorded value depends on."""
         parameters = list(head.parameters())
         try:
             for parameter in parameters:
                 parameter.requires_grad_(True)
             with torch.enable_grad():
-                outputs, _ = self._record(_Plan(), points, inputs, None)
+                outputs, _ = self._record(_Plan(), points, batch)
                 total = sum(value.sum() for value in _tensors(outputs) if value.requires_grad)
             if not isinstance(total, Tensor):
                 return []

@@ -19,10 +19,12 @@ from ..spots import (
     classification_heads,
     classify_map,
     is_classifier,
+    is_query_based,
     logit_layout,
     resolve_spot,
 )
 from ..spots.probing import run
+from ..spots.queries import blank_samples
 from .building import RANDOM, build_teacher_model, read_teacher_config
 from .cache import TeacherCache, check_spots
 from .class_mapping import ClassMapping
@@ -148,11 +150,14 @@ class Teacher:
         """
         self.converter.keep_size = True
 
-    def require_logits(self, student: LogitLayout) -> None:
+    def require_logits(self, student: LogitLayout) -> LogitLayout:
         """Require class logits, in the student's classes, that can be compared with the student's logits.
 
         Args:
             student: The layout of the student's logits.
+
+        Returns:
+            LogitLayout: The layout of the teacher's logits.
 
         Raises:
             MMKDError: If the logits cannot be compared, the classes differ without a mapping, or the cache
@@ -167,6 +172,7 @@ class Teacher:
         if layout.dense:
             self.require_same_size()
         self.class_mapping.compare(student, layout)
+        return layout
 
     def check_class_names(self, student_classes: Sequence[str] | None) -> None:
         """Check the student's class names against the names stored in the teacher's checkpoint.
@@ -212,7 +218,9 @@ class Teacher:
         if not spots:
             return {}
         with _batch_statistics(self.model) if self.batch_norm == 'train' else nullcontext():
-            outputs = self.inference.record(spots, self.convert(inputs, data_samples), rois)
+            inputs = self.convert(inputs, data_samples)
+            samples = self._samples(inputs, data_samples) if is_query_based(self.model) else None
+            outputs = self.inference.record(spots, inputs, rois, samples)
         # Where no method compares logits, they stay in the teacher's classes.
         if self.class_mapping.maps_outputs:
             if 'cls_outputs' in outputs:
@@ -220,6 +228,10 @@ class Teacher:
             if 'cls_logits' in outputs:
                 outputs['cls_logits'] = self.class_mapping.logits(outputs['cls_logits'])
         return outputs
+
+    def _samples(self, inputs: Tensor, data_samples: Sequence) -> list:
+        """Return samples without objects for a converted batch, for query-based detectors."""
+        return blank_samples(inputs, [sample.img_shape[:2] for sample in data_samples])
 
     def run_frozen_head(self, inputs: Sequence[tuple]) -> list:
         """Run the classification head such that gradients reach its inputs.

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmkd.models.methods import DML, KD, SHAKE, SOKD, KDTuned, ProxyDistill
 from mmkd.models.methods.table import METHODS
-from mmkd.models.spots import LogitLayout
+from mmkd.models.spots import LogitLayout, SampleMatch
 from mmkd.models.step import Step
 
 SOFTMAX = LogitLayout('softmax', 2)
@@ -18,6 +18,8 @@ CASCADE = LogitLayout('softmax', 2, stage_loss_weights=(1.0, 0.5))
 
 class FixedProxy(nn.Module):
     """A proxy that answers with given logits, and 7 for its task loss."""
+
+    predicts_for = 'itself'
 
     def __init__(self, outputs):
         super().__init__()
@@ -75,7 +77,7 @@ def run(method, layout=SOFTMAX):
     s, s_leaf = as_outputs(S, layout)
     p, p_leaf = as_outputs(P, layout)
     t, _ = as_outputs(T, layout)
-    method.layout = layout
+    method.layout, method.match = layout, SampleMatch(layout)
     method.sample_weight = method.sample_weight or ('teacher' if layout.dense else 'uniform')
     if method.proxy_cfg is not None:
         method.proxies = nn.ModuleList([FixedProxy(p)])

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from mmkd.models.losses import bernoulli_kl_divergence, kl_divergence
 from mmkd.models.methods import ProxyDistill
 from mmkd.models.methods.teacher_weights import adaptive_weights, minimum_norm_weights
-from mmkd.models.spots import LogitLayout
+from mmkd.models.spots import LogitLayout, SampleMatch
 
 
 def gradients(number: int, seed: int) -> torch.Tensor:
@@ -72,6 +72,7 @@ def test_more_teachers_by_frank_wolfe(number, tolerance):
 def test_the_closed_form_of_the_gradient_is_autograds(activation, divergence):
     method = ProxyDistill(temperature=3.0, teacher_weights='adaptive')
     method.layout = LogitLayout(activation, 4)
+    method.match = SampleMatch(method.layout)
     channels = method.layout.channels
     s, p = torch.randn(6, channels, requires_grad=True), torch.randn(6, channels)
     weights = torch.rand(6)

@@ -7,7 +7,7 @@ from mmengine.registry import MODELS
 
 from mmkd.errors import MMKDError
 from mmkd.models.methods import KD
-from mmkd.models.spots import LogitLayout, check_comparable, logit_layout
+from mmkd.models.spots import LogitLayout, SampleMatch, check_comparable, logit_layout
 from mmkd.models.step import Step
 from mmkd.models.teachers import ClassMapping
 from tests.helpers.families import detector
@@ -102,7 +102,7 @@ def test_the_teachers_weight_is_its_likeliest_class():
 
 def loss(sample_weight, student, teacher, samples, size=32):
     method = KD(temperature=2.0, sample_weight=sample_weight)
-    method.layout = DENSE
+    method.layout, method.match = DENSE, SampleMatch(DENSE)
     step = Step(None, torch.zeros(len(samples), 3, size, size), samples,
                 dict(cls_outputs=[(student, )]), [dict(cls_outputs=[(teacher, )])])
     return method(step)['loss_student']
