@@ -48,7 +48,9 @@ def batch(model, seed: int = 0, with_mask: bool = False) -> dict:
 def stock(family: str, model):
     """Return the stock detector with the student's weights, in train mode."""
     plain = MODELS.build(config(family))
-    plain.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())))
+    missing, unexpected = plain.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())), False)
+    assert not missing
+    assert all(name.startswith('decoder.aux_reg_branches.') for name in unexpected)  # DDQ shares them later
     return plain.train()
 
 
