@@ -45,6 +45,7 @@ _CONFIGS = dict(
     KD=_FASTER_RCNN, KDTuned=_FASTER_RCNN, DML=_FASTER_RCNN, SHAKE=_FASTER_RCNN, CrossKD=_GFL, LD=_GFL,
     SOKD=('classification', 'resnet34_resnet18_imagenet'), SAKD=('classification', f'at_{_CIFAR[1]}'),
     DeiT=('classification', 'regnety160_deit-tiny_imagenet'), HardLabel=None, QueryBoxes=None,
+    PredictionKD=('detection', 'dino_faster-rcnn_r50_fpn_2x_coco'),
     ReviewKD=_FASTER_RCNN, PKD=_FASTER_RCNN, CWD=_RETINANET, FGD=_RETINANET, MGD=_RETINANET)
 """Task and networks of the config that shows a method; all others are shown by :data:`_CIFAR`."""
 
