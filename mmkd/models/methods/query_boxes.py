@@ -108,6 +108,6 @@ class QueryBoxes(Method):
             losses['loss_l1'] = self.l1_weight * (weight * distance).sum()
         if self.giou_weight:
             overlap = bbox_overlaps(bbox_cxcywh_to_xyxy(student_boxes), bbox_cxcywh_to_xyxy(teacher_boxes),
-                                    mode='giou', is_aligned=True)
+                                    mode='giou', is_aligned=True, eps=1e-12)
             losses['loss_giou'] = self.giou_weight * (weight * (1 - overlap)).sum()
         return losses

@@ -1,6 +1,6 @@
 """Trainable layers between the frozen teacher's features and its frozen classification head."""
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -53,8 +53,11 @@ class FrozenHeadLayers(Proxy):
         self.layout = layout.without_proposals()
         self.predicts_for = 'teacher'
         self.teacher_spots = ('cls_inputs', 'cls_outputs')
-        channels = self.teacher.model.embed_dims
-        self.module = StateAdapter(channels) if self.layers == 'adapter' else StateFusion(channels)
+        model: Any = self.teacher.model
+        if self.layers == 'adapter':
+            self.module = StateAdapter(model.embed_dims)
+        else:
+            self.module = StateFusion(model.embed_dims, model.decoder.num_layers)
 
     @property
     def starts_untrained(self) -> bool:

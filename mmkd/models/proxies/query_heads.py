@@ -67,12 +67,14 @@ class StateFusion(BaseModule):
 
     Args:
         channels: The number of channels C.
+        num_layers: The number of decoder layers L; f₁ is for several.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, num_layers: int) -> None:
         super().__init__()
-        self.f1, self.f2, self.f5 = (
-            nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU()) for _ in range(3))
+        for name in ('f1', 'f2', 'f5') if num_layers > 1 else ('f2', 'f5'):
+            layer = nn.Sequential(nn.Linear(channels, channels), nn.LayerNorm(channels), nn.ReLU())
+            self.add_module(name, layer)
 
     def forward(self, states: Tensor) -> Tensor:
         """Fuse states ``(L, N, Q, C)``; their shape stays."""

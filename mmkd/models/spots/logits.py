@@ -225,8 +225,8 @@ def logit_layout(model: nn.Module, role: str) -> LogitLayout:
     if is_query_based(model):
         return _query_layout(model, role)
     if isinstance(getattr(model, 'bbox_head', None), ATSSVLFusionHead):
-        raise MMKDError(f'{name} classifies by the words of a text, so its logits cannot be distilled; distill '
-                        "its image features instead, for instance with PKD at the spot 'neck'.")
+        raise MMKDError(f'{name} classifies by the words of a text, so its logits cannot be distilled; '
+                        "distill its image features instead, for instance with PKD at the spot 'neck'.")
     if isinstance(getattr(model, 'roi_head', None), SparseRoIHead):
         raise MMKDError(f'{name} classifies boxes that its own queries have refined, which another network '
                         'cannot classify, so its logits cannot be distilled; distill features instead, for '

@@ -44,8 +44,8 @@ def check_query_based(model: Any, role: str) -> None:
     """
     if isinstance(model, GroundingDINO):
         raise MMKDError(f'The {role} {type(model).__name__} classifies by the words of a text, so its logits '
-                        'cannot be distilled; distill its image features instead, for instance with PKD at the '
-                        "spot 'neck'.")
+                        'cannot be distilled; distill its image features instead, for instance with PKD at '
+                        "the spot 'neck'.")
     if not class_branches(model):
         raise MMKDError(f"The {role}'s {type(model.bbox_head).__name__} does not classify the queries by a "
                         'linear layer per decoder layer, so its class logits cannot be distilled; distill '

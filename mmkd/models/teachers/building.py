@@ -3,6 +3,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+from mmdet.models.detectors import DDQDETR
 from mmengine.config import Config, ConfigDict
 from mmengine.model import PretrainedInit, revert_sync_batchnorm
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -93,6 +94,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
         MMKDError: Naming the first tensors that are missing, unexpected or of a different shape, or the first
             tensor that holds NaN or infinity, or a negative variance.
     """
+    _share_aux_branches(model, weights)
     expected = model.state_dict()
     for name, value in weights.items():
         if not isinstance(value, Tensor):
@@ -111,6 +113,12 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: str) 
     if problems:
         raise MMKDError(f'The {source} does not fit {type(model).__name__}: {"; ".join(problems)}.')
     check_valid(weights, source)
+
+
+def _share_aux_branches(model: Any, weights: Mapping[str, Tensor]) -> None:
+    """Let a DDQ hold its auxiliary box branches under a second name, as it does from its first step on."""
+    if isinstance(model, DDQDETR) and any(name.startswith('decoder.aux_reg_branches.') for name in weights):
+        model.decoder.aux_reg_branches = model.bbox_head.aux_reg_branches
 
 
 def _listed(names: list[str]) -> str:

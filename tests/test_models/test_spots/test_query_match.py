@@ -53,7 +53,7 @@ def independent_cost(family: str, student: Queries, teacher: Queries) -> torch.T
         per_class = 0.25 * (1 - p)**2 * -torch.log(p + 1e-12) - 0.75 * p**2 * -torch.log(1 - p + 1e-12)
         classes = 2 * sum(per_class[:, None, k] * q[None, :, k] for k in range(p.shape[1]))
     distance = (student.boxes[:, None] - teacher.boxes[None]).abs().sum(-1)
-    overlap = bbox_overlaps(bbox_cxcywh_to_xyxy(student.boxes), bbox_cxcywh_to_xyxy(teacher.boxes), mode='giou')
+    overlap = bbox_overlaps(*(bbox_cxcywh_to_xyxy(x.boxes) for x in (student, teacher)), mode='giou')
     return classes + 5 * distance.double() - 2 * overlap.double()
 
 
@@ -101,7 +101,7 @@ def test_a_permuted_teacher_is_put_in_order(family):
     kept = queries.weights > 0  # DDQ discards some
     assert kept.float().mean() > 0.3
     for got, expected in zip(aligned, queries, strict=True):
-        assert torch.equal(got[kept], expected[kept])
+        torch.testing.assert_close(got[kept], expected[kept], rtol=1e-3, atol=1e-3)  # twins may be exchanged
 
 
 def test_a_student_with_more_queries_learns_no_object():
@@ -114,7 +114,7 @@ def test_a_student_with_more_queries_learns_no_object():
     aligned = queries_of(match.align(other['cls_outputs'], index))
     assert (index < 0).sum(dim=2).tolist() == [[4, 4]]
     torch.testing.assert_close(aligned.logits[index < 0].sigmoid(), torch.full((8, 3), 0.01))
-    assert set(aligned.weights[index < 0].tolist()) == {pytest.approx(0.1)}
+    assert bool((aligned.weights[index < 0] == 0.1).all())
     assert bool((aligned.weights[index >= 0] == 1).all())
 
 
