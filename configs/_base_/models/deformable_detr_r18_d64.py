@@ -1,6 +1,6 @@
-# A Deformable DETR with refined boxes, small enough for two CPU cores, trained from scratch on 96 x 96 digits:
-# 64 channels, two encoder and three decoder layers, and 50 queries. Without a GPU, the encoder of a level of
-# stride 4 would take more time than all the rest together.
+# A Deformable DETR with refined boxes, small enough for two CPU cores, trained from scratch on 96 x 96
+# digits: 64 channels, two encoder and three decoder layers, and 50 queries. Without a GPU, the encoder of a
+# level of stride 4 would take more time than all the rest together.
 model = dict(
     type='DeformableDETR',
     num_queries=50,

@@ -120,7 +120,7 @@ class PredictionKD(Method):
         relabeled = sample.new()
         relabeled.gt_instances = objects
         if self.add_labels:
-            labeled = InstanceData(**{key: sample.gt_instances[key] for key in objects.keys()})
+            labeled = InstanceData(**{key: sample.gt_instances[key] for key, _ in objects.items()})
             relabeled.gt_instances = InstanceData.cat([labeled, objects])
         return relabeled
 

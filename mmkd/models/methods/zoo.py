@@ -51,7 +51,8 @@ def _method(paper: str,
     """
     name = loss.__name__.removesuffix('Loss')
     base: Any = FeatureDistill
-    task = (*(['classifier'] if classifier else []), *(['two-stage', 'dense', 'query-based'] if detector else []))
+    task = (*(['classifier'] if classifier else []),
+            *(['two-stage', 'dense', 'query-based'] if detector else []))
     if issubclass(loss, losses.LogitLoss):
         base = LogitDistill
         task = ('classifier', 'two-stage')

@@ -28,8 +28,11 @@ def detect(teacher: Teacher, inputs: Tensor, data_samples: Sequence,
         ``masks``.
 
     Raises:
-        MMKDError: If the teacher does not predict boxes with scores and classes.
+        MMKDError: If the teacher does not predict boxes with scores and classes, or needs a text.
     """
+    if hasattr(teacher.model, 'language_model') and not all('text' in sample for sample in data_samples):
+        raise MMKDError(f'The teacher {type(teacher.model).__name__} detects what a text names; add the text '
+                        "to the samples of the training data, and 'text' to the meta_keys of PackDetInputs.")
     converted = teacher.convert(inputs, data_samples)
     size = tuple(converted.shape[-2:])
     samples = [_unscaled(sample, size) for sample in data_samples]

@@ -48,7 +48,8 @@ def batch(model, seed: int = 0, with_mask: bool = False) -> dict:
 def stock(family: str, model):
     """Return the stock detector with the student's weights, in train mode."""
     plain = MODELS.build(config(family))
-    missing, unexpected = plain.load_state_dict(student_state_dict(dict(state_dict=model.state_dict())), False)
+    weights = student_state_dict(dict(state_dict=model.state_dict()))
+    missing, unexpected = plain.load_state_dict(weights, strict=False)
     assert not missing
     assert all(name.startswith('decoder.aux_reg_branches.') for name in unexpected)  # DDQ shares them later
     return plain.train()
@@ -141,8 +142,8 @@ def test_the_loss_is_the_students_own_loss_on_the_detections(student):
     teacher = model.mmkd.teacher
     (features, ) = teacher(data['inputs'], data['data_samples'], spots=['features'])['features']
     labeled = copy.deepcopy(data)
-    for sample, instances in zip(labeled['data_samples'],
-                                 detect(teacher, data['inputs'], data['data_samples'], features), strict=True):
+    detected = detect(teacher, data['inputs'], data['data_samples'], features)
+    for sample, instances in zip(labeled['data_samples'], detected, strict=True):
         indices, labels = chosen_objects(instances, soft=False)
         sample.gt_instances = InstanceData(bboxes=instances.bboxes[indices], labels=labels)
     total, _ = plain.parse_losses(plain(**labeled, mode='loss'))
@@ -183,8 +184,8 @@ def test_soft_targets_differ_from_step_to_step_and_reproducibly():
     assert len(set(values)) > 1
 
 
-PAIRS = [('faster_rcnn', 'retinanet'), ('cascade_rcnn', 'fcos'), ('retinanet', 'faster_rcnn'), ('fcos', 'dino'),
-         ('gfl', 'deformable'), ('rtmdet', 'yolox'), ('yolox', 'retinanet'), ('mask_rcnn', 'mask_rcnn'),
+PAIRS = [('faster_rcnn', 'retinanet'), ('cascade_rcnn', 'fcos'), ('retinanet', 'faster_rcnn'),
+         ('fcos', 'dino'), ('gfl', 'deformable'), ('rtmdet', 'yolox'), ('yolox', 'retinanet'), ('mask_rcnn', 'mask_rcnn'),
          ('conditional', 'atss'), ('dab', 'gfl'), ('dino', 'retinanet'), ('ddq', 'faster_rcnn'),
          ('faster_rcnn', 'detr')]
 
@@ -218,8 +219,8 @@ def test_images_without_labels():
     for sample in data['data_samples']:
         sample.gt_instances = sample.gt_instances[:0]
     without = model(**data, mode='loss')
-    torch.testing.assert_close(without['prediction.loss_prediction'], with_labels['prediction.loss_prediction'],
-                               rtol=0, atol=0)
+    name = 'prediction.loss_prediction'
+    torch.testing.assert_close(without[name], with_labels[name], rtol=0, atol=0)
     assert all(value == 0 for name, values in without.items() if name.startswith('loss') for value in values)
 
 
@@ -239,7 +240,8 @@ def test_labels_are_added_and_replace_detections_of_the_same_object():
 def test_weak_and_empty_detections_do_not_count():
     method = make('retinanet', 'retinanet', score_threshold=0.4).mmkd.methods['prediction']
     (sample, _) = batch(make('retinanet', 'retinanet'))['data_samples']
-    detected = detections([[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 50.5, 70]], [0.39, 0.41, 0.9], [0, 1, 2])
+    boxes = [[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 50.5, 70]]
+    detected = detections(boxes, [0.39, 0.41, 0.9], [0, 1, 2])
     assert method._sample(sample, detected).gt_instances.labels.tolist() == [1]
 
 
@@ -258,7 +260,7 @@ def test_other_class_lists_need_a_mapping():
 
 
 def test_a_student_of_masks_needs_a_teacher_of_masks():
-    with pytest.raises(MMKDError, match='learns masks, and the teacher RetinaNet does not predict any; choose'):
+    with pytest.raises(MMKDError, match='learns masks, and the teacher RetinaNet does not predict any'):
         make('mask_rcnn', 'retinanet')
 
 
