@@ -46,10 +46,14 @@ class Distilled(BaseModel):
             dict: The losses; the ``loss`` of a classifier is called ``loss_cls``, as in MMDetection.
         """
         with self.mmkd.recorder(self) as recorder:
-            losses = super().loss(inputs, data_samples)
-        # MMEngine logs the sum of all losses as `loss`, and a loss of that name would replace it in the log.
-        losses = {'loss_cls' if name == 'loss' else name: value for name, value in losses.items()}
+            losses = self.task_losses(inputs, data_samples)
         return self.mmkd.losses(self, recorder, inputs, data_samples, losses)
+
+    def task_losses(self, inputs: Tensor, data_samples: list) -> dict:
+        """Return the losses of the network alone; see :meth:`loss`."""
+        losses = super().loss(inputs, data_samples)
+        # MMEngine logs the sum of all losses as `loss`, and a loss of that name would replace it in the log.
+        return {'loss_cls' if name == 'loss' else name: value for name, value in losses.items()}
 
 
 def build_distilled(student: dict,

@@ -6,6 +6,7 @@ from .feature_distill import FeatureDistill
 from .ld import LD
 from .logit_distill import LogitDistill
 from .mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
+from .prediction_kd import PredictionKD
 from .presets import DML, KD, SHAKE, SOKD, KDTuned
 from .protocols import PROTOCOLS
 from .proxy_distill import ProxyDistill
@@ -16,6 +17,7 @@ from .zoo import *  # noqa: F403
 __all__ = [
     'DML', 'KD', 'LD', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'CrossKD', 'DeiT',
     'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'OptimizerSettings',
-    'PhasedMethod', 'ProxyDistill', 'QueryBoxes', 'SpotAdaptiveDistill', 'TrainLabelsMethod'
+    'PhasedMethod', 'PredictionKD', 'ProxyDistill', 'QueryBoxes', 'SpotAdaptiveDistill',
+    'TrainLabelsMethod'
 ]
 __all__ += zoo.__all__

@@ -11,11 +11,15 @@ from ...random_state import separate_random_state
 from ...registry import MODELS, build_checked
 from ...settings import NonNegativeInt
 from ..losses import FeatureLoss, at_least_float32
-from ..spots import common_probe_size, is_classifier, probe, resolve_spot
+from ..spots import common_probe_size, is_classifier, is_query_based, probe, resolve_spot
+from ..spots.memory import feature_levels
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
 from .mixins import PhasedMethod, TrainLabelsMethod
+
+OF_QUERIES = ('cls_inputs', 'cls_logits', 'cls_outputs')
+"""Spots that belong to queries in query-based detectors."""
 
 Shape = tuple[int, ...]
 """The shape of one sample's feature: ``(C, H, W)`` or ``(C,)``."""
@@ -25,12 +29,15 @@ Shape = tuple[int, ...]
 class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     """The student's features at some spots imitate the teacher's.
 
-    There is one loss, with its connectors, for each of several teachers; the losses are averaged.
+    There is one loss, with its connectors, for each of several teachers; the losses are averaged. Levels of
+    two detectors are compared where their maps have the same height and width. So one level is compared with
+    a level of the same stride, and levels that only one of the detectors has are left out.
 
     Args:
         loss: The config of a :class:`~mmkd.models.losses.FeatureLoss`.
-        spot: Where to distill: ``'neck'`` (all its levels), ``'stages'``, ``'backbone.layer3'``, a list of
-            such names, or a dict with the choice for a ``classifier`` and for a ``detector``.
+        spot: Where to distill: ``'neck'`` (all its levels), ``'memory'`` (the encoder's output of a
+            query-based detector, as maps), ``'stages'``, ``'backbone.layer3'``, a list of such names, or a
+            dict with the choice for a ``classifier`` and for a ``detector``.
         teacher_spot: Where to read the teacher; by default at the same spots.
         connector: The config of the module that gives every level of the student the teacher's shape, such
             as ``dict(type='mmkd.ConvConnector')``. It is trained together with the student, but is not part
@@ -51,6 +58,7 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
         first = self._build_loss()
         self.losses = ModuleList([first])
         self.connectors = ModuleList()
+        self.pairs: list[list[tuple[int, int]] | None] = []
         self.has_first_phase = first.has_first_phase
         self.first_phase_epochs = first_phase_epochs
         self.trains_student_first = first.trains_student_first
@@ -72,6 +80,9 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             size = common_probe_size(student, teacher.model)
             student_shapes = _shapes(student, self.student_spots, 'student', size)
             teacher_shapes = _shapes(teacher.model, self.teacher_spots, 'teacher', size)
+            pairs = None if is_classifier(student) else _pairs(student_shapes, teacher_shapes)
+            self.pairs.append(pairs)
+            student_shapes, teacher_shapes = _paired(pairs, student_shapes, teacher_shapes)
             self.shapes = student_shapes, teacher_shapes
             connectors = self._build_connectors(len(student_shapes))
             try:
@@ -119,10 +130,11 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
         Returns:
             dict: ``loss_feature``, the mean over teachers.
         """
-        student_levels = self.levels(step.student_outputs, self.student_spots)
+        all_student_levels = self.levels(step.student_outputs, self.student_spots)
         values = []
         for index, (loss, outputs) in enumerate(zip(self.losses, step.teacher_outputs, strict=True)):
-            teacher_levels = self.levels(outputs, self.teacher_spots)
+            student_levels, teacher_levels = _paired(
+                self.pairs[index], all_student_levels, self.levels(outputs, self.teacher_spots))
             # Without autocast, because relations and covariances overflow in half precision.
             with torch.autocast(step.inputs.device.type, enabled=False):
                 connected = student_levels
@@ -166,13 +178,29 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     @staticmethod
     def levels(outputs: Mapping[str, list], spots: Sequence[str]) -> list[Tensor]:
         """Return the features of all levels at some spots, in float32 at least."""
-        return [at_least_float32(level) for spot in spots for level in _flattened(outputs[spot])]
+        return [at_least_float32(level) for spot in spots for level in feature_levels(spot, outputs[spot])]
 
 
-def _flattened(calls: list) -> list[Tensor]:
-    """Return the outputs of a module's calls as one list of levels."""
-    return [level for output in calls
-            for level in (output if isinstance(output, (tuple, list)) else [output])]
+def _pairs(student: list[Shape], teacher: list[Shape]) -> list[tuple[int, int]] | None:
+    """Return which levels of two detectors have the same height and width, as pairs of indices.
+
+    Returns:
+        list | None: ``None`` if all levels are compared in their order: those of equally many levels that
+        have the same sizes, and levels none of which have the same size.
+    """
+    pairs = [(first, second) for first, student_shape in enumerate(student)
+             for second, teacher_shape in enumerate(teacher)
+             if len(student_shape) == 3 and student_shape[1:] == teacher_shape[1:]]
+    in_order = [(index, index) for index in range(len(student))] if len(student) == len(teacher) else None
+    repeated = any(len(set(indices)) < len(indices) for indices in zip(*pairs, strict=True))
+    return None if not pairs or repeated or pairs == in_order else pairs
+
+
+def _paired(pairs: list[tuple[int, int]] | None, student: list, teacher: list) -> tuple[list, list]:
+    """Return the levels of student and teacher that are compared, of two equally long lists."""
+    if pairs is None:
+        return student, teacher
+    return [student[first] for first, _ in pairs], [teacher[second] for _, second in pairs]
 
 
 def _shapes(model: nn.Module, spots: Sequence[str], role: str, size: tuple[int, int] | None) -> list[Shape]:
@@ -180,7 +208,12 @@ def _shapes(model: nn.Module, spots: Sequence[str], role: str, size: tuple[int, 
     outputs = probe(model, {spot: resolve_spot(model, spot, role) for spot in spots}, size=size)
     shapes = []
     for spot in spots:
-        levels = _flattened(outputs[spot])
+        if is_query_based(model) and spot in OF_QUERIES:
+            raise MMKDError(
+                f'The spot {spot!r} of the {role} {type(model).__name__} belongs to queries, which are not '
+                "the same in two networks; distill features at 'neck' or 'memory', or the predictions of "
+                'queries with KD and QueryBoxes.')
+        levels = feature_levels(spot, outputs[spot])
         if not levels:
             raise MMKDError(
                 f'The spot {spot!r} of the {role} {type(model).__name__} is not reached by its backbone, '

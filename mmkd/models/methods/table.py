@@ -6,6 +6,7 @@ from .base import Method
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
+from .prediction_kd import PredictionKD
 from .query_boxes import QueryBoxes
 from .sakd import SAKD
 
@@ -44,6 +45,7 @@ _CONFIGS = dict(
     KD=_FASTER_RCNN, KDTuned=_FASTER_RCNN, DML=_FASTER_RCNN, SHAKE=_FASTER_RCNN, CrossKD=_GFL, LD=_GFL,
     SOKD=('classification', 'resnet34_resnet18_imagenet'), SAKD=('classification', f'at_{_CIFAR[1]}'),
     DeiT=('classification', 'regnety160_deit-tiny_imagenet'), HardLabel=None, QueryBoxes=None,
+    PredictionKD=('detection', 'dino_faster-rcnn_r50_fpn_2x_coco'),
     ReviewKD=_FASTER_RCNN, PKD=_FASTER_RCNN, CWD=_RETINANET, FGD=_RETINANET, MGD=_RETINANET)
 """Task and networks of the config that shows a method; all others are shown by :data:`_CIFAR`."""
 
@@ -65,6 +67,8 @@ _ENTRIES = (
     _entry(SAKD, ('classifier', ), 'Spot-adaptive distillation (Song et al., IEEE TIP 2022)'),
     _entry(DeiT, ('classifier', ), 'Data-efficient image transformers (Touvron et al., ICML 2021)'),
     _entry(CrossKD, ('dense', ), 'Cross-head distillation (Wang et al., CVPR 2024)'),
+    _entry(PredictionKD, ('two-stage', 'dense', 'query-based'),
+           'Detections as soft labels, after data distillation (Radosavovic et al., CVPR 2018)'),
     _entry(LD, ('dense', ), 'Localization distillation (Zheng et al., CVPR 2022)'),
     _entry(QueryBoxes, ('query-based', ), 'Boxes of DETRDistill (Chang et al., ICCV 2023)'),
     *(_entry(entry.cls, entry.task, entry.paper) for entry in zoo.ZOO.values()))

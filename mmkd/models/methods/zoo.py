@@ -21,7 +21,7 @@ class ZooEntry(NamedTuple):
         cls: The class of the method.
         loss: The class of its loss.
         task: The kinds of networks that it has usual spots in: ``'classifier'``, ``'two-stage'``,
-            ``'dense'``.
+            ``'dense'``, ``'query-based'``.
         paper: Title, authors and venue.
     """
     cls: type[Method]
@@ -51,7 +51,8 @@ def _method(paper: str,
     """
     name = loss.__name__.removesuffix('Loss')
     base: Any = FeatureDistill
-    task = (*(['classifier'] if classifier else []), *(['two-stage', 'dense'] if detector else []))
+    task = (*(['classifier'] if classifier else []),
+            *(['two-stage', 'dense', 'query-based'] if detector else []))
     if issubclass(loss, losses.LogitLoss):
         base = LogitDistill
         task = ('classifier', 'two-stage')

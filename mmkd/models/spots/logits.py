@@ -310,7 +310,7 @@ def check_comparable(student: LogitLayout, teacher: LogitLayout) -> None:
         MMKDError: If they do not.
     """
     start = 'The logits of student and teacher cannot be compared: '
-    end = ' Distill features instead, for instance with PKD.'
+    end = ' Distill features instead, for instance with PKD, or final detections with PredictionKD.'
     if student.of_images != teacher.of_images:
         raise MMKDError(f'{start}only one of them is a classifier, and the other is a detector.')
     kinds = [_kind(layout) for layout in (student, teacher)]

@@ -5,12 +5,13 @@ from mmpretrain.models.classifiers import BaseClassifier
 from torch import nn
 
 from ...errors import MMKDError, nearest_names
+from .memory import MEMORY, memory_point
 from .queries import is_query_based, query_spots
 from .recorder import HookPoint
 from .splitting import stage_names
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
-               'cls_outputs', 'cls_targets', 'rois', 'decoder_inputs')
+               'cls_outputs', 'cls_targets', 'rois', 'decoder_inputs', MEMORY)
 """Spots that a network has in addition to its modules.
 
 ==================  ======================================================================================
@@ -30,6 +31,8 @@ NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits
 ``cls_targets``     two-stage detectors, in training: the arguments of the classification loss
 ``rois``            two-stage detectors: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
 ``decoder_inputs``  query-based detectors: the named arguments of the decoder
+``memory``          query-based detectors: the output of the encoder, with the maps that it was computed from;
+                    :func:`~mmkd.models.spots.memory.feature_levels` makes maps ``(N, C, H_l, W_l)`` of it
 ==================  ======================================================================================
 
 In a cascade there is one record per cascade stage.
@@ -85,7 +88,7 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
             cls_logits=HookPoint(name), cls_inputs=HookPoint(name, 'input'), cls_outputs=HookPoint(name))
         return spots
     if is_query_based(model):
-        return {**spots, **query_spots(model)}
+        return {**spots, **query_spots(model), MEMORY: memory_point(model)}
     names: tuple[str, ...] = ('bbox_head', )
     if is_two_stage(model):
         names = ('roi_head.bbox_head', )
@@ -161,6 +164,9 @@ def resolve_spot(model: nn.Module, spot: str, role: str) -> HookPoint:
         raise MMKDError(f'{message}: it is not known what the stages of its backbone '
                         f"{type(backbone).__name__} are; name modules of the backbone, such as "
                         "'backbone.layer3'.")
+    if spot == MEMORY:
+        raise MMKDError(f"{message}: it has no encoder, as only query-based detectors (the DETR family) do; "
+                        "the maps of other detectors are at 'neck'.")
     if spot in NAMED_SPOTS:
         raise MMKDError(f'{message}: it has no classification head whose logits belong to its proposals '
                         '(two-stage), to fixed locations (dense) or to queries (the DETR family).')

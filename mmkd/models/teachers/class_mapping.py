@@ -46,19 +46,28 @@ class ClassMapping:
         Raises:
             MMKDError: If the numbers of classes differ and there is no mapping, or the mapping does not fit.
         """
+        self.check_numbers(student.num_classes, teacher.num_classes)
         if self.indices is None:
-            if student.num_classes != teacher.num_classes:
-                raise MMKDError(
-                    f'The teacher has {teacher.num_classes} classes and the student {student.num_classes}; '
-                    "set teacher.class_mapping to the index of the teacher's class for each class of the "
-                    'student.')
             return
-        if len(self.indices) != student.num_classes or not all(
-                isinstance(index, int) and 0 <= index < teacher.num_classes for index in self.indices):
-            raise MMKDError(f'teacher.class_mapping must hold {student.num_classes} indices below '
-                            f'{teacher.num_classes}, not {self.indices}.')
         self._layout = teacher
         self._channels = torch.tensor([*self.indices, *teacher.background])
+
+    def check_numbers(self, student: int, teacher: int) -> None:
+        """Check this mapping against the numbers of classes of both networks.
+
+        Raises:
+            MMKDError: If they differ and there is no mapping, or the mapping does not fit.
+        """
+        if self.indices is None:
+            if student != teacher:
+                raise MMKDError(
+                    f'The teacher has {teacher} classes and the student {student}; set '
+                    "teacher.class_mapping to the index of the teacher's class for each class of the "
+                    'student.')
+        elif len(self.indices) != student or not all(
+                isinstance(index, int) and 0 <= index < teacher for index in self.indices):
+            raise MMKDError(f'teacher.class_mapping must hold {student} indices below {teacher}, not '
+                            f'{self.indices}.')
 
     def outputs(self, outputs: list) -> list:
         """Map outputs of the teacher's classification head.

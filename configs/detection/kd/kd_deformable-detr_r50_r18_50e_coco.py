@@ -1,0 +1,4 @@
+# KD (Hinton et al., 2015), of queries that are matched by the assigner.
+_base_ = '../../_base_/pairs/deformable-detr_r50_r18_50e_coco.py'
+
+model = dict(methods=dict(kd=dict(type='mmkd.KD')))

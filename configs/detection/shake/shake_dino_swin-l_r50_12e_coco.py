@@ -1,0 +1,4 @@
+# SHAKE (Li and Jin, NeurIPS 2022): shadow class branches on the states of the student's decoder.
+_base_ = '../../_base_/pairs/dino_swin-l_r50_12e_coco.py'
+
+model = dict(methods=dict(shake=dict(type='mmkd.SHAKE')))
