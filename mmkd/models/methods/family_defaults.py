@@ -5,10 +5,10 @@ from typing import Any
 from torch import nn
 
 from ...registry import MODELS
-from ..spots import is_classifier, is_two_stage
+from ..spots import is_classifier, is_query_based, is_two_stage
 
 _BALANCED_DETECTORS: Mapping[str, Mapping[str, Any]] = {
-    'two-stage': dict(balance='gradient'), 'dense': dict(balance='gradient')}
+    kind: dict(balance='gradient') for kind in ('two-stage', 'dense', 'query-based')}
 
 FAMILY_DEFAULTS: dict[str, Mapping[str, Mapping[str, Any]]] = dict(
     # The authors' weights for Faster, Mask, and Cascade R-CNN; the class has those for RetinaNet and GFL.
@@ -36,9 +36,11 @@ Where they published a weight for classifiers only, detectors are balanced inste
 """
 
 def kind_of(student: nn.Module) -> str:
-    """Return which kind of network a student is: ``'classifier'``, ``'two-stage'``, or ``'dense'``."""
+    """Return which kind of network a student is, one of :data:`~mmkd.models.methods.table.TASKS`."""
     if is_classifier(student):
         return 'classifier'
+    if is_query_based(student):
+        return 'query-based'
     return 'two-stage' if is_two_stage(student) else 'dense'
 
 
