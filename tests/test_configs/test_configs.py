@@ -13,6 +13,7 @@ from mmengine.registry import MODELS
 from mmkd.apis import is_distillation, prepare_config, student_config
 from mmkd.models.proxies.heads import find_classifiers
 from mmkd.models.spots import classification_heads
+from mmkd.models.teachers.building import read_teacher_config
 from tests.helpers.shipped import DETECTOR_CONFIGS as CONFIGS
 from tests.helpers.tiny import REPO, build
 
@@ -36,7 +37,11 @@ def test_config(path, monkeypatch):
     cfg = prepare_config(Config.fromfile(REPO / path))
     for teacher in teachers(cfg):
         teacher.checkpoint = 'random'
-    sample_few_boxes(cfg.model.student if is_distillation(cfg) else cfg.model)
+        teacher.config = read_teacher_config(teacher.config).to_dict()
+        use_few_queries(teacher.config['model'])
+    student = cfg.model.student if is_distillation(cfg) else cfg.model
+    sample_few_boxes(student)
+    use_few_queries(student)
     model = revert_sync_batchnorm(build(cfg.model))
     classifier = model.get_submodule(find_classifiers(model, 'student')[0]).weight
     before = classifier.detach().clone()
@@ -49,6 +54,7 @@ def test_config(path, monkeypatch):
     assert not torch.equal(before, classifier)
 
     stock_cfg = student_config(cfg)
+    use_few_queries(stock_cfg.model)
     assert 'mmkd' not in stock_cfg.pretty_text
     stock = MODELS.build(stock_cfg.model)
     stock.load_state_dict(
@@ -65,6 +71,15 @@ def sample_few_boxes(student) -> None:
     cascade_stages = (student.get('train_cfg') or {}).get('rcnn', [])
     for stage in cascade_stages if isinstance(cascade_stages, list) else [cascade_stages]:
         stage.sampler.num = 32
+
+
+def use_few_queries(model) -> None:
+    """Use one layer, and fewer queries than a small image has positions, in query-based detectors."""
+    if 'num_queries' in model:
+        model['num_queries'] = 20
+        model['encoder']['num_layers'] = model['decoder']['num_layers'] = 1
+        if model['backbone']['type'] == 'SwinTransformer':
+            model['backbone']['depths'] = [1, 1, 1, 1]
 
 
 def demo_batch(model) -> dict:

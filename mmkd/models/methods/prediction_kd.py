@@ -76,9 +76,9 @@ class PredictionKD(Method):
                 raise MMKDError(f'The student {type(student).__name__} learns masks, and the teacher '
                                 f'{type(teacher.model).__name__} does not predict any; choose a teacher that '
                                 'does, or a student without masks.')
-            numbers = [_num_classes(model) for model in (student, teacher.model)]
-            if None not in numbers:
-                teacher.class_mapping.check_numbers(*numbers)
+            numbers = _num_classes(student), _num_classes(teacher.model)
+            if numbers[0] and numbers[1]:
+                teacher.class_mapping.check_numbers(numbers[0], numbers[1])
         self.teachers = list(teachers)
 
     def forward(self, step: Step) -> dict[str, Tensor]:

@@ -99,10 +99,10 @@ class QueryMatch(SampleMatch):
                 outputs: Sequence[Sequence], steps: Sequence[Step]) -> list[list[Tensor]]:
         """Return the weights, by the logits of each teacher; see :meth:`SampleMatch.weights`."""
         all_weights = []
-        for own, other, step in zip(student_outputs, outputs, steps, strict=True):
-            logits = [layer.detach() for layer in self.layout.logits(other)]
-            weights = self.layout.weights(sample_weight, own, logits, step)
-            factors = self.layout.layers(queries_of(other).weights)
+        for student, teacher, step in zip(student_outputs, outputs, steps, strict=True):
+            logits = [layer.detach() for layer in self.layout.logits(teacher)]
+            weights = self.layout.weights(sample_weight, student, logits, step)
+            factors = self.layout.layers(queries_of(teacher).weights)
             all_weights.append([weight * factor.flatten()
                                 for weight, factor in zip(weights, factors, strict=True)])
         return all_weights
@@ -138,19 +138,18 @@ class HungarianMatch(QueryMatch):
 
     def _match(self, step: Step, outputs: Sequence) -> Tensor:
         shapes = [sample.img_shape[:2] for sample in step.data_samples]
-        student, teacher = self._layers(step.student_outputs['cls_outputs']), self._layers(outputs)
-        layers = []
+        student, teacher = self._images(step.student_outputs['cls_outputs']), self._images(outputs)
+        matches = []
         for student_layer, teacher_layer in zip(student, teacher, strict=True):
-            images = zip(
-                zip(*student_layer, strict=True), zip(*teacher_layer, strict=True), shapes, strict=True)
-            layers.append(torch.stack([
-                match_queries(self.assigner, Queries(*own), Queries(*other), shape, self.layout.activation)
-                for own, other, shape in images]))
-        return torch.stack(layers)
+            matches.append(torch.stack([
+                match_queries(self.assigner, *pair, self.layout.activation)
+                for pair in zip(student_layer, teacher_layer, shapes, strict=True)]))
+        return torch.stack(matches)
 
-    def _layers(self, outputs: Sequence) -> list[Queries]:
-        values = [self.layout.layers(value) for value in queries_of(outputs)]
-        return [Queries(*layer) for layer in zip(*values, strict=True)]
+    def _images(self, outputs: Sequence) -> list[list[Queries]]:
+        """Return the predictions for every image, layer by layer."""
+        layers = zip(*[self.layout.layers(value) for value in queries_of(outputs)], strict=True)
+        return [[Queries(*image) for image in zip(*layer, strict=True)] for layer in layers]
 
     def align(self, outputs: Sequence, match: Tensor | None) -> Sequence:
         if match is None:

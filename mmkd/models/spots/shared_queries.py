@@ -32,9 +32,9 @@ class SharedQueries(QueryMatch):
 
     The teacher's reference boxes go through the student's decoder, on the student's image features, with the
     teacher's content queries where these mean the same: in decoders of one family and one width. Otherwise,
-    the content is the student's: that of its own queries in their order, or what it computes from the boxes
-    (two-stage Deformable DETR). As if they were a denoising group, these queries and the student's own do not
-    see each other (KD-DETR, Wang et al., CVPR 2024).
+    the content is the student's: that of the student's queries in their order, or what it computes from the
+    boxes (two-stage Deformable DETR). As if they were a denoising group, the shared queries and the student's
+    do not see each other (KD-DETR, Wang et al., CVPR 2024).
 
     Raises:
         MMKDError: If the queries of one network mean nothing to the other.
@@ -116,12 +116,12 @@ def _shared_inputs(student: Any, student_inputs: Mapping, teacher: Any, teacher_
     query, boxes = teacher_inputs['query'], _reference_boxes(teacher, teacher_inputs)
     positions = teacher_inputs.get('query_pos')
     if not _same_content(student, teacher):
-        query, positions = _own_content(student, student_inputs, boxes)
+        query, positions = _student_content(student, student_inputs, boxes)
     inputs = dict(query=query, query_pos=positions, reference_points=boxes, self_attn_mask=None)
     return {name: value for name, value in inputs.items() if name in student_inputs}
 
 
-def _own_content(student: Any, student_inputs: Mapping, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
+def _student_content(student: Any, student_inputs: Mapping, boxes: Tensor) -> tuple[Tensor, Tensor | None]:
     """Return the student's content, and the positions where they are arguments, for some reference boxes."""
     logits = inverse_sigmoid(boxes)
     if hasattr(student, 'pos_trans_fc'):

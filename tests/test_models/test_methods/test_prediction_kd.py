@@ -185,7 +185,8 @@ def test_soft_targets_differ_from_step_to_step_and_reproducibly():
 
 
 PAIRS = [('faster_rcnn', 'retinanet'), ('cascade_rcnn', 'fcos'), ('retinanet', 'faster_rcnn'),
-         ('fcos', 'dino'), ('gfl', 'deformable'), ('rtmdet', 'yolox'), ('yolox', 'retinanet'), ('mask_rcnn', 'mask_rcnn'),
+         ('fcos', 'dino'), ('gfl', 'deformable'), ('rtmdet', 'yolox'), ('yolox', 'retinanet'),
+         ('mask_rcnn', 'mask_rcnn'),
          ('conditional', 'atss'), ('dab', 'gfl'), ('dino', 'retinanet'), ('ddq', 'faster_rcnn'),
          ('faster_rcnn', 'detr')]
 
