@@ -76,7 +76,7 @@ setup(
             'mdformat-gfm',
             'mypy',
             'pytest',
-            'pytest-xdist',
+            'pytest-xdist>=3.7',
             'ruff',
             'scikit-learn',
             'timm',

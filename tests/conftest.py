@@ -14,6 +14,12 @@ os.chdir(REPO)  # configs name each other relative to the repository, as users d
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """Run files with slow tests first, so that no worker waits for the last of them alone."""
+    slow = {item.path for item in items if item.get_closest_marker('slow')}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True, scope='session')
 def unformatted_configs():
     """Every run writes its config twice, and YAPF takes longer to lay it out than all the rest together."""

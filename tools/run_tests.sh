@@ -47,7 +47,7 @@ cores="$(count_cores)"
 workers="$((cores < 4 ? cores : 4))"
 parallel=()
 if "$python" -c 'import xdist' 2>/dev/null; then
-    parallel=(-n "$workers" --dist loadfile)
+    parallel=(-n "$workers" --dist loadfile --no-loadscope-reorder)
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 

@@ -6,7 +6,7 @@ from typing import TypedDict
 from rich.console import Console
 from rich.markdown import Markdown
 
-from .inference import POWER, PairedDifference, Spread, holm, paired_difference, spread
+from .intervals import POWER, PairedDifference, Spread, holm, paired_difference, spread
 from .method_names import method_title
 from .runs import SCORES, score
 

@@ -262,6 +262,9 @@ class RunQueue:
             except MMKDError as error:
                 progress.finish(index, 'failed')
                 raise error
+            except BaseException:
+                self.stop.set()  # before the pool starts the next training
+                raise
         result = run.result()
         name, value = score(result['metrics'])
         progress.finish(index, f'{SCORES[name]} {100 * value:.1f} on val, '

@@ -194,14 +194,6 @@ def test_scores_that_are_no_logits():
         build(distill(tood, copy.deepcopy(tood), kd=METHODS['kd']))
 
 
-def test_query_based_detectors_say_why():
-    from mmengine.hub import get_config
-    detr = get_config('mmdet::detr/detr_r50_8xb2-150e_coco.py').model
-    detr.backbone.init_cfg = None
-    with pytest.raises(MMKDError, match='student DistilledDETR has no class logits.*query-based'):
-        build(distill(detr, copy.deepcopy(detr), kd=METHODS['kd']))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('family', ['retinanet', 'yolox', 'cascade_rcnn'])
 @pytest.mark.parametrize('method', ['kd', 'sokd', 'shake_teacher', 'kdtuned'])

@@ -85,7 +85,7 @@ def test_the_memory_of_equal_networks_is_equal():
     data = query_batch(model)
     model.eval()  # without dropout and batch statistics
     model.training = True
-    assert model(**data, mode='loss')['feature.loss_feature'] < 1e-9
+    assert model(**data, mode='loss')['feature.loss_feature'] < 1e-6
     with torch.no_grad():
         model.encoder.layers[-1].norms[-1].weight.mul_(2.0)
     assert model(**data, mode='loss')['feature.loss_feature'] > 1e-3

@@ -81,6 +81,17 @@ def test_discarded_queries_have_no_partner():
     assert sum(match >= 0) == 4
 
 
+def test_half_precision_does_not_change_the_match():
+    head = MODELS.build(query_detector('dino')).bbox_head
+    student, teacher = (list(random_queries(60, 8, seed)) for seed in (0, 1))
+    for queries in (student, teacher):  # only classes decide, and these are alike
+        queries[0], queries[1] = queries[0] / 20, torch.full_like(queries[1], 0.5)
+    arguments = (soft_assigner(head.assigner), Queries(*student), Queries(*teacher), (80, 120), 'sigmoid')
+    expected = match_queries(*arguments)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(match_queries(*arguments), expected)
+
+
 def step_of(model, outputs):
     samples = [types.SimpleNamespace(img_shape=(64, 64))] * 2
     return Step(model, torch.zeros(2, 3, 64, 64), samples, dict(cls_outputs=outputs), [])

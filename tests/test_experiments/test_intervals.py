@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from mmkd.experiments.inference import LEVEL, holm, paired_difference, smallest_detectable
+from mmkd.experiments.intervals import LEVEL, holm, paired_difference, smallest_detectable
 
 
 def differences(*p_values):
