@@ -13,7 +13,9 @@ from mmengine.runner import EpochBasedTrainLoop
 from mmkd.apis import compose_distillation, is_distillation, prepare_config, student_config
 from mmkd.apis.config import check_annotation_files
 from mmkd.errors import MMKDError
-from tests.helpers.tiny import REPO, distill, tiny_config
+from tests.helpers.queries import STOCK as QUERY_BASED
+from tests.helpers.queries import query_batch, query_detector
+from tests.helpers.tiny import REPO, build, distill, tiny_config
 
 STOCK = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py'
 PURE_PYTHON = """
@@ -250,6 +252,18 @@ def test_composing():
     assert plain(cfg.model.student) == plain(stock().model)
     assert plain(cfg.model.teacher) == dict(config='teacher.py', checkpoint='teacher.pth')
     assert plain(cfg.model.methods) == dict(shake=dict(type='mmkd.SHAKE'))
+
+
+@pytest.mark.parametrize('family', QUERY_BASED)
+def test_composing_with_a_query_based_student(family):
+    name = f'mmdet::{QUERY_BASED[family]}'
+    cfg = prepare_config(compose_distillation(get_config(name), 'shake', name, 'random'))
+    tiny = query_detector(family)
+    cfg.model.update(student=tiny, teacher=dict(config=dict(tiny), checkpoint='random'))
+    model = build(cfg.model)
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    losses = model.train_step(query_batch(model), optimizer)
+    assert losses['shake.loss_proxy_teacher'] > 0
 
 
 def test_composing_twice():

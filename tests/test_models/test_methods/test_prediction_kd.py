@@ -279,3 +279,37 @@ def worker(rank: int, folder: str) -> None:
 def test_two_processes(tmp_path):
     run_in_two_processes(worker, str(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+# With what others offer
+
+
+def test_mixed_precision():
+    model = make('retinanet', 'dino')
+    data = batch(model)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        total, log = model.parse_losses(model(**data, mode='loss'))
+    total.backward()
+    assert torch.isfinite(total) and log['prediction.num_objects'] > 0
+
+
+def test_balance():
+    model = make('faster_rcnn', 'retinanet', balance='gradient', share=0.5)
+    losses = model(**batch(model), mode='loss')
+    balance = model.mmkd.gradient_balance
+    assert losses['prediction.loss_prediction'] > 0
+    assert balance.ratio('prediction', model.mmkd.methods['prediction']) == pytest.approx(0.5, rel=1e-3)
+
+
+def test_beside_features_of_the_same_teacher():
+    """The teacher's backbone and neck run once for both methods."""
+    methods = dict(prediction=HARD, pkd=dict(type='mmkd.PKD', spot='features'))
+    model = build(distill(config('retinanet'), config('faster_rcnn', 16), **methods))
+    limit(model.mmkd.teacher.model)
+    data = batch(model)
+    model(**data, mode='loss')  # the first batch also tries the teacher's options
+    calls = []
+    model.mmkd.teacher.model.backbone.conv1.register_forward_hook(lambda *_: calls.append(1))
+    losses = model(**data, mode='loss')
+    assert len(calls) == 1
+    assert losses['prediction.loss_prediction'] > 0 and losses['pkd.loss_feature'] > 0
