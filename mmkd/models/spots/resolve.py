@@ -9,7 +9,7 @@ from .recorder import HookPoint
 from .splitting import stage_names
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
-               'cls_outputs', 'cls_targets', 'rois')
+               'cls_outputs', 'cls_targets', 'box_targets', 'rois', 'neck_inputs')
 """Spots that a network has in addition to its modules.
 
 ==================  ======================================================================================
@@ -24,7 +24,10 @@ NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits
 ``cls_inputs``      the arguments of the classification head: ``features``, or RoI features ``(R, C, h, w)``
 ``cls_outputs``     all outputs of the classification head
 ``cls_targets``     two-stage detectors, in training: the arguments of the classification loss
+``box_targets``     two-stage detectors, in training: the arguments of the box loss, which is not called for a
+                    batch (in a cascade, for a stage) without boxes of objects
 ``rois``            two-stage detectors: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+``neck_inputs``     the outputs of the backbone
 ==================  ======================================================================================
 
 In a cascade there is one record per cascade stage.
@@ -69,6 +72,8 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
     if hasattr(model, 'backbone'):
         spots['features'] = HookPoint('neck' if getattr(model, 'with_neck', False) else 'backbone')
         spots.update(_stage_spots(model.backbone))
+        if getattr(model, 'with_neck', False):
+            spots['neck_inputs'] = HookPoint('neck', 'input', 0)
     heads = classification_heads(model)
     if not heads:
         return spots
@@ -85,6 +90,7 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
         extractors = tuple(name.replace('bbox_head', 'bbox_roi_extractor') for name in names)
         spots.update(
             cls_targets=HookPoint(tuple(f'{name}.loss_cls' for name in names), 'call'),
+            box_targets=HookPoint(tuple(f'{name}.loss_bbox' for name in names), 'call'),
             # Masks may come from the same extractor, which is called for boxes first.
             rois=HookPoint(extractors, 'input', 1, first=True))
     head = names if len(names) > 1 else names[0]

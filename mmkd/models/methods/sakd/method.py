@@ -6,24 +6,25 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ....errors import MMKDError, nearest_names
 from ....random_state import separate_random_state
 from ....registry import MODELS, build_checked
 from ....settings import NonNegativeFloat, PositiveFloat, Temperature, unknown_setting
-from ...losses import kl_divergence
-from ...spots import is_classifier, logit_layout, probe, resolve_spot
-from ...spots.splitting import split
+from ...spots import LogitLayout, is_classifier, is_two_stage, logit_layout, split
 from ...step import Step
 from ...teachers import Teacher
 from ..base import COMMON_SETTINGS, Method
-from ..family_defaults import with_family_defaults
+from ..family_defaults import kind_of, with_family_defaults
 from ..feature_distill import FeatureDistill
 from ..logit_distill import LogitDistill
 from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsMethod
 from ..protocols import PROTOCOLS
-from .policy import SpotPolicy
+from ..proxy_distill import ProxyDistill
+from .detector_routing import DetectorRouting, detector_spots, same_boxes
+from .policy import SpotPolicy, pooled, pooled_channels
 from .routing import POOLED, Routing, stage_numbers
 
 Strategy = Literal['adaptive', 'always', 'never', 'random', 'reversed']
@@ -70,18 +71,14 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
     """The key of the inner method's settings in the config of this method."""
 
     def __init__(self, method: Mapping | None = None, strategy: Strategy = 'adaptive',
-                 kd_weight: NonNegativeFloat = 1.0, temperature: Temperature = 4.0,
+                 kd_weight: NonNegativeFloat | None = None, temperature: Temperature = 4.0,
                  gamma: PositiveFloat = 1.0, gumbel_temperature: Temperature = 5.0,
                  same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
                  weight_decay: NonNegativeFloat = 1e-3) -> None:
         super().__init__()
-        self.inner: FeatureDistill | LogitDistill | None = None
-        if method is not None:
-            own = {key: value for key, value in with_family_defaults(method, 'classifier').items()
-                   if key not in COMMON_SETTINGS}
-            self.inner = build_checked(
-                own, (FeatureDistill, LogitDistill), 'method that distills features or logits',
-                self.inner_key, _inner_methods())
+        self.method_cfg = method
+        self.inner: Method | None = None
+        self.kd: ProxyDistill | None = None
         self.strategy = strategy
         self.has_policy = strategy in ('adaptive', 'reversed')
         self.kd_weight = kd_weight
@@ -91,57 +88,139 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self.same_family = same_family
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
         self.optimizer_settings = dict(policy=settings, routing=settings) if self.has_policy else {}
-        if isinstance(self.inner, FeatureDistill):
-            self.first_phase_epochs = self.inner.first_phase_epochs
-            self.trains_student_first = self.inner.trains_student_first
-            self.needs_train_labels = self.inner.needs_train_labels
         self.policy, self.routing = nn.Module(), nn.Module()
 
+    def choose_method(self, kind: str) -> Mapping | None:
+        """Return the config of the inner method for a kind of student, see :func:`kind_of`."""
+        return self.method_cfg
+
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
-        if not is_classifier(student):
-            raise MMKDError('SAKD is for classifiers.')
         if len(teachers) != 1:
             raise MMKDError(f'SAKD learns from one teacher, not from {len(teachers)}.')
         teacher, = teachers
-        if self.has_policy and teacher.inference.precision != 'fp32':
-            raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
         self.layout = logit_layout(student, 'student')
+        self._build_inner(student, teacher, student_cfg)
+        outputs = self._build_outputs(student, teacher, student_cfg)
+        if self.layout.of_images:
+            self._build_for_classifier(student, teacher)
+        else:
+            self._build_for_detector(student, teacher, outputs)
+        spots = ['features'] if self.has_policy else []
+        for method in filter(None, (self.inner, self.kd)):
+            spots += method.student_spots
+            self.teacher_spots += method.teacher_spots
+        if is_two_stage(student) and outputs:
+            spots.append('rois')
+        self.student_spots = tuple(dict.fromkeys([*self.student_spots, *spots]))
+        self.teacher_spots = tuple(dict.fromkeys(
+            [*(['features'] if self.has_policy else []), *self.teacher_spots]))
+        num_classes = self.layout.num_classes
+        self.register_buffer('sample_counts', torch.zeros(num_classes + 1), False)
+        self.register_buffer('distilled_counts', torch.zeros(num_classes + 1, len(self.spot_names)), False)
+
+    def _build_inner(self, student: nn.Module, teacher: Teacher, student_cfg: dict) -> None:
+        cfg = self.choose_method(kind_of(student))
+        if cfg is None:
+            return
+        complete = with_family_defaults(cfg, kind_of(student))
+        own = {key: value for key, value in complete.items() if key not in COMMON_SETTINGS}
+        inner = build_checked(own, Method, 'method that distills features or logits', self.inner_key,
+                              inner_methods())
+        name = type(inner).__name__
+        if not inner.takes_choices:  # without a preset, any method can be in the config
+            raise MMKDError(f'SAKD needs an inner method that distills features or logits, not {name!r}.')
+        if not is_classifier(student):
+            if inner.per_image_obstacle:
+                raise MMKDError(f'SAKD chooses by image where to distill, but {name} has no loss of a single '
+                                f'image: {inner.per_image_obstacle}.')
+            if complete.get('balance') == 'gradient' and not self.is_balanced:
+                raise MMKDError(f'{name} has no published weight for detectors: give SAKD its `weight`, or '
+                                "choose another `method`, such as 'PKD'.")
+        inner.build(student, [teacher], student_cfg)
+        self.inner = inner
+        for key in ('proxy_losses', 'imitation_losses', 'task_losses'):
+            setattr(self, key, (*getattr(self, key), *getattr(inner, key)))
+        self.student_task = inner.student_task
+        if self.warmup is None:
+            self.warmup = inner.warmup
+        if isinstance(inner, OptimizerSettings):
+            self.optimizer_settings = {**self.optimizer_settings, **{
+                f'inner.{part}': settings for part, settings in inner.optimizer_settings.items()}}
+        if isinstance(inner, FeatureDistill):
+            self.first_phase_epochs = inner.first_phase_epochs
+            self.trains_student_first = inner.trains_student_first
+            self.needs_train_labels = inner.needs_train_labels
+
+    def _build_outputs(self, student: nn.Module, teacher: Teacher, student_cfg: dict) -> tuple[str, ...]:
+        """Build the distillation of logits beside the inner method, and return the spots at the outputs."""
+        of_inner = self.inner.output_spots if self.inner else ()
+        if of_inner and not isinstance(self.inner, LogitDistill):
+            if self.kd_weight:
+                raise MMKDError(f'{type(self.inner).__name__} distills the outputs itself; leave out '
+                                '`kd_weight`.')
+            return of_inner
+        weight = 1.0 if self.kd_weight is None else self.kd_weight
+        if weight == 0 and not self.layout.of_images:
+            return of_inner
+        kd = ProxyDistill(temperature=self.temperature, proxy_to_student=weight)
+        try:
+            kd.build(student, [teacher], student_cfg)
+        except MMKDError as error:
+            if self.layout.of_images or self.kd_weight or self.inner is None:
+                raise
+            print_log(f'SAKD does not distill class logits here. {error}', 'current')
+            return of_inner
+        self.kd = kd
+        return ('logits', )
+
+    def _build_for_classifier(self, student: nn.Module, teacher: Teacher) -> None:
+        """Find the stages of the inner method's spots, and build the policy and the routing."""
         if self.layout.activation != 'softmax':
             raise MMKDError('SAKD is for classifiers that choose one class.')
+        if self.has_policy and teacher.inference.precision != 'fp32':
+            raise MMKDError("SAKD's routing trains through the teacher; leave out teacher.precision.")
         teacher.require_logits(self.layout)
-        self._teacher = (teacher, )  # in a tuple, so that it is not a submodule
-        student_spots, teacher_spots = ['cls_outputs', 'features'], ['cls_outputs', 'features']
-        if self.inner is not None:
-            self.inner.build(student, teachers, student_cfg)
-            student_spots += self.inner.student_spots
-            teacher_spots += self.inner.teacher_spots
-        self.student_spots = tuple(dict.fromkeys(student_spots))
-        self.teacher_spots = tuple(dict.fromkeys(teacher_spots))
-        self._add_spots(student, teacher.model)
-        num_classes = self.layout.num_classes
-        self.register_buffer('sample_counts', torch.zeros(num_classes), False)
-        self.register_buffer('distilled_counts', torch.zeros(num_classes, len(self.spot_names)), False)
-
-    def _add_spots(self, student: nn.Module, teacher: nn.Module) -> None:
-        """Find the stages of the inner method's spots, and build the policy and the routing."""
         stages, shapes = [], []
         if isinstance(self.inner, FeatureDistill):
             student_stages = stage_numbers(
                 self.inner.student_spots, len(split(student.backbone).stages), 'student')
             teacher_stages = stage_numbers(
-                self.inner.teacher_spots, len(split(teacher.backbone).stages), 'teacher')
+                self.inner.teacher_spots, len(split(teacher.model.backbone).stages), 'teacher')
             stages = list(zip(student_stages, teacher_stages, strict=True))
             shapes = list(zip(*self.inner.shapes, strict=True))
-        names = ['features' if stage == POOLED else f'stage{stage}' for stage, _ in stages]
-        self.spot_names = [*names, 'logits']
+        self.feature_names = ['features' if stage == POOLED else f'stage{stage}' for stage, _ in stages]
+        self.spot_names = [*self.feature_names, 'logits']
+        self.student_spots = self.teacher_spots = ('cls_outputs', )
+        self._teacher = (teacher, )  # in a tuple, so that it is not a submodule
         if self.has_policy:
-            channels = _pooled_channels(student), _pooled_channels(teacher)
-            same_family = self.same_family
-            if same_family is None:  # as in the released settings, in which ResNet32x4 and ResNet32 differ
-                same_family = type(student.backbone) is type(teacher.backbone) and channels[0] == channels[1]
-            bias = 10.0 if same_family else 0.0
-            self.policy = SpotPolicy(sum(channels), len(self.spot_names), self.gumbel_temperature, bias)
+            self._build_policy(student, teacher)
             self.routing = Routing(stages, shapes)
+
+    def _build_for_detector(self, student: nn.Module, teacher: Teacher, outputs: tuple[str, ...]) -> None:
+        shapes = []
+        self.feature_names = []
+        if isinstance(self.inner, FeatureDistill):
+            shapes = list(zip(*self.inner.shapes, strict=True))
+            self.feature_names = detector_spots(student, self.inner.student_spots, len(shapes))
+        self.spot_names = [*self.feature_names, *outputs]
+        if 'boxes' in outputs and not same_boxes(student, teacher.model, self.layout):
+            raise MMKDError('SAKD mixes the boxes of both networks, which needs dense heads of one type that '
+                            'encode boxes alike.')
+        if not self.has_policy:
+            return
+        self._build_policy(student, teacher)
+        self.routing = DetectorRouting(student, self.layout, self.feature_names, shapes, outputs)
+        self.student_spots = self.routing.student_spots
+        self.teacher_spots = self.routing.teacher_spots
+
+    def _build_policy(self, student: nn.Module, teacher: Teacher) -> None:
+        channels = pooled_channels(student), pooled_channels(teacher.model)
+        same_family = self.same_family
+        if same_family is None:  # as in the released settings, in which ResNet32x4 and ResNet32 differ
+            same_backbone = type(student.backbone) is type(teacher.model.backbone)
+            same_family = same_backbone and channels[0] == channels[1]
+        bias = 10.0 if same_family else 0.0
+        self.policy = SpotPolicy(sum(channels), len(self.spot_names), self.gumbel_temperature, bias)
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
         if isinstance(self.inner, FeatureDistill):
@@ -163,48 +242,76 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             self.inner.in_first_phase = self.in_first_phase
             if self.in_first_phase:
                 return self._with_all_parameters(self.inner(step))
-        student_logits, = self.layout.logits(step.student_outputs['cls_outputs'])
-        teacher_logits, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
-        target = _target(step.data_samples, student_logits)
-        choices = self._choose(step, len(student_logits))
+        choices = self._choose(step)
         losses = {}
         if self.has_policy:
-            losses.update(self._routing_losses(step, choices, student_logits, teacher_logits, target))
+            losses.update(self._routing_losses(step, choices))
         used = 1 - choices.detach() if self.strategy == 'reversed' else choices.detach()
+        by_spot = dict(zip(self.spot_names, used.unbind(dim=1), strict=True))
         if self.inner is not None and self.inner.active:
-            inner_choices = used[:, :-1] if isinstance(self.inner, FeatureDistill) else used[:, -1:]
-            losses.update(self.inner(step, inner_choices.unbind(dim=1)))
-        divergence = kl_divergence(student_logits, teacher_logits.detach(), self.temperature)
-        losses['loss_kd'] = self.kd_weight * (used[:, -1] * divergence).mean()
-        self._count(used, target)
-        shares = used.mean(dim=0)
-        losses.update({f'share_{name}': share for name, share in zip(self.spot_names, shares, strict=True)})
+            spots = self.inner.output_spots or self.feature_names
+            losses.update(self.inner(step, [by_spot[spot] for spot in spots]))
+        if self.kd is not None:
+            losses['loss_kd'] = self.kd(step, [by_spot['logits']])['loss_student']
+        self._count(step, used)
+        losses.update({f'share_{name}': choice.mean() for name, choice in by_spot.items()})
         return self._with_all_parameters(losses)
 
-    def _choose(self, step: Step, number: int) -> Tensor:
-        """Return the choices of a batch of ``number`` samples, ``(N, spots + 1)``."""
-        shape = number, len(self.spot_names)
+    def _choose(self, step: Step) -> Tensor:
+        """Return the choices of a batch, ``(N, spots)``."""
+        shape = len(step.inputs), len(self.spot_names)
         if self.strategy in ('always', 'never'):
             return torch.full(shape, float(self.strategy == 'always'), device=step.inputs.device)
         with separate_random_state():
             if self.strategy == 'random':
                 return (torch.rand(shape, device=step.inputs.device) < 0.5).float()
-            return self.policy(_pooled(step.student_outputs['features']),
-                               _pooled(step.teacher_outputs[0]['features']))
+            return self.policy(pooled(step.student_outputs['features'], not self.layout.of_images),
+                               pooled(step.teacher_outputs[0]['features'], not self.layout.of_images))
 
-    def _routing_losses(self, step: Step, choices: Tensor, student_logits: Tensor, teacher_logits: Tensor,
-                        target: Tensor) -> dict:
+    def _routing_losses(self, step: Step, choices: Tensor) -> dict:
+        if self.layout.of_images:
+            routed, plain = self._classifier_losses(step, choices)
+        else:
+            routed, plain = self._detector_losses(step, choices)
+        factor = self.gamma**(routed - plain).detach().sign()
+        # Without a spot at the logits, which is the last one in the paper, all spots count.
+        chosen = choices.mean(dim=1)
+        if 'logits' in self.spot_names:
+            chosen = choices[:, self.spot_names.index('logits')]
+        return dict(loss_routing=factor * routed,
+                    loss_balance=(len(choices) / 2 - chosen.sum()).clamp(min=0))
+
+    def _classifier_losses(self, step: Step, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cross-entropies of the routed logits and of the student's logits."""
         teacher, = self._teacher
+        student_logits, = self.layout.logits(step.student_outputs['cls_outputs'])
+        teacher_logits, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
+        target = _target(step.data_samples, student_logits)
         teacher_feature = None
         if isinstance(self.inner, FeatureDistill):
             teacher_feature = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
         routed_logits = self.routing(
             step.student, teacher, step.inputs, teacher_feature, teacher_logits, choices)
-        routed = F.cross_entropy(routed_logits.float(), target)
-        plain = F.cross_entropy(student_logits.float(), target)
-        factor = self.gamma**(routed - plain).detach().sign()
-        return dict(loss_routing=factor * routed,
-                    loss_balance=(len(choices) / 2 - choices[:, -1].sum()).clamp(min=0))
+        return (F.cross_entropy(routed_logits.float(), target),
+                F.cross_entropy(student_logits.float(), target))
+
+    def _detector_losses(self, step: Step, choices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the detection losses of the routed features and of the student's features."""
+        student, teacher = {}, {}
+        if isinstance(self.inner, FeatureDistill):
+            student, teacher = (dict(zip(self.feature_names, self.inner.levels(outputs, spots), strict=True))
+                                for outputs, spots in ((step.student_outputs, self.inner.student_spots),
+                                                       (step.teacher_outputs[0], self.inner.teacher_spots)))
+
+        def routed(choices: Tensor) -> Tensor:
+            by_spot = dict(zip(self.spot_names, choices.unbind(dim=1), strict=True))
+            return self.routing(step, student, teacher, by_spot).mean()
+
+        loss = routed(choices)
+        if self.gamma == 1:  # then the comparison does not matter
+            return loss, loss
+        with torch.no_grad():
+            return loss, routed(torch.zeros_like(choices))
 
     def _with_all_parameters(self, losses: dict) -> dict:
         """Make every parameter part of the losses, because DDP waits for those that no sample needed."""
@@ -213,25 +320,27 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         return {**losses, name: losses[name] + sum(zeros)}
 
     @torch.no_grad()
-    def _count(self, used: Tensor, target: Tensor) -> None:
-        classes = target if target.dim() == 1 else target.argmax(dim=1)
-        self.distilled_counts.index_add_(0, classes, used.to(self.distilled_counts))
-        self.sample_counts.index_add_(0, classes, torch.ones_like(classes, dtype=self.sample_counts.dtype))
+    def _count(self, step: Step, used: Tensor) -> None:
+        classes = _classes(step, self.layout)
+        self.distilled_counts += (classes.T @ used).to(self.distilled_counts)
+        self.sample_counts += classes.sum(dim=0).to(self.sample_counts)
 
     def epoch_report(self) -> dict:
         """Return the numbers of samples since the last report, and of those distilled, by class and spot.
 
         Returns:
-            dict: ``spots``, their names; ``seen``, the number of samples of each of K classes; and
-            ``chosen``, for each class the number of samples distilled at every spot. The numbers are sums
-            over all ranks.
+            dict: ``spots``, their names; ``shares``, for every spot the share of the samples distilled there;
+            ``seen``, for each of K classes the number of samples with an object of it; and ``chosen``, for
+            each class the number of these samples distilled at every spot. Numbers are sums over all ranks.
         """
         counts = [self.sample_counts.clone(), self.distilled_counts.clone()]
         for count in counts:
             all_reduce(count)
         self.sample_counts.zero_()
         self.distilled_counts.zero_()
-        return dict(spots=self.spot_names, seen=counts[0].tolist(), chosen=counts[1].tolist())
+        shares = counts[1][-1] / counts[0][-1].clamp(min=1)
+        return dict(spots=self.spot_names, shares=shares.tolist(), seen=counts[0][:-1].tolist(),
+                    chosen=counts[1][:-1].tolist())
 
 
 @MODELS.register_module()
@@ -257,47 +366,63 @@ class SAKD(SpotAdaptiveDistill):
 
     inner_key = ''
 
-    def __init__(self, method: str = 'FitNet', strategy: Strategy = 'adaptive',
-                 kd_weight: NonNegativeFloat = 1.0, temperature: Temperature = 4.0,
+    def __init__(self, method: str | None = None, strategy: Strategy = 'adaptive',
+                 kd_weight: NonNegativeFloat | None = None, temperature: Temperature | None = None,
                  gamma: PositiveFloat | None = None, gumbel_temperature: Temperature = 5.0,
                  same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
                  weight_decay: NonNegativeFloat = 1e-3, **method_settings: Any) -> None:
-        inner_methods = _inner_methods()
-        if method not in inner_methods:
+        known = inner_methods()
+        if method is not None and method not in known:
             raise MMKDError('SAKD needs an inner method that distills features or logits, not '
-                            f'{method!r}{nearest_names(method, inner_methods)}.')
-        inner_settings = inspect.signature(inner_methods[method]).parameters
+                            f'{method!r}{nearest_names(method, known)}.')
+        inner = inspect.signature(known[method]).parameters if method else {}
         for key in method_settings:
-            if key not in inner_settings:
-                known = [*inspect.signature(SAKD).parameters, *inner_settings]
-                raise unknown_setting('SAKD', key, known)
+            if method is None:
+                raise MMKDError(f'SAKD has no setting {key!r}; name the `method` that it is a setting of.')
+            if key not in inner:
+                raise unknown_setting('SAKD', key, [*inspect.signature(SAKD).parameters, *inner])
+        if method and not issubclass(known[method], (FeatureDistill, LogitDistill)):
+            # It distills the outputs itself, so that these settings are its own.
+            shared = dict(temperature=temperature, kd_weight=kd_weight)
+            method_settings.update({key: value for key, value in shared.items()
+                                    if key in inner and value is not None})
+            kd_weight = None if 'kd_weight' in inner else kd_weight
+        if gamma is None:
+            gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
+        super().__init__(None, strategy, kd_weight, 4.0 if temperature is None else temperature, gamma,
+                         gumbel_temperature, same_family, lr_mult, weight_decay)
+        self.method = method
+        self.method_settings = method_settings
+
+    def choose_method(self, kind: str) -> Mapping:
+        method = self.method or ('FitNet' if kind == 'classifier' else 'PKD')
         defaults: dict[str, Any] = dict(type=f'mmkd.{method}')
-        if method in PROTOCOLS['sakd']:
+        if method in PROTOCOLS['sakd'] and kind == 'classifier':
             defaults.update(protocol='sakd')
         if method == 'FSP':  # a first phase would have no choices
             defaults.update(weight=50.0, first_phase_epochs=0)
-        if gamma is None:
-            gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
-        super().__init__({**defaults, **method_settings}, strategy, kd_weight, temperature, gamma,
-                         gumbel_temperature, same_family, lr_mult, weight_decay)
+        return {**defaults, **self.method_settings}
 
 
-def _inner_methods() -> dict[str, type]:
+def inner_methods() -> dict[str, type]:
     """Return the methods that SAKD can be on top of, by name."""
-    return {cls.__name__: cls for base in (FeatureDistill, LogitDistill) for cls in base.__subclasses__()}
+    return {cls.__name__: cls for cls in MODELS.module_dict.values()
+            if isinstance(cls, type) and issubclass(cls, Method) and cls.takes_choices
+            and cls not in (FeatureDistill, LogitDistill, ProxyDistill)}
 
 
-def _pooled(calls: list) -> Tensor:
-    """Return the last recorded feature, averaged over positions, ``(N, C)``."""
-    feature = calls[-1]
-    while isinstance(feature, (tuple, list)):
-        feature = feature[-1]
-    return feature.flatten(2).mean(dim=2) if feature.dim() == 4 else feature
-
-
-def _pooled_channels(model: nn.Module) -> int:
-    outputs = probe(model, dict(features=resolve_spot(model, 'features', 'network')))
-    return _pooled(outputs['features']).shape[1]
+def _classes(step: Step, layout: LogitLayout) -> Tensor:
+    """Return which classes the samples have, ``(N, K + 1)``; the last column is 1 for every sample."""
+    classes = step.inputs.new_zeros(len(step.inputs), layout.num_classes + 1, dtype=torch.float32)
+    classes[:, -1] = 1
+    for row, sample in zip(classes, step.data_samples, strict=True):
+        if not layout.of_images:
+            row[sample.gt_instances.labels] = 1
+        elif 'gt_score' in sample:
+            row[sample.gt_score.argmax()] = 1
+        else:
+            row[sample.gt_label] = 1
+    return classes
 
 
 def _target(samples: Sequence, logits: Tensor) -> Tensor:
