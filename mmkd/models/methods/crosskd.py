@@ -80,8 +80,8 @@ class CrossKD(Method):
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.align = align
-        self.output_spots = tuple(name for name, used in (('logits', cls_weight > 0), ('boxes', reg_weight != 0))
-                                  if used)
+        used = dict(logits=cls_weight > 0, boxes=reg_weight != 0)
+        self.output_spots = tuple(name for name in used if used[name])
         self.teachers: list[Teacher] = []
         # The input of the i-th convolution, because its ReLU works in place and overwrites anything later.
         towers = tuple(_spot(tower, layer) for tower in TOWERS)

@@ -75,13 +75,13 @@ class LD(Method):
         self.kd_temperature = kd_temperature
         self.feature_weight = feature_weight
         self.student_spots = self.teacher_spots = ('cls_outputs', )
-        self.output_spots = tuple(name for name, used in (('logits', kd_weight > 0),
-                                                          ('boxes', weight > 0 or vlr_weight > 0)) if used)
+        used = dict(logits=kd_weight > 0, boxes=weight > 0 or vlr_weight > 0)
+        self.output_spots = tuple(name for name in used if used[name])
         self.connectors = ModuleList()
 
     @property
     def per_image_obstacle(self) -> str | None:
-        return 'its features have no choices of their own (set feature_weight=0)' if self.feature_weight else None
+        return 'its loss of features has no choice (set feature_weight=0)' if self.feature_weight else None
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers('LD', teachers)

@@ -74,3 +74,256 @@ def test_two_real_steps(method):
              and not torch.equal(before[name], after[name])}
     assert 'policy.layer.weight' in moved
     assert any(name.startswith('routing.adapters.level1') for name in moved)
+
+
+# Routing
+
+
+ALL = [('retinanet', 'PKD'), ('fcos', 'CWD'), ('atss', 'CrossKD'), ('gfl', 'LD'), ('rtmdet', 'PKD'), ('yolox', 'KD'),
+       ('faster_rcnn', 'PKD'), ('cascade_rcnn', 'CWD'), ('mask_rcnn', 'KD')]
+SETTINGS = dict(CrossKD=dict(layer=1), LD=dict(kd_weight=1.0))
+
+
+def spied(model, monkeypatch) -> dict:
+    """Return a dict into which the routed losses of every image are put."""
+    routed = {}
+    forward = DetectorRouting.forward
+    monkeypatch.setattr(DetectorRouting, 'forward', lambda *args: routed.update(loss=forward(*args)) or routed['loss'])
+    return routed
+
+
+@pytest.mark.parametrize(('family', 'spot'), [
+    ('retinanet', 'neck'), ('retinanet', ['stages', 'neck']), ('fcos', 'neck'), ('atss', 'neck'), ('gfl', 'stage3')])
+def test_without_any_choice_routed_losses_are_those_of_the_student_on_single_images(family, spot, monkeypatch):
+    model = make(family, 'CWD', spot=spot)
+    routed = spied(model, monkeypatch)
+    choose(model, torch.zeros(3, len(model.mmkd.methods['sakd'].spot_names)), monkeypatch)
+    model.backbone.eval()
+    model.neck.eval()
+    data = inputs(model)
+    losses = model(**data, mode='loss')
+    assert losses['sakd.loss_feature'] == losses['sakd.loss_kd'] == 0
+    with torch.no_grad():
+        for index in range(3):
+            features = model.extract_feat(data['inputs'][index:index + 1])
+            alone = model.bbox_head.loss(features, data['data_samples'][index:index + 1])
+            expected = sum(value if isinstance(value, torch.Tensor) else sum(value) for value in alone.values())
+            torch.testing.assert_close(routed['loss'][index], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('family', 'method'), [('faster_rcnn', 'PKD'), ('cascade_rcnn', 'CWD'), ('mask_rcnn', 'KD')])
+def test_the_routed_losses_of_boxes_are_the_students_with_its_rois_and_targets(family, method, monkeypatch):
+    model = make(family, method)
+    routed = spied(model, monkeypatch)
+    choose(model, torch.zeros(3, len(model.mmkd.methods['sakd'].spot_names)), monkeypatch)
+    monkeypatch.setattr('mmkd.models.methods.sakd.detector_routing._dense_loss', lambda *args, **kwargs: 0.0)
+    losses = losses_of(model)
+    expected = sum(value for name, value in losses.items()
+                   if 'loss' in name and 'rpn' not in name and 'mask' not in name and 'sakd' not in name)
+    # All images have the same number of sampled boxes, so the mean over images is that over boxes.
+    torch.testing.assert_close(routed['loss'].mean(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_routed_loss_of_proposals_is_the_students(monkeypatch):
+    model = make('faster_rcnn', 'PKD')
+    model.rpn_head.sampler.num = 10**6  # all anchors, so that nothing is drawn
+    routed = spied(model, monkeypatch)
+    choose(model, torch.zeros(1, 6), monkeypatch)
+    losses = losses_of(model, number=1)
+    expected = sum(sum(value) if isinstance(value, list) else value for name, value in losses.items()
+                   if 'loss' in name and 'sakd' not in name)
+    torch.testing.assert_close(routed['loss'][0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_chosen_images_get_the_teachers_adapted_features(monkeypatch):
+    model = make('retinanet', 'CWD')
+    routed = spied(model, monkeypatch)
+    choices = torch.zeros(3, 6)
+    choices[1] = 1
+    data = inputs(model)
+    results = []
+    for values in (torch.zeros(3, 6), choices):
+        choose(model, values, monkeypatch)
+        model(**data, mode='loss')
+        results.append(routed['loss'].detach())
+    assert (results[0] == results[1]).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(('family', 'method'), ALL)
+def test_the_student_is_the_same_with_and_without_the_routing_loss(family, method, monkeypatch):
+    """Parameters and buffers, bit by bit, after a step."""
+    states = []
+    for routed in (True, False):
+        model = make(family, method, **SETTINGS.get(method, {}))
+        sakd = model.mmkd.methods['sakd']
+        choices = (torch.arange(3)[:, None] + torch.arange(len(sakd.spot_names))) % 2
+        choose(model, choices.float(), monkeypatch)
+        wrapper = optimizer(model)
+        losses = losses_of(model)
+        assert 'sakd.loss_routing' in losses
+        if not routed:
+            losses = {key: value for key, value in losses.items()
+                      if key not in ('sakd.loss_routing', 'sakd.loss_balance')}
+        total, log = model.parse_losses(losses)
+        assert all(torch.isfinite(value) for value in log.values()), log
+        wrapper.backward(total)
+        learning = any(p.grad is not None and bool(p.grad.any()) for p in sakd.policy.parameters())
+        assert learning == routed or not routed
+        wrapper.step()
+        states.append(student_state_dict(dict(state_dict=model.state_dict())))
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+@pytest.mark.parametrize('gamma', [1.0, 2.0])
+def test_the_losses_of_the_policy_by_hand(gamma, monkeypatch):
+    model = make('retinanet', 'CWD', gamma=gamma)
+    sakd = model.mmkd.methods['sakd']
+    routed = []
+    forward = DetectorRouting.forward
+    monkeypatch.setattr(DetectorRouting, 'forward', lambda *args: routed.append(forward(*args).mean()) or routed[-1])
+    choices = torch.zeros(3, 6)
+    choices[0, :] = 1
+    choose(model, choices, monkeypatch)
+    losses = losses_of(model)
+    assert len(routed) == (1 if gamma == 1 else 2)
+    factor = 1.0 if gamma == 1 else gamma if routed[0] > routed[1] else 1 / gamma
+    torch.testing.assert_close(losses['sakd.loss_routing'], factor * routed[0])
+    assert losses['sakd.loss_balance'].item() == pytest.approx(3 / 2 - 1)
+    assert sakd.spot_names[-1] == 'logits'
+
+
+# Choices
+
+
+INNER = [('retinanet', 'PKD', {}), ('retinanet', 'CWD', {}), ('retinanet', 'FitNet', dict(weight=1.0)),
+         ('retinanet', 'MGD', {}), ('retinanet', 'FGD', {}), ('retinanet', 'AT', dict(weight=1.0)),
+         ('retinanet', 'ReviewKD', {}), ('retinanet', 'KD', {}), ('retinanet', 'SHAKE', {}),
+         ('retinanet', 'CrossKD', dict(layer=1)), ('fcos', 'CrossKD', dict(layer=1)), ('atss', 'CrossKD', dict(layer=1)),
+         ('gfl', 'CrossKD', dict(layer=1)), ('gfl', 'LD', dict(kd_weight=1.0)),
+         ('faster_rcnn', 'KD', {}), ('faster_rcnn', 'DKD', {}), ('cascade_rcnn', 'KD', {})]
+
+
+@pytest.mark.parametrize(('family', 'method', 'settings'), INNER)
+def test_the_loss_is_that_of_the_chosen_images(family, method, settings, monkeypatch):
+    """It is additive in the choices, 0 without any, and only chosen images get a gradient."""
+    model = make(family, method, **settings)
+    sakd = model.mmkd.methods['sakd']
+    steps, inner = [], sakd.inner
+    forward = inner.forward
+    monkeypatch.setattr(inner, 'forward', lambda step, choices: steps.append(step) or forward(step, choices))
+    losses_of(model)
+    step, = steps
+    number = len(inner.output_spots or sakd.feature_names)
+    chosen = torch.tensor([1.0, 0.0, 1.0])
+    student = {'loss_feature', 'loss_logit', 'loss_student', 'loss_cls', 'loss_reg', 'loss_centerness', 'loss_main',
+               'loss_vlr', 'loss_kd'}
+
+    def total(choice):
+        torch.manual_seed(0)
+        losses = forward(step, None if choice is None else [choice] * number)
+        return sum(value for name, value in losses.items() if name in student)
+
+    some, others, every = total(chosen), total(1 - chosen), total(torch.ones(3))
+    assert every > 0
+    torch.testing.assert_close(some + others, every, rtol=1e-4, atol=1e-6)
+    if method != 'PKD':  # whose statistics are those of the batch otherwise
+        torch.testing.assert_close(every, total(None), rtol=1e-4, atol=1e-6)
+    assert total(torch.zeros(3)) == 0
+    if inner.output_spots and family not in ('faster_rcnn', 'cascade_rcnn') and method != 'CrossKD':
+        outputs = [level for level in step.student_outputs['cls_outputs'][0][0]]
+    elif method == 'CrossKD':
+        outputs = list(step.student_outputs[inner.student_spots[0]])
+    elif family in ('faster_rcnn', 'cascade_rcnn'):
+        scores = step.student_outputs['cls_outputs'][0][0]
+        gradient, = torch.autograd.grad(some, scores, retain_graph=True)
+        images = step.student_outputs['rois'][0][:, 0]
+        assert [bool(gradient[images == image].any()) for image in range(3)] == [True, False, True]
+        return
+    else:
+        outputs = list(step.student_outputs['neck'][0])
+    gradients = torch.autograd.grad(some, outputs, retain_graph=True, allow_unused=True)
+    reached = [any(gradient is not None and bool(gradient[image].any()) for gradient in gradients)
+               for image in range(3)]
+    assert reached[1] is False and any(reached)
+
+
+@pytest.mark.parametrize(('family', 'method'), [('retinanet', 'PKD'), ('faster_rcnn', 'CWD'), ('gfl', 'LD')])
+def test_never_and_images_without_objects_give_finite_gradients(family, method):
+    for settings in (dict(strategy='never'), {}):
+        model = make(family, method, **settings)
+        losses = losses_of(model, objects=False)
+        total, log = model.parse_losses(losses)
+        assert all(torch.isfinite(value) for value in log.values()), log
+        total.backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad and p.grad is not None]
+        assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients)
+        if settings:
+            assert all(value == 0 for name, value in log.items() if name.startswith('sakd.loss_'))
+
+
+def test_strategies():
+    shares = {}
+    for strategy in ('adaptive', 'reversed', 'always', 'never', 'random'):
+        model = make('retinanet', 'CWD', strategy=strategy, same_family=False)
+        losses = losses_of(model)
+        shares[strategy] = {name: float(value) for name, value in losses.items() if 'share' in name}
+        assert ('sakd.loss_routing' in losses) == (strategy in ('adaptive', 'reversed'))
+    assert set(shares['always'].values()) == {1.0} and set(shares['never'].values()) == {0.0}
+    assert all(share + shares['reversed'][name] == pytest.approx(1) for name, share in shares['adaptive'].items())
+
+
+def test_a_report_counts_images_by_the_classes_in_them():
+    model = make('retinanet', 'CWD', strategy='always')
+    losses_of(model)  # images with 1, 2 and 3 objects of different classes
+    report = model.mmkd.methods['sakd'].epoch_report()
+    assert report['spots'][0] == 'level1' and report['shares'] == [1.0] * 6
+    assert report['seen'] == [3, 2, 1]
+    assert report['chosen'] == [[number] * 6 for number in (3, 2, 1)]
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    (dict(method='SP', weight=1.0), 'SP has no loss of a single image: it compares images with one another'),
+    (dict(method='AT'), 'AT has no published weight for detectors: give SAKD its `weight`'),
+    (dict(method='KD', kd_weight=1.0), 'KD distills the outputs itself; leave out `kd_weight`'),
+    (dict(method='CWD', spot='backbone.layer1'), "spot 'backbone.layer1' is none of 'stages'"),
+    (dict(method=None, bias=2.0), "no setting 'bias'; name the `method`"),
+])
+def test_what_cannot_work_says_why(settings, message):
+    with pytest.raises(MMKDError, match=message):
+        make(**settings)
+
+
+def test_without_comparable_logits_there_is_no_spot_for_them():
+    teacher = detector('retinanet', size=16)
+    teacher.bbox_head.anchor_generator.octave_base_scale = 8
+    cfg = dict(type='mmkd.SAKD', method='CWD')
+    model = build(distill(detector('retinanet'), teacher, sakd=cfg))
+    assert model.mmkd.methods['sakd'].spot_names == [f'level{level}' for level in range(1, 6)]
+    losses = losses_of(model)
+    assert 'sakd.loss_kd' not in losses and losses['sakd.loss_balance'] >= 0
+    with pytest.raises(MMKDError, match='cannot be compared'):
+        build(distill(detector('retinanet'), teacher, sakd=dict(cfg, kd_weight=1.0)))
+
+
+# Cost
+
+
+@pytest.mark.parametrize('spot', ['stages', 'neck'])
+def test_skipped_spots_change_neither_the_routed_loss_nor_other_gradients(spot, monkeypatch):
+    losses, gradients = [], []
+    for skip in (False, True):
+        model = make('retinanet', 'CWD', spot=spot, skip_unchosen=skip)
+        sakd = model.mmkd.methods['sakd']
+        model.backbone.eval()
+        choices = torch.zeros(3, len(sakd.spot_names))
+        choices[0, 2:] = 1
+        choices.requires_grad_()
+        monkeypatch.setattr(sakd, '_choose', lambda step, choices=choices: choices)
+        value = losses_of(model)['sakd.loss_routing']
+        losses.append(value.item())
+        gradients.append(torch.autograd.grad(value, choices)[0])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(gradients[0][:, 2:], gradients[1][:, 2:], rtol=1e-3, atol=1e-5)
+    assert gradients[0][:, :2].any()
+    assert bool(gradients[1][:, :2].any()) == (spot == 'neck')

@@ -15,7 +15,7 @@ from ....random_state import separate_random_state
 from ...connectors import ConvConnector
 from ...spots import LogitLayout, classification_heads, is_two_stage, split, stage_names
 from ...step import Step
-from .routing import mixed, resized_like, run_detached, stage_numbers
+from .routing import first_chosen, mixed, resized_like, run_detached, stage_numbers
 
 OUTPUTS = ('logits', 'boxes')
 """The names of the spots at a detector's outputs."""
@@ -43,6 +43,8 @@ class DetectorRouting(nn.Module):
         spots: The names of the spots of features, in order: ``stage1``, ``stage2``, … and ``level1``, …
         shapes: For every spot, the shapes of an image's feature in student and teacher.
         outputs: The names of the spots at the outputs, of :data:`OUTPUTS`.
+        skip_unchosen: Whether the routed pass begins at the first stage that an image of the batch has
+            chosen. The choices at the stages before it get no gradient.
 
     Raises:
         MMKDError: If the student's heads cannot give the loss of a single image, or its backbone cannot
@@ -50,13 +52,15 @@ class DetectorRouting(nn.Module):
     """
 
     def __init__(self, student: nn.Module, layout: LogitLayout, spots: Sequence[str],
-                 shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], outputs: Sequence[str]) -> None:
+                 shapes: Sequence[tuple[tuple[int, ...], tuple[int, ...]]], outputs: Sequence[str],
+                 skip_unchosen: bool = False) -> None:
         super().__init__()
         _check_heads(student)
         self.layout = layout
         self.stages = {int(spot[5:]): spot for spot in spots if spot.startswith('stage')}
         self.levels = [spot for spot in spots if spot.startswith('level')]
         self.outputs = tuple(outputs)
+        self.skip_unchosen = skip_unchosen
         self.adapters = nn.ModuleDict()
         for spot, (student_shape, teacher_shape) in zip(spots, shapes, strict=True):
             self.adapters[spot] = ConvConnector(kernel_size=1, relu=False)
@@ -98,7 +102,7 @@ class DetectorRouting(nn.Module):
 
     def _routed_loss(self, network: nn.Module, step: Step, student_features: Mapping[str, Tensor],
                      mix: Callable[[str, Tensor], Tensor], choices: Mapping[str, Tensor]) -> Tensor:
-        features = self._features(network, step, student_features, mix)
+        features = self._features(network, step, student_features, mix, choices)
         if is_two_stage(network):
             proposed = network.rpn_head(features) if network.with_rpn else None
             outputs = _classified(network, features, step.student_outputs['rois'])
@@ -107,13 +111,18 @@ class DetectorRouting(nn.Module):
         return self._losses(network, step, proposed, outputs, choices)
 
     def _features(self, network: nn.Module, step: Step, student_features: Mapping[str, Tensor],
-                  mix: Callable[[str, Tensor], Tensor]) -> tuple[Tensor, ...]:
+                  mix: Callable[[str, Tensor], Tensor],
+                  choices: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Return the routed outputs of the neck."""
         features = [level.detach() for level in step.student_outputs['features'][-1]]
-        if self.stages:
+        stages = sorted(self.stages)
+        if self.skip_unchosen and stages:
+            by_stage = torch.stack([choices[self.stages[number]] for number in stages], dim=1)
+            stages = stages[first_chosen(by_stage):]
+        if stages:
             outputs = [output.detach() for output in step.student_outputs['neck_inputs'][-1]]
             indices = list(network.backbone.out_indices)
-            first = min(self.stages)
+            first = stages[0]
             x = student_features[self.stages[first]].detach()
             for number in range(first, max(indices) + 2):
                 if number > first:

@@ -1,19 +1,20 @@
 """SAKD, which chooses for every sample at which spots to distill."""
 import inspect
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_reduce
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from torch import Tensor, nn
 
 from ....errors import MMKDError, nearest_names
 from ....random_state import separate_random_state
 from ....registry import MODELS, build_checked
-from ....settings import NonNegativeFloat, PositiveFloat, Temperature, unknown_setting
-from ...spots import LogitLayout, is_classifier, is_two_stage, logit_layout, split
+from ....settings import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Temperature, unknown_setting
+from ...spots import is_classifier, is_two_stage, logit_layout, split
 from ...step import Step
 from ...teachers import Teacher
 from ..base import COMMON_SETTINGS, Method
@@ -24,8 +25,9 @@ from ..mixins import EpochReports, OptimizerSettings, PhasedMethod, TrainLabelsM
 from ..protocols import PROTOCOLS
 from ..proxy_distill import ProxyDistill
 from .detector_routing import DetectorRouting, detector_spots, same_boxes
-from .policy import SpotPolicy, pooled, pooled_channels
+from .policy import build_policy, pooled
 from .routing import POOLED, Routing, stage_numbers
+from .targets import image_classes, image_targets
 
 Strategy = Literal['adaptive', 'always', 'never', 'random', 'reversed']
 
@@ -46,14 +48,21 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
     adapters of the routing. For losses that compare samples with one another, L_i is the loss of the chosen
     samples, multiplied by their share of the batch.
 
-    It is for classifiers. The policy, the adapters and the teacher are not needed after training.
+    In a detector, the samples are images, the spots are the levels of the neck, the stages of the backbone,
+    the class logits where they can be compared, and the boxes of a dense head where the inner method distills
+    them. The detection loss of a
+    :class:`~mmkd.models.methods.sakd.detector_routing.DetectorRouting` replaces CE(z, Y). If the logits are
+    not a spot, the mean over all spots replaces a_K.
+
+    The policy, the adapters and the teacher are not needed after training.
 
     Args:
         method: The config of the inner method, which distills features or logits. ``None`` distills only
             logits, by the KL divergence.
         strategy: ``'adaptive'``, or one of the paper's controls: ``'always'``, ``'never'``, ``'random'``
             (half of the spots), ``'reversed'`` (the spots that the policy leaves out).
-        kd_weight: The weight α.
+        kd_weight: The weight α. By default 1, but 0 if the inner method distills the outputs itself (KD,
+            SHAKE, CrossKD, LD), or the logits of two detectors cannot be compared.
         temperature: The temperature τ of the KL divergence.
         gamma: The factor γ.
         gumbel_temperature: The temperature of the policy's Gumbel-softmax.
@@ -62,6 +71,12 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             same number of channels: networks of equal width that differ in depth.
         lr_mult: The learning rate of policy and adapters, relative to the student's.
         weight_decay: The weight decay of policy and adapters.
+        routing_interval: The policy is trained in every ``routing_interval``-th iteration; 1 in the paper.
+            In the other iterations, its choices count and its gradient is 0.
+        skip_unchosen: Whether the routed pass begins at the first spot that a sample of the batch has chosen.
+            It is shorter then, but spots before it do not learn from this batch.
+        settle_below: The policy has settled if no share of the samples differs from the share in the epoch
+            before by more than this; then it stays as it is, without any routed pass. ``None``: never.
     """
 
     counters = ('sample_counts', 'distilled_counts')
@@ -74,7 +89,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
                  kd_weight: NonNegativeFloat | None = None, temperature: Temperature = 4.0,
                  gamma: PositiveFloat = 1.0, gumbel_temperature: Temperature = 5.0,
                  same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
-                 weight_decay: NonNegativeFloat = 1e-3) -> None:
+                 weight_decay: NonNegativeFloat = 1e-3, routing_interval: PositiveInt = 1,
+                 skip_unchosen: bool = False, settle_below: Fraction | None = None) -> None:
         super().__init__()
         self.method_cfg = method
         self.inner: Method | None = None
@@ -86,6 +102,9 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self.gamma = gamma
         self.gumbel_temperature = gumbel_temperature
         self.same_family = same_family
+        self.routing_interval = routing_interval
+        self.skip_unchosen = skip_unchosen
+        self.settle_below = settle_below
         settings = dict(lr_mult=lr_mult, weight_decay=weight_decay)
         self.optimizer_settings = dict(policy=settings, routing=settings) if self.has_policy else {}
         self.policy, self.routing = nn.Module(), nn.Module()
@@ -105,16 +124,19 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             self._build_for_classifier(student, teacher)
         else:
             self._build_for_detector(student, teacher, outputs)
-        spots = ['features'] if self.has_policy else []
-        for method in filter(None, (self.inner, self.kd)):
-            spots += method.student_spots
-            self.teacher_spots += method.teacher_spots
-        if is_two_stage(student) and outputs:
-            spots.append('rois')
-        self.student_spots = tuple(dict.fromkeys([*self.student_spots, *spots]))
-        self.teacher_spots = tuple(dict.fromkeys(
-            [*(['features'] if self.has_policy else []), *self.teacher_spots]))
+        if self.has_policy:
+            self.policy = build_policy(student, teacher.model, len(self.spot_names), self.gumbel_temperature,
+                                       self.same_family)
+        methods = [method for method in (self.inner, self.kd) if method is not None]
+        features = ['features'] if self.has_policy else []
+        rois = ['rois'] if is_two_stage(student) and outputs else []
+        self.student_spots = tuple(dict.fromkeys(chain(
+            self.student_spots, features, rois, *(method.student_spots for method in methods))))
+        self.teacher_spots = tuple(dict.fromkeys(chain(
+            self.teacher_spots, features, *(method.teacher_spots for method in methods))))
         num_classes = self.layout.num_classes
+        self.register_buffer('settled', torch.tensor(False))
+        self.register_buffer('last_shares', torch.full((len(self.spot_names), ), -1.0))
         self.register_buffer('sample_counts', torch.zeros(num_classes + 1), False)
         self.register_buffer('distilled_counts', torch.zeros(num_classes + 1, len(self.spot_names)), False)
 
@@ -127,7 +149,7 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         inner = build_checked(own, Method, 'method that distills features or logits', self.inner_key,
                               inner_methods())
         name = type(inner).__name__
-        if not inner.takes_choices:  # without a preset, any method can be in the config
+        if not inner.takes_choices:
             raise MMKDError(f'SAKD needs an inner method that distills features or logits, not {name!r}.')
         if not is_classifier(student):
             if inner.per_image_obstacle:
@@ -156,8 +178,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         of_inner = self.inner.output_spots if self.inner else ()
         if of_inner and not isinstance(self.inner, LogitDistill):
             if self.kd_weight:
-                raise MMKDError(f'{type(self.inner).__name__} distills the outputs itself; leave out '
-                                '`kd_weight`.')
+                name = type(self.inner).__name__
+                raise MMKDError(f'{name} distills the outputs itself; leave out `kd_weight`.')
             return of_inner
         weight = 1.0 if self.kd_weight is None else self.kd_weight
         if weight == 0 and not self.layout.of_images:
@@ -193,7 +215,6 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self.student_spots = self.teacher_spots = ('cls_outputs', )
         self._teacher = (teacher, )  # in a tuple, so that it is not a submodule
         if self.has_policy:
-            self._build_policy(student, teacher)
             self.routing = Routing(stages, shapes)
 
     def _build_for_detector(self, student: nn.Module, teacher: Teacher, outputs: tuple[str, ...]) -> None:
@@ -208,19 +229,10 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
                             'encode boxes alike.')
         if not self.has_policy:
             return
-        self._build_policy(student, teacher)
-        self.routing = DetectorRouting(student, self.layout, self.feature_names, shapes, outputs)
+        self.routing = DetectorRouting(student, self.layout, self.feature_names, shapes, outputs,
+                                       self.skip_unchosen)
         self.student_spots = self.routing.student_spots
         self.teacher_spots = self.routing.teacher_spots
-
-    def _build_policy(self, student: nn.Module, teacher: Teacher) -> None:
-        channels = pooled_channels(student), pooled_channels(teacher.model)
-        same_family = self.same_family
-        if same_family is None:  # as in the released settings, in which ResNet32x4 and ResNet32 differ
-            same_backbone = type(student.backbone) is type(teacher.model.backbone)
-            same_family = same_backbone and channels[0] == channels[1]
-        bias = 10.0 if same_family else 0.0
-        self.policy = SpotPolicy(sum(channels), len(self.spot_names), self.gumbel_temperature, bias)
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
         if isinstance(self.inner, FeatureDistill):
@@ -244,7 +256,7 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
                 return self._with_all_parameters(self.inner(step))
         choices = self._choose(step)
         losses = {}
-        if self.has_policy:
+        if self._trains_policy():
             losses.update(self._routing_losses(step, choices))
         used = 1 - choices.detach() if self.strategy == 'reversed' else choices.detach()
         by_spot = dict(zip(self.spot_names, used.unbind(dim=1), strict=True))
@@ -256,6 +268,11 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self._count(step, used)
         losses.update({f'share_{name}': choice.mean() for name, choice in by_spot.items()})
         return self._with_all_parameters(losses)
+
+    def _trains_policy(self) -> bool:
+        iteration = MessageHub.get_current_instance().get_info('iter', 0) or 0
+        settled = self.settle_below is not None and bool(self.settled)
+        return self.has_policy and not settled and iteration % self.routing_interval == 0
 
     def _choose(self, step: Step) -> Tensor:
         """Return the choices of a batch, ``(N, spots)``."""
@@ -286,12 +303,12 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         teacher, = self._teacher
         student_logits, = self.layout.logits(step.student_outputs['cls_outputs'])
         teacher_logits, = self.layout.logits(step.teacher_outputs[0]['cls_outputs'])
-        target = _target(step.data_samples, student_logits)
-        teacher_feature = None
+        target = image_targets(step.data_samples, student_logits)
+        teacher_features: list[Tensor] = []
         if isinstance(self.inner, FeatureDistill):
-            teacher_feature = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)[0]
+            teacher_features = self.inner.levels(step.teacher_outputs[0], self.inner.teacher_spots)
         routed_logits = self.routing(
-            step.student, teacher, step.inputs, teacher_feature, teacher_logits, choices)
+            step.student, teacher, step.inputs, teacher_features, teacher_logits, choices, self.skip_unchosen)
         return (F.cross_entropy(routed_logits.float(), target),
                 F.cross_entropy(student_logits.float(), target))
 
@@ -321,9 +338,21 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
 
     @torch.no_grad()
     def _count(self, step: Step, used: Tensor) -> None:
-        classes = _classes(step, self.layout)
+        classes = image_classes(step, self.layout)
         self.distilled_counts += (classes.T @ used).to(self.distilled_counts)
         self.sample_counts += classes.sum(dim=0).to(self.sample_counts)
+
+    def freeze_settled(self) -> bool:
+        parameters = [*self.policy.parameters(), *self.routing.parameters()]
+        frozen = not any(parameter.requires_grad for parameter in parameters)
+        if frozen or self.settle_below is None or not self.settled:
+            return False
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        shares = zip(self.spot_names, self.last_shares.tolist(), strict=True)
+        words = ', '.join(f'{100 * share:.1f} % at {name}' for name, share in shares)
+        print_log(f'The policy of SAKD has settled ({words}); it is no longer trained.', 'current')
+        return True
 
     def epoch_report(self) -> dict:
         """Return the numbers of samples since the last report, and of those distilled, by class and spot.
@@ -339,6 +368,10 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self.sample_counts.zero_()
         self.distilled_counts.zero_()
         shares = counts[1][-1] / counts[0][-1].clamp(min=1)
+        if self.has_policy and self.settle_below is not None:
+            change = (shares - self.last_shares).abs().max()
+            self.settled |= change <= self.settle_below
+            self.last_shares.copy_(shares)
         return dict(spots=self.spot_names, shares=shares.tolist(), seen=counts[0][:-1].tolist(),
                     chosen=counts[1][:-1].tolist())
 
@@ -347,21 +380,25 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
 class SAKD(SpotAdaptiveDistill):
     """SAKD in the setting of its paper (Song et al., IEEE TIP 2022), on top of a method of the zoo.
 
-    FSP, which has no first phase here, has weight 50.
+    FSP, which has no first phase here, has weight 50. Detectors are not in the paper.
 
     Args:
-        method: The name of the inner method.
+        method: The name of the inner method; by default FitNet for classifiers and PKD for detectors.
         strategy: See :class:`SpotAdaptiveDistill`.
         kd_weight: See :class:`SpotAdaptiveDistill`.
-        temperature: See :class:`SpotAdaptiveDistill`.
+        temperature: See :class:`SpotAdaptiveDistill`. For methods that distill the outputs, such as KD, this
+            and ``kd_weight`` are settings of the method.
         gamma: See :class:`SpotAdaptiveDistill`; by default 2 for AT, VID and RKD, and 1 otherwise, as in the
             released settings for CIFAR-100; those for Tiny-ImageNet have 2 for every method.
         gumbel_temperature: See :class:`SpotAdaptiveDistill`.
         same_family: See :class:`SpotAdaptiveDistill`.
         lr_mult: See :class:`SpotAdaptiveDistill`.
         weight_decay: See :class:`SpotAdaptiveDistill`.
+        routing_interval: See :class:`SpotAdaptiveDistill`.
+        skip_unchosen: See :class:`SpotAdaptiveDistill`.
+        settle_below: See :class:`SpotAdaptiveDistill`.
         **method_settings: Settings of the inner method, such as ``weight`` or ``spot``; the default weight is
-            from the protocol ``'sakd'``.
+            from the protocol ``'sakd'`` for classifiers, and the method's own for detectors.
     """
 
     inner_key = ''
@@ -370,7 +407,9 @@ class SAKD(SpotAdaptiveDistill):
                  kd_weight: NonNegativeFloat | None = None, temperature: Temperature | None = None,
                  gamma: PositiveFloat | None = None, gumbel_temperature: Temperature = 5.0,
                  same_family: bool | None = None, lr_mult: NonNegativeFloat = 0.5,
-                 weight_decay: NonNegativeFloat = 1e-3, **method_settings: Any) -> None:
+                 weight_decay: NonNegativeFloat = 1e-3, routing_interval: PositiveInt = 1,
+                 skip_unchosen: bool = False, settle_below: Fraction | None = None,
+                 **method_settings: Any) -> None:
         known = inner_methods()
         if method is not None and method not in known:
             raise MMKDError('SAKD needs an inner method that distills features or logits, not '
@@ -390,7 +429,8 @@ class SAKD(SpotAdaptiveDistill):
         if gamma is None:
             gamma = 2.0 if method in ('AT', 'VID', 'RKD') else 1.0
         super().__init__(None, strategy, kd_weight, 4.0 if temperature is None else temperature, gamma,
-                         gumbel_temperature, same_family, lr_mult, weight_decay)
+                         gumbel_temperature, same_family, lr_mult, weight_decay, routing_interval,
+                         skip_unchosen, settle_below)
         self.method = method
         self.method_settings = method_settings
 
@@ -409,24 +449,3 @@ def inner_methods() -> dict[str, type]:
     return {cls.__name__: cls for cls in MODELS.module_dict.values()
             if isinstance(cls, type) and issubclass(cls, Method) and cls.takes_choices
             and cls not in (FeatureDistill, LogitDistill, ProxyDistill)}
-
-
-def _classes(step: Step, layout: LogitLayout) -> Tensor:
-    """Return which classes the samples have, ``(N, K + 1)``; the last column is 1 for every sample."""
-    classes = step.inputs.new_zeros(len(step.inputs), layout.num_classes + 1, dtype=torch.float32)
-    classes[:, -1] = 1
-    for row, sample in zip(classes, step.data_samples, strict=True):
-        if not layout.of_images:
-            row[sample.gt_instances.labels] = 1
-        elif 'gt_score' in sample:
-            row[sample.gt_score.argmax()] = 1
-        else:
-            row[sample.gt_label] = 1
-    return classes
-
-
-def _target(samples: Sequence, logits: Tensor) -> Tensor:
-    """Return labels ``(N,)``, or probabilities ``(N, K)`` of mixed images."""
-    if 'gt_score' in samples[0]:
-        return torch.stack([sample.gt_score for sample in samples]).to(logits.device).float()
-    return torch.cat([sample.gt_label for sample in samples]).to(logits.device)

@@ -58,7 +58,23 @@ def pooled(calls: Sequence, all_levels: bool) -> Tensor:
     return torch.cat(means, dim=1)
 
 
-def pooled_channels(model: nn.Module) -> int:
-    """Return the number of channels of :func:`pooled`: of all levels of a detector's neck."""
+def build_policy(student: nn.Module, teacher: nn.Module, spots: int, temperature: float,
+                 same_family: bool | None) -> SpotPolicy:
+    """Build the policy for two networks.
+
+    Args:
+        student: The student.
+        teacher: The teacher's network.
+        spots: Number of spots.
+        temperature: Temperature of the Gumbel-softmax.
+        same_family: Whether both networks belong to one family; ``None`` decides by their backbones.
+    """
+    channels = _pooled_channels(student), _pooled_channels(teacher)
+    if same_family is None:  # as in the released settings, in which ResNet32x4 and ResNet32 differ
+        same_family = type(student.backbone) is type(teacher.backbone) and channels[0] == channels[1]
+    return SpotPolicy(sum(channels), spots, temperature, bias=10.0 if same_family else 0.0)
+
+
+def _pooled_channels(model: nn.Module) -> int:
     outputs = probe(model, dict(features=resolve_spot(model, 'features', 'network')))
     return pooled(outputs['features'], not is_classifier(model)).shape[1]

@@ -60,8 +60,9 @@ class Routing(nn.Module):
         self.to_teacher = nn.ModuleList(Adapter(student, teacher) for student, teacher in shapes)
         self.to_student = nn.ModuleList(Adapter(teacher, student) for student, teacher in shapes)
 
-    def forward(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
-                teacher_logits: Tensor, choices: Tensor) -> Tensor:
+    def forward(self, student: nn.Module, teacher: Teacher, images: Tensor,
+                teacher_features: Sequence[Tensor], teacher_logits: Tensor, choices: Tensor,
+                skip_unchosen: bool = False) -> Tensor:
         """Compute routed logits.
 
         The student's parameters and batch statistics do not change: gradients reach only the adapters and
@@ -71,28 +72,33 @@ class Routing(nn.Module):
             student: The student classifier.
             teacher: The teacher, frozen and in eval mode.
             images: The student's preprocessed batch ``(N, 3, H, W)``.
-            teacher_feature: The teacher's feature at the first spot; ``None`` if there are no spots.
+            teacher_features: The teacher's features at the spots.
             teacher_logits: The teacher's logits ``(N, K)``, used if there are no spots.
             choices: The choices ``(N, spots + 1)``, the last for the logits.
+            skip_unchosen: Whether both networks run side by side only from the first spot that a sample of
+                the batch has chosen. The choices at the spots before it get no gradient.
 
         Returns:
             Tensor: Logits ``(N, K)``.
         """
-        return run_detached(student, self.run, teacher, images, teacher_feature, teacher_logits, choices)
+        return run_detached(student, self.run, teacher, images, teacher_features, teacher_logits, choices,
+                            skip_unchosen)
 
-    def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
-            teacher_logits: Tensor, choices: Tensor) -> Tensor:
+    def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_features: Sequence[Tensor],
+            teacher_logits: Tensor, choices: Tensor, skip_unchosen: bool) -> Tensor:
         """Run both networks; arguments as for :meth:`forward`."""
         student_path = _Path(student)
-        first_stage, teacher_stage = self.stages[0] if self.stages else (None, 0)
+        first = first_chosen(choices[:, :-1]) if skip_unchosen else 0
+        first_stage, teacher_stage = self.stages[first] if first < len(self.stages) else (None, 0)
         with torch.no_grad():  # nothing before the first spot is trained here
             x = student_path.advance(student_path.parts.stem(images), first_stage)
-        if not self.stages:
+        if first_stage is None:
             return mixed(choices[:, -1], x, teacher_logits)
         teacher_path = _Path(teacher.model, teacher_stage)
-        y = teacher_feature
-        for index, (student_stage, teacher_stage) in enumerate(self.stages):
-            if index:
+        y = teacher_features[first]
+        for index in range(first, len(self.stages)):
+            if index > first:
+                student_stage, teacher_stage = self.stages[index]
                 x = student_path.advance(x, student_stage)
                 y = teacher_path.advance(y, teacher_stage)
             choice = choices[:, index]
@@ -128,6 +134,16 @@ def mixed(choice: Tensor, if_zero: Tensor, if_one: Tensor) -> Tensor:
     """Mix two tensors ``(N, ...)`` by choices ``(N,)``: ``(1 - choice) * if_zero + choice * if_one``."""
     choice = choice.to(if_one.dtype).reshape(-1, *[1] * (if_one.dim() - 1))
     return (1 - choice) * if_zero + choice * if_one
+
+
+def first_chosen(choices: Tensor) -> int:
+    """Return the index of the first of several spots that a sample has chosen; their number if none has.
+
+    Args:
+        choices: Shape ``(N, spots)``.
+    """
+    chosen = choices.detach().amax(dim=0).nonzero()
+    return int(chosen[0]) if len(chosen) else choices.shape[1]
 
 
 def resized_like(feature: Tensor, like: Tensor) -> Tensor:
