@@ -109,7 +109,7 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
 
 @pytest.mark.parametrize(('method', 'setting'), [
     ('sokd', None), ('ofd', None), ('mgd', 'mask_ratio=0.5'), ('crd', 'negatives=20'),
-    ('sakd', 'method=AT'), ('ab', 'first_phase_epochs=2'),
+    ('sakd', 'method=AT'), ('sakd', 'settle_below=1.0'), ('ab', 'first_phase_epochs=2'),
     ('ft', 'first_phase_epochs=2'), ('ft', 'first_phase_epochs=1')])
 def test_resuming_is_exact(train, tmp_path, method, setting):
     words = taught(tmp_path, method)

@@ -373,6 +373,19 @@ def test_a_policy_that_has_settled_is_frozen(monkeypatch):
     assert resumed.mmkd.methods['sakd'].freeze_settled()
 
 
+def test_choices_and_losses_depend_on_the_saved_state_only():
+    """Resuming is exact: nothing but the state of the network and of the random generators matters."""
+    first, second = (make('faster_rcnn', 'PKD', same_family=False) for _ in range(2))
+    wrapper = optimizer(first)
+    wrapper.update_params(first.parse_losses(losses_of(first))[0])
+    second.load_state_dict(first.state_dict())
+    results = [losses_of(model, seed=1) for model in (first, second)]
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+        if 'sakd' in name:
+            assert torch.equal(value, results[1][name]), name
+
+
 def worker(rank: int, folder: str) -> None:
     init_default_scope('mmdet')
     for family, method in (('retinanet', 'PKD'), ('gfl', 'LD'), ('faster_rcnn', 'CWD')):
