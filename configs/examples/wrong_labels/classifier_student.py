@@ -1,4 +1,4 @@
-# The quickstart's classifier, student, for 920 iterations, with a teacher that is wrong about half of the digits.
+# The student of the quickstart, for 920 iterations, with a teacher that is wrong about half of the digits.
 _base_ = '../quickstart/classifier_student.py'
 
 max_epochs = 20
