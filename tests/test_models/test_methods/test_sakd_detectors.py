@@ -284,6 +284,23 @@ def test_strategies():
         assert share + shares['reversed'][name] == pytest.approx(1)
 
 
+@pytest.mark.parametrize(('family', 'method', 'settings'), [
+    ('atss', 'CrossKD', dict(layer=1)), ('faster_rcnn', 'KD', {})])
+def test_outputs_without_a_policy(family, method, settings):
+    """Nothing but the choices needs to know which row belongs to which image."""
+    for strategy in ('always', 'never'):
+        losses = losses_of(make(family, method, strategy=strategy, **settings))
+        distilled = [value for name, value in losses.items() if name.startswith('sakd.loss')]
+        assert distilled and all((value > 0) == (strategy == 'always') for value in distilled)
+
+
+def test_heads_that_compute_their_loss_in_their_own_way_are_refused(monkeypatch):
+    monkeypatch.setattr('mmdet.models.dense_heads.RetinaHead.loss', lambda *_: None, raising=False)
+    with pytest.raises(MMKDError, match='loss of single images, which a RetinaHead does not give'):
+        make('retinanet', 'CWD')
+    make('retinanet', 'CWD', strategy='random')
+
+
 def test_a_report_counts_images_by_the_classes_in_them():
     model = make('retinanet', 'CWD', strategy='always')
     losses_of(model)  # images with 1, 2 and 3 objects of different classes

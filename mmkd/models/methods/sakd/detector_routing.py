@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ....errors import MMKDError
 from ....random_state import separate_random_state
 from ...connectors import ConvConnector
-from ...spots import LogitLayout, classification_heads, is_two_stage, split, stage_names
+from ...spots import LogitLayout, classification_heads, is_two_stage, probe, resolve_spot, split, stage_names
 from ...step import Step
 from .routing import first_chosen, mixed, resized_like, run_detached, stage_numbers
 
@@ -205,39 +205,33 @@ def same_boxes(student: nn.Module, teacher: nn.Module, layout: LogitLayout) -> b
 
 
 def _check_heads(student: nn.Module) -> None:
+    """Check that the losses of single images can be computed from the outputs of the heads."""
     two_stage = is_two_stage(student)
-    head = getattr(student, 'roi_head' if two_stage else 'bbox_head', None)
-    if two_stage:
-        known = isinstance(head, (StandardRoIHead, CascadeRoIHead)) and all(
-            isinstance(box_head, BBoxHead) for box_head in classification_heads(student))
-        known = known and (not student.with_rpn or type(student.rpn_head).loss is BaseDenseHead.loss)
-    else:
-        known = isinstance(head, BaseDenseHead) and type(head).loss is BaseDenseHead.loss
-    if not known:
-        raise MMKDError(
-            f"SAKD's policy learns from the loss of single images, which a {type(head).__name__} does not "
-            "give; use a dense head, a StandardRoIHead or a CascadeRoIHead, or another `strategy`.")
+    dense = getattr(student, 'rpn_head' if two_stage else 'bbox_head', None)
+    if dense is not None and getattr(type(dense), 'loss', None) is not BaseDenseHead.loss:
+        raise _refused(dense)
+    if two_stage and not (isinstance(student.roi_head, (StandardRoIHead, CascadeRoIHead)) and all(
+            isinstance(head, BBoxHead) for head in classification_heads(student))):
+        raise _refused(student.roi_head)
+
+
+def _refused(head: nn.Module) -> MMKDError:
+    return MMKDError(
+        f"SAKD's policy learns from the loss of single images, which a {type(head).__name__} does not give; "
+        "use a dense head, a StandardRoIHead or a CascadeRoIHead, or another `strategy`.")
 
 
 def _check_stages(student: nn.Module, last: int) -> None:
     """Check that a backbone's outputs are those of its stages."""
-    parts, indices = split(student.backbone), getattr(student.backbone, 'out_indices', None)
-    modes = [(module, module.training) for module in student.backbone.modules()]
-    student.backbone.eval()
-    try:
-        x = parts.stem(torch.zeros(1, 3, 64, 64, device=next(student.parameters()).device))
-        outputs = student.backbone(torch.zeros(1, 3, 64, 64, device=x.device))
-        features = []
-        for _, stage in parts.stages:
-            x = stage(x)
-            features.append(x)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-    if indices is None or not student.with_neck or not all(
-            torch.equal(features[index], output) for index, output in zip(indices, outputs, strict=True)):
-        raise MMKDError(f"SAKD routes at the stages of backbones whose outputs are those of the stages, such "
-                        f"as ResNet's, not of {type(student.backbone).__name__}; distill at the neck.")
+    split(student.backbone)  # which says why, if it cannot
+    indices = getattr(student.backbone, 'out_indices', None)
+    points = {spot: resolve_spot(student, spot, 'student') for spot in ('stages', 'neck_inputs')}
+    outputs = probe(student, points)
+    if indices is None or not all(
+            torch.equal(outputs['stages'][index], output)
+            for index, output in zip(indices, outputs['neck_inputs'][0], strict=True)):
+        raise MMKDError("SAKD routes at the stages of backbones whose outputs are those of the stages, such as "
+                        f"ResNet's, not of {type(student.backbone).__name__}; distill at the neck.")
     if last - 1 > max(indices):
         raise MMKDError(f'The neck does not read stage{last}, so SAKD cannot route there.')
 

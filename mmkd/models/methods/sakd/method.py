@@ -129,9 +129,9 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
                                        self.same_family)
         methods = [method for method in (self.inner, self.kd) if method is not None]
         features = ['features'] if self.has_policy else []
-        rois = ['rois'] if is_two_stage(student) and outputs else []
+        rows = ['rois' if is_two_stage(student) else 'cls_outputs'] if outputs else []
         self.student_spots = tuple(dict.fromkeys(chain(
-            self.student_spots, features, rois, *(method.student_spots for method in methods))))
+            self.student_spots, features, rows, *(method.student_spots for method in methods))))
         self.teacher_spots = tuple(dict.fromkeys(chain(
             self.teacher_spots, features, *(method.teacher_spots for method in methods))))
         num_classes = self.layout.num_classes
@@ -169,9 +169,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             self.optimizer_settings = {**self.optimizer_settings, **{
                 f'inner.{part}': settings for part, settings in inner.optimizer_settings.items()}}
         if isinstance(inner, FeatureDistill):
-            self.first_phase_epochs = inner.first_phase_epochs
-            self.trains_student_first = inner.trains_student_first
-            self.needs_train_labels = inner.needs_train_labels
+            for key in ('first_phase_epochs', 'trains_student_first', 'needs_train_labels'):
+                setattr(self, key, getattr(inner, key))
 
     def _build_outputs(self, student: nn.Module, teacher: Teacher, student_cfg: dict) -> tuple[str, ...]:
         """Build the distillation of logits beside the inner method, and return the spots at the outputs."""
@@ -218,6 +217,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
             self.routing = Routing(stages, shapes)
 
     def _build_for_detector(self, student: nn.Module, teacher: Teacher, outputs: tuple[str, ...]) -> None:
+        if not self.layout.dense and not is_two_stage(student):
+            raise MMKDError('SAKD is for classifiers, dense detectors and two-stage detectors.')
         shapes = []
         self.feature_names = []
         if isinstance(self.inner, FeatureDistill):
@@ -227,12 +228,11 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         if 'boxes' in outputs and not same_boxes(student, teacher.model, self.layout):
             raise MMKDError('SAKD mixes the boxes of both networks, which needs dense heads of one type that '
                             'encode boxes alike.')
-        if not self.has_policy:
-            return
-        self.routing = DetectorRouting(student, self.layout, self.feature_names, shapes, outputs,
-                                       self.skip_unchosen)
-        self.student_spots = self.routing.student_spots
-        self.teacher_spots = self.routing.teacher_spots
+        if self.has_policy:
+            self.routing = DetectorRouting(student, self.layout, self.feature_names, shapes, outputs,
+                                           self.skip_unchosen)
+            self.student_spots = self.routing.student_spots
+            self.teacher_spots = self.routing.teacher_spots
 
     def set_train_labels(self, labels: Sequence[int]) -> None:
         if isinstance(self.inner, FeatureDistill):
@@ -343,15 +343,13 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         self.sample_counts += classes.sum(dim=0).to(self.sample_counts)
 
     def freeze_settled(self) -> bool:
-        parameters = [*self.policy.parameters(), *self.routing.parameters()]
-        frozen = not any(parameter.requires_grad for parameter in parameters)
-        if frozen or self.settle_below is None or not self.settled:
+        if self.settle_below is None or not self.settled or not next(self.policy.parameters()).requires_grad:
             return False
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        shares = zip(self.spot_names, self.last_shares.tolist(), strict=True)
-        words = ', '.join(f'{100 * share:.1f} % at {name}' for name, share in shares)
-        print_log(f'The policy of SAKD has settled ({words}); it is no longer trained.', 'current')
+        self.policy.requires_grad_(False)
+        self.routing.requires_grad_(False)
+        shares = ', '.join(f'{100 * share:.1f} %' for share in self.last_shares.tolist())
+        print_log(f'The policy of SAKD has settled at {shares} for {", ".join(self.spot_names)}; it is '
+                  'no longer trained.', 'current')
         return True
 
     def epoch_report(self) -> dict:
