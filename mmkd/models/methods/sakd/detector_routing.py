@@ -230,8 +230,8 @@ def _check_stages(student: nn.Module, last: int) -> None:
     if indices is None or not all(
             torch.equal(outputs['stages'][index], output)
             for index, output in zip(indices, outputs['neck_inputs'][0], strict=True)):
-        raise MMKDError("SAKD routes at the stages of backbones whose outputs are those of the stages, such as "
-                        f"ResNet's, not of {type(student.backbone).__name__}; distill at the neck.")
+        raise MMKDError('SAKD routes at the stages of backbones whose outputs are those of their stages, '
+                        f"such as ResNet's, not of {type(student.backbone).__name__}; distill at the neck.")
     if last - 1 > max(indices):
         raise MMKDError(f'The neck does not read stage{last}, so SAKD cannot route there.')
 
