@@ -109,7 +109,7 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
 
 @pytest.mark.parametrize(('method', 'setting'), [
     ('sokd', None), ('ofd', None), ('mgd', 'mask_ratio=0.5'), ('crd', 'negatives=20'),
-    ('sakd', 'method=AT'), ('ab', 'first_phase_epochs=2'),
+    ('sakd', 'method=AT'), ('sakd', 'settle_below=1.0'), ('ab', 'first_phase_epochs=2'),
     ('ft', 'first_phase_epochs=2'), ('ft', 'first_phase_epochs=1')])
 def test_resuming_is_exact(train, tmp_path, method, setting):
     words = taught(tmp_path, method)
@@ -154,15 +154,19 @@ def test_a_first_stage_as_long_as_the_training_is_refused(train, tmp_path):
     assert not glob(f'{tmp_path}/run/*.pth')
 
 
-def test_where_sakd_distilled_is_written_down(train, tmp_path):
-    run = train(*taught(tmp_path, 'sakd'), '--cfg-options', 'model.methods.sakd.method=SP')
+def test_where_sakd_distilled_is_written_down_and_a_settled_policy_rests(train, tmp_path):
+    options = ('model.methods.sakd.method=SP', 'model.methods.sakd.settle_below=1.0')
+    run = train(*taught(tmp_path, 'sakd'), '--cfg-options', *options, epochs=3)
     reports = [json.loads(line) for line in (run / 'sakd_epochs.jsonl').read_text().splitlines()]
-    assert [report['epoch'] for report in reports] == [1, 2]
+    assert [report['epoch'] for report in reports] == [1, 2, 3]
     for report in reports:
         assert report['spots'] == ['stage4', 'logits'] and report['seen'] == [8, 8, 8]
+        chosen = [sum(column) / 24 for column in zip(*report['chosen'], strict=True)]
+        assert report['shares'] == pytest.approx(chosen)
     for entry in logged(run):
-        assert 0 <= entry['sakd.share_stage4'] <= 1 and entry['sakd.loss_routing'] > 0
-    assert 'mmkd' not in load_checkpoint(f'{run}/epoch_2.pth')['meta']['cfg']
+        assert 0 <= entry['sakd.share_stage4'] <= 1
+        assert ('sakd.loss_routing' in entry) == (entry['epoch'] < 3)
+    assert 'mmkd' not in load_checkpoint(f'{run}/epoch_3.pth')['meta']['cfg']
 
 
 def test_crd_says_what_it_needs(train, tmp_path, images):

@@ -12,16 +12,16 @@ ps = load_tool('analysis_tools/plot_spots.py')
 
 def write(path, *epochs):
     path.write_text(''.join(json.dumps(dict(
-        epoch=epoch, spots=['stage1', 'logits'], seen=[4, 0], chosen=[[epoch, 2], [0, 0]])) + '\n'
+        epoch=epoch, spots=['stage1', 'logits'], shares=[epoch / 4, 0.5],
+        seen=[4, 0], chosen=[[epoch, 2], [0, 0]])) + '\n'
         for epoch in epochs))
     return path
 
 
-def test_shares():
-    overall, by_class = ps.shares(dict(seen=[4, 6], chosen=[[1, 4], [3, 0]]))
-    assert overall == pytest.approx([0.4, 0.4])
-    assert by_class == [pytest.approx([0.25, 1.0]), pytest.approx([0.5, 0.0])]
-    assert math.isnan(ps.shares(dict(seen=[4, 0], chosen=[[1, 4], [0, 0]]))[1][1][0])
+def test_shares_by_class():
+    assert ps.shares_by_class(dict(seen=[4, 6], chosen=[[1, 4], [3, 0]])) == [
+        pytest.approx([0.25, 1.0]), pytest.approx([0.5, 0.0])]
+    assert math.isnan(ps.shares_by_class(dict(seen=[4, 0], chosen=[[1, 4], [0, 0]]))[1][1])
 
 
 def test_a_repeated_epoch_counts_once(tmp_path):

@@ -1,4 +1,4 @@
-"""Plot where SAKD distills: the share of samples at every spot, by epoch and by class.
+"""Plot where SAKD distills: the share of samples (or images) at every spot, by epoch and by class.
 
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at
     python tools/analysis_tools/plot_spots.py work_dirs/sakd_at --epoch 100 --out spots.png
@@ -50,7 +50,7 @@ def read_reports(path: Path) -> dict[int, dict]:
         try:
             report = json.loads(line)
             reports[report['epoch']] = dict(
-                spots=report['spots'], seen=report['seen'], chosen=report['chosen'])
+                spots=report['spots'], shares=report['shares'], seen=report['seen'], chosen=report['chosen'])
         except (ValueError, KeyError, TypeError):
             raise MMKDError(f'{path} is not a file of reports that SAKD wrote.') from None
     if not reports:
@@ -58,12 +58,10 @@ def read_reports(path: Path) -> dict[int, dict]:
     return reports
 
 
-def shares(report: dict) -> tuple[list[float], list[list[float]]]:
-    """Return the shares of samples that were distilled: at every spot, and at every spot for each class."""
-    by_class = [[chosen / seen if seen else float('nan') for chosen in row]
-                for row, seen in zip(report['chosen'], report['seen'], strict=True)]
-    total = sum(report['seen'])
-    return [sum(column) / total for column in zip(*report['chosen'], strict=True)], by_class
+def shares_by_class(report: dict) -> list[list[float]]:
+    """Return for each class the shares of the samples with it that were distilled at every spot."""
+    return [[chosen / seen if seen else float('nan') for chosen in row]
+            for row, seen in zip(report['chosen'], report['seen'], strict=True)]
 
 
 def plot(reports: dict[int, dict], epoch: int, out: Path) -> None:
@@ -73,12 +71,12 @@ def plot(reports: dict[int, dict], epoch: int, out: Path) -> None:
     import matplotlib.pyplot as plt
     spots = reports[epoch]['spots']
     epochs = sorted(reports)
-    overall = [shares(reports[number])[0] for number in epochs]
-    by_class = shares(reports[epoch])[1]
+    overall = [reports[number]['shares'] for number in epochs]
+    by_class = shares_by_class(reports[epoch])
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout='constrained')
     for index, spot in enumerate(spots):
         left.plot(epochs, [100 * row[index] for row in overall], label=spot, marker='.')
-    left.set(xlabel='epoch', ylabel='samples distilled (%)', ylim=(-3, 103))
+    left.set(xlabel='epoch', ylabel='samples or images distilled (%)', ylim=(-3, 103))
     left.xaxis.get_major_locator().set_params(integer=True)
     left.legend(frameon=False)
     left.spines[['top', 'right']].set_visible(False)

@@ -113,9 +113,21 @@ def _train_labels(dataset: BaseDataset) -> Sequence[int]:
 
 @HOOKS.register_module()
 class EpochReportHook(Hook):
-    """Appends what methods report on an epoch (SAKD) to ``<method>_epochs.jsonl`` in the work directory."""
+    """Appends what methods report on an epoch (SAKD) to ``<method>_epochs.jsonl`` in the work directory.
+
+    A part of a method that has learned enough by its reports is frozen before the next epoch.
+    """
 
     priority = 'HIGH'
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        methods = unwrapped(runner).mmkd.methods
+        frozen = [name for name, method in methods.items()
+                  if isinstance(method, EpochReports) and method.freeze_settled()]
+        for name in frozen:
+            forget_scalars(runner, name)
+        if frozen:
+            rewrap(runner)
 
     def after_train_epoch(self, runner: Runner) -> None:
         for name, method in unwrapped(runner).mmkd.methods.items():

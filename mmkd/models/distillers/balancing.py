@@ -13,7 +13,7 @@ from ..spots import HookPoint, Recorder
 from ..spots.recorder import tensors_in
 from ..spots.resolve import named_spots
 
-WITHOUT_GRADIENT = ('rois', 'cls_targets')
+WITHOUT_GRADIENT = ('rois', 'cls_targets', 'box_targets', 'neck_inputs')
 """Spots that are recorded without a gradient."""
 
 _PREFIX = 'gradient:'

@@ -21,6 +21,9 @@ class FeatureLoss(nn.Module):
     is_relational: bool = False
     """Whether the loss of a sample depends on the other samples of the batch."""
 
+    masks_single_images: bool = True
+    """Whether :meth:`masked` compares every chosen sample by itself, without the other chosen samples."""
+
     is_stochastic: bool = False
     """Whether the loss draws random numbers, which are kept apart from those of the rest of the training."""
 
@@ -129,6 +132,7 @@ class RelationalFeatureLoss(FeatureLoss):
     """
 
     is_relational = True
+    masks_single_images = False
 
     def __init__(self, weight: NonNegativeFloat = 1.0, gather: bool = False) -> None:
         super().__init__(weight)

@@ -39,11 +39,14 @@ class PKDLoss(RelationalFeatureLoss):
     """PKD's imitation loss, summed over levels (equation 5, with α = 6 on FPN levels).
 
     Maps of another height or width are resampled to the student's. The statistics of a channel are those of
-    the images of one process, as in the released code.
+    the images of one process, as in the released code. Where samples are chosen (SAKD), the statistics are
+    those of every single image.
 
     Args:
         weight: α.
     """
+
+    masks_single_images = True
 
     def __init__(self, weight: NonNegativeFloat = 6.0) -> None:
         super().__init__(weight)
@@ -53,3 +56,8 @@ class PKDLoss(RelationalFeatureLoss):
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         return pearson_distance(student, resized(teacher, student.shape[-2:]))
+
+    def _compare_subset(self, student: Tensor, teacher: Tensor, choice: Tensor) -> Tensor:
+        teacher = resized(teacher, student.shape[-2:])
+        values = [pearson_distance(s[None], t[None]) for s, t in zip(student, teacher, strict=True)]
+        return (choice * torch.stack(values)).mean()

@@ -69,6 +69,14 @@ class Method(BaseModule, metaclass=ABCMeta):
     active: bool = True
     """Whether the method is still in use; a schedule can end it."""
 
+    takes_choices: bool = False
+    """Whether :meth:`forward` takes a second argument, ``choices``: which images to distill at every spot.
+    SAKD can be on top of such methods."""
+
+    output_spots: tuple[str, ...] = ()
+    """Outputs of the network for which :attr:`takes_choices` methods take choices, ``'logits'`` and
+    ``'boxes'``, in their order; known after :meth:`build`."""
+
     def set_common(self, settings: Mapping[str, Any]) -> None:
         """Set some of :data:`COMMON_SETTINGS`.
 
@@ -81,6 +89,11 @@ class Method(BaseModule, metaclass=ABCMeta):
         for key, value in settings.items():
             check_setting(type(self).__name__, key, value, COMMON_SETTINGS[key])
             setattr(self, key, value)
+
+    @property
+    def per_image_obstacle(self) -> str | None:
+        """Why the loss of a single image of a detector cannot be given, or ``None`` if it can."""
+        return None
 
     @property
     def is_balanced(self) -> bool:

@@ -71,6 +71,8 @@ class CrossKD(Method):
             :func:`align_statistics`, as in the released code, with which the paper's figures were measured.
     """
 
+    takes_choices = True
+
     def __init__(self, layer: PositiveInt = 3, cls_weight: NonNegativeFloat = 1.0,
                  reg_weight: NonNegativeFloat | None = None, align: bool = True) -> None:
         super().__init__()
@@ -78,6 +80,8 @@ class CrossKD(Method):
         self.cls_weight = cls_weight
         self.reg_weight = reg_weight
         self.align = align
+        used = dict(logits=cls_weight > 0, boxes=reg_weight != 0)
+        self.output_spots = tuple(name for name in used if used[name])
         self.teachers: list[Teacher] = []
         # The input of the i-th convolution, because its ReLU works in place and overwrites anything later.
         towers = tuple(_spot(tower, layer) for tower in TOWERS)
@@ -100,11 +104,13 @@ class CrossKD(Method):
             teacher.require_logits(self.layout)
         self.teachers = list(teachers)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Compare the cross-head predictions with the teachers' predictions.
 
         Args:
             step: The outputs that were recorded in the training step.
+            choices: For each of :attr:`output_spots`, which images to distill, ``(N,)``; by default all of
+                them. The divisors remain those of all images.
 
         Returns:
             dict: ``loss_cls``, ``loss_reg`` and, with an ATSS teacher, ``loss_centerness``, as far as their
@@ -114,10 +120,13 @@ class CrossKD(Method):
         head = step.student.bbox_head
         locations = _locations(head, inputs['cls_convs'], step.data_samples)
         features = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
+        chosen = {} if choices is None else dict(zip(
+            self.output_spots, [self.layout.per_row(choice, step)[0] for choice in choices], strict=True))
         losses: dict[str, Tensor] = {}
         for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True):
             crossed = self._cross(teacher, features, outputs)
-            for name, value in self._compare(teacher, crossed, outputs['cls_outputs'][0], locations).items():
+            target = outputs['cls_outputs'][0]
+            for name, value in self._compare(teacher, crossed, target, locations, chosen).items():
                 losses[name] = losses.get(name, 0) + value / len(self.teachers)
         return losses
 
@@ -144,14 +153,18 @@ class CrossKD(Method):
         return teacher.class_mapping.outputs([outputs])[0]
 
     def _compare(self, teacher: Teacher, crossed: Sequence, target: Sequence,
-                 locations: Locations) -> dict[str, Tensor]:
-        """Return the losses between cross-head predictions and a teacher's predictions."""
+                 locations: Locations, chosen: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the losses between cross-head predictions and a teacher's predictions.
+
+        ``chosen`` has a factor for all locations ``(M,)``, by the output that is distilled.
+        """
         student_logits = self.layout.logits([crossed])[0]
         teacher_logits = self.layout.logits([target])[0]
         weights, normalizer = locations.weights, locations.normalizer
         losses = {}
         if self.cls_weight:
             divergence = quality_focal_divergence(student_logits, teacher_logits)
+            divergence = chosen.get('logits', 1.0) * divergence
             losses['loss_cls'] = self.cls_weight * (weights * divergence).sum() / normalizer
         head = teacher.model.bbox_head
         reg_weight = self.reg_weight
@@ -168,11 +181,14 @@ class CrossKD(Method):
             normalizer = mean_over_ranks(scores.sum())
         else:
             divergence = _box_loss(head, crossed[1], target[1])
+        divergence = chosen.get('boxes', 1.0) * divergence
         losses['loss_reg'] = reg_weight * (scores * divergence).sum() / normalizer
         if isinstance(head, ATSSHead):
             student_centerness = flat(crossed[2], 1)[locations.positive]
             teacher_centerness = flat(target[2], 1)[locations.positive]
             divergence = bernoulli_kl_divergence(student_centerness, teacher_centerness)
+            if 'boxes' in chosen:
+                divergence = chosen['boxes'][locations.positive] * divergence
             losses['loss_centerness'] = reg_weight * divergence.sum() / normalizer
         return losses
 

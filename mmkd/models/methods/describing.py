@@ -27,9 +27,11 @@ def describe(method: Method) -> str:
 
 def _what(method: Method) -> str:
     if isinstance(method, SpotAdaptiveDistill):
-        inner = f'{_what(method.inner)}, and ' if method.inner else ''
-        kd = f'KL of class logits, weight {method.kd_weight:g}, temperature {method.temperature:g}'
-        return f'{inner}{kd}; strategy {method.strategy!r} for {", ".join(method.spot_names)}'
+        parts = [_what(method.inner)] if method.inner else []
+        if method.kd:
+            parts.append(f'KL of class logits, weight {method.kd.proxy_to_student:g}, '
+                         f'temperature {method.temperature:g}')
+        return f'{", and ".join(parts)}; strategy {method.strategy!r} for {", ".join(method.spot_names)}'
     if isinstance(method, FeatureDistill):
         loss = method.losses[0]
         words = f'{method.name} of features at {", ".join(method.student_spots)}'

@@ -46,6 +46,8 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
             number of epochs includes them. Only losses with a first phase count in it.
     """
 
+    takes_choices = True
+
     def __init__(self, loss: dict,
                  spot: str | Sequence[str] | Mapping[str, str | Sequence[str] | None] = 'neck',
                  teacher_spot: str | Sequence[str] | None = None, connector: dict | None = None,
@@ -70,6 +72,10 @@ class FeatureDistill(PhasedMethod, TrainLabelsMethod, Method):
     def name(self) -> str:
         """The name of the loss, for error messages."""
         return type(self.losses[0]).__name__.removesuffix('Loss')
+
+    @property
+    def per_image_obstacle(self) -> str | None:
+        return None if self.losses[0].masks_single_images else 'it compares images with one another'
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers(self.name, teachers)

@@ -59,6 +59,8 @@ class LD(Method):
             1×1 convolution changes the student's.
     """
 
+    takes_choices = True
+
     def __init__(self, weight: NonNegativeFloat = 0.25, vlr_weight: NonNegativeFloat = 0.25,
                  temperature: Temperature = 10.0, gamma: Fraction = 0.25, normalize: bool = False,
                  kd_weight: NonNegativeFloat = 10.0, kd_temperature: Temperature = 2.0,
@@ -73,7 +75,13 @@ class LD(Method):
         self.kd_temperature = kd_temperature
         self.feature_weight = feature_weight
         self.student_spots = self.teacher_spots = ('cls_outputs', )
+        used = dict(logits=kd_weight > 0, boxes=weight > 0 or vlr_weight > 0)
+        self.output_spots = tuple(name for name in used if used[name])
         self.connectors = ModuleList()
+
+    @property
+    def per_image_obstacle(self) -> str | None:
+        return 'its loss of features has no choice (set feature_weight=0)' if self.feature_weight else None
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers('LD', teachers)
@@ -96,11 +104,13 @@ class LD(Method):
                 teacher.require_same_size()
             self.connectors.extend(_connectors(student, teacher.model) for teacher in teachers)
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Compute the losses of both regions, of the class logits and of the features.
 
         Args:
             step: The outputs that were recorded in the training step.
+            choices: For each of :attr:`output_spots`, which images to distill, ``(N,)``; by default all of
+                them. Divisors remain those of all images.
 
         Returns:
             dict: ``loss_main``, ``loss_vlr``, ``loss_kd`` and ``loss_feature``, as far as their weights are
@@ -111,37 +121,44 @@ class LD(Method):
         head = step.student.bbox_head
         priors, labels, label_weights = assign(head, student[0], step.data_samples)
         main = torch.cat([level.flatten() for level in labels]) < head.num_classes
+        chosen = {} if choices is None else dict(zip(
+            self.output_spots, [self.layout.per_row(choice, step)[0] for choice in choices], strict=True))
+        of_boxes, of_logits = chosen.get('boxes'), chosen.get('logits')
         losses = {}
         if self.weight:
             scores = self.layout.logits([student])[0].detach().sigmoid().amax(dim=-1)
-            losses['loss_main'] = self.weight * self._edge_loss(student, teachers, main, scores)
+            losses['loss_main'] = self.weight * self._edge_loss(
+                student, teachers, main, scores, of_boxes)
         if self.vlr_weight:
             overlaps = self._valuable_overlaps(head.assigner, priors, label_weights, step.data_samples)
-            edge_loss = self._edge_loss(student, teachers, overlaps > 0, overlaps)
+            edge_loss = self._edge_loss(student, teachers, overlaps > 0, overlaps, of_boxes)
             losses['loss_vlr'] = self.vlr_weight / 4 * edge_loss
         if self.kd_weight:
-            losses['loss_kd'] = self.kd_weight * self._class_loss(student, teachers, main)
+            losses['loss_kd'] = self.kd_weight * self._class_loss(student, teachers, main, of_logits)
         if self.feature_weight:
             losses['loss_feature'] = self.feature_weight * self._feature_loss(step, priors, label_weights)
         return losses
 
     def _edge_loss(self, student: Sequence, teachers: Sequence[Sequence], region: Tensor,
-                   weights: Tensor) -> Tensor:
+                   weights: Tensor, chosen: Tensor | None) -> Tensor:
         """Compare the edge distributions of head outputs at the locations of a region."""
         student_edges, *teacher_edges = [
             flat(outputs[1], outputs[1][0].shape[1])[region] for outputs in (student, *teachers)]
         weights = weights[region]
+        factors = weights if chosen is None else weights * chosen[region]
         num_bins = student_edges.shape[1] / 4
-        total = sum((weights * edge_divergence(student_edges, edges, self.temperature)).sum()
+        total = sum((factors * edge_divergence(student_edges, edges, self.temperature)).sum()
                     for edges in teacher_edges)
         total = total / (len(teacher_edges) * num_bins)
         return total / mean_over_ranks(weights.sum()) if self.normalize else total
 
-    def _class_loss(self, student: Sequence, teachers: Sequence[Sequence], main: Tensor) -> Tensor:
+    def _class_loss(self, student: Sequence, teachers: Sequence[Sequence], main: Tensor,
+                    chosen: Tensor | None) -> Tensor:
         """Compare the class logits of head outputs at the locations of the main region."""
         student_logits, *teacher_logits = [
             self.layout.logits([outputs])[0][main] for outputs in (student, *teachers)]
-        total = sum(kl_divergence(student_logits, logits, self.kd_temperature).sum()
+        factors = 1.0 if chosen is None else chosen[main]
+        total = sum((factors * kl_divergence(student_logits, logits, self.kd_temperature)).sum()
                     for logits in teacher_logits)
         total = total / (len(teacher_logits) * student_logits.shape[1])
         return total / mean_over_ranks(main.sum().to(total), minimum=1)

@@ -1,5 +1,6 @@
 """Distillation of class logits by other losses than KL."""
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,9 @@ class LogitDistill(Method):
         standardize: Whether all logits are standardized over classes first.
     """
 
+    takes_choices = True
+    output_spots = ('logits', )
+
     def __init__(self, loss: dict, weight: NonNegativeFloat = 1.0, student_task: NonNegativeFloat = 1.0,
                  standardize: bool = False) -> None:
         super().__init__()
@@ -45,6 +49,10 @@ class LogitDistill(Method):
     def name(self) -> str:
         """The name of the loss, for error messages."""
         return type(self.loss).__name__.removesuffix('Loss')
+
+    @property
+    def per_image_obstacle(self) -> str | None:
+        return 'it compares boxes with one another' if self.loss.is_relational else None
 
     def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
         check_teachers(self.name, teachers)
@@ -68,36 +76,35 @@ class LogitDistill(Method):
 
         Args:
             step: The outputs that were recorded in the training step.
-            choices: Classifiers: which images to distill, one tensor ``(N,)``; by default all of them.
+            choices: Which images to distill, one tensor ``(N,)``; by default all of them.
 
         Returns:
             dict: ``loss_logit``.
         """
         student = self._logits(step.student_outputs['cls_outputs'])
         labels = self._labels(step) if self.loss.needs_labels else [None] * len(student)
+        chosen: Iterable = repeat(None) if choices is None else self.layout.per_row(choices[0], step)
         losses = []
         for outputs in step.teacher_outputs:
             teacher = self._logits(outputs['cls_outputs'])
-            stages = zip(self.layout.stage_loss_weights, student, teacher, labels, strict=False)
-            losses.append(sum(
-                stage_weight * self._mean(student_logits, teacher_logits, stage_labels, choices)
-                for stage_weight, student_logits, teacher_logits, stage_labels in stages))
+            stages = zip(self.layout.stage_loss_weights, student, teacher, labels, chosen, strict=False)
+            losses.append(sum(stage_weight * self._mean(*rows) for stage_weight, *rows in stages))
         return dict(loss_logit=self.weight * sum(losses) / len(losses))
 
     def _mean(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None,
-              choices: Sequence[Tensor] | None) -> Tensor:
-        """Return the mean of the loss over images or boxes, or over the chosen images times their share."""
+              chosen: Tensor | None) -> Tensor:
+        """Return the mean of the loss over images or boxes, or over the chosen ones times their share."""
         if self.loss.gather:
             student_logits, teacher_logits = map(gather_over_ranks, (student_logits, teacher_logits))
-            choices = choices and [gather_over_ranks(choice) for choice in choices]
-        if choices is not None and self.loss.is_relational:
-            index = choices[0].nonzero()[:, 0]
+            chosen = None if chosen is None else gather_over_ranks(chosen)
+        if chosen is not None and self.loss.is_relational:
+            index = chosen.nonzero()[:, 0]
             if not len(index):
                 return student_logits.sum() * 0
-            return choices[0].mean() * self.loss(student_logits[index], teacher_logits[index])
+            return chosen.mean() * self.loss(student_logits[index], teacher_logits[index])
         values = self.loss(student_logits, teacher_logits, labels)
-        if choices is not None:
-            values = choices[0] * values
+        if chosen is not None:
+            values = chosen * values
         if self.loss.is_relational:
             return values
         # The number of boxes differs between ranks; every box has the same weight.

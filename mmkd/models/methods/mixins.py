@@ -58,6 +58,10 @@ class EpochReports:
     """Buffers that a report sums up over an epoch, on each rank separately. Checkpoints in the middle of an
     epoch include them."""
 
+    def freeze_settled(self) -> bool:
+        """Freeze what has learned enough by the reports so far; return whether this froze any parameter."""
+        return False
+
     def epoch_report(self) -> dict | None:
         """Return the report of the last epoch; all ranks call this together.
 

@@ -1,6 +1,7 @@
 """Distillation of logits through a proxy: the one equation behind KD, DML, SHAKE and SOKD."""
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Literal
 
 import torch
@@ -93,6 +94,8 @@ class ProxyDistill(OptimizerSettings, Method):
 
     proxy_losses = ('loss_proxy_task', 'loss_proxy_teacher')
     imitation_losses = ('loss_proxy_teacher', )
+    takes_choices = True
+    output_spots = ('logits', )
 
     def __init__(self, proxy: dict | None = None, temperature: Temperature = 4.0,
                  proxy_task: NonNegativeFloat = 0.0, teacher_to_proxy: NonNegativeFloat = 1.0,
@@ -180,11 +183,14 @@ class ProxyDistill(OptimizerSettings, Method):
         if self.warmup is None and any(proxy.starts_untrained for proxy in self.proxies):
             self.warmup = PROXY_WARMUP
 
-    def forward(self, step: Step) -> dict[str, Tensor]:
+    def forward(self, step: Step, choices: Sequence[Tensor] | None = None) -> dict[str, Tensor]:
         """Compute the terms of both equations.
 
         Args:
             step: The outputs that were recorded in the training step.
+            choices: Which images the student is distilled on, one tensor ``(N,)``; by default all of them.
+                The divisor of the mean over images, boxes or locations remains the weight of all of them.
+                Proxies always learn from all images.
 
         Returns:
             dict: ``loss_student``; with a proxy also ``loss_proxy_task``, ``loss_proxy_teacher`` and
@@ -211,7 +217,9 @@ class ProxyDistill(OptimizerSettings, Method):
         if self.standardized_task:
             task_loss = classification_loss(self.layout, step, student_outputs[0])
             terms['loss_task'] = self.standardized_task * task_loss
-        terms['loss_student'] = self.proxy_to_student * self._student_loss(students, proxies, weights)
+        chosen: list[Iterable] = [
+            repeat(1.0) if choices is None else self.layout.per_row(choices[0], step) for step in steps]
+        terms['loss_student'] = self.proxy_to_student * self._student_loss(students, proxies, weights, chosen)
         if self.proxies and self.proxy_task > 0:
             terms['loss_proxy_task'] = self.proxy_task * sum(proxy_task_losses)
         if self.proxies and self.teacher_to_proxy > 0:
@@ -252,9 +260,9 @@ class ProxyDistill(OptimizerSettings, Method):
         return logits
 
     def _student_loss(self, students: list[list[Tensor]], proxies: list[list[Tensor]],
-                      weights: list[list[Tensor]]) -> Tensor:
-        losses = [self._mean_over_samples(self._kl, student, _detached(proxy), weight)
-                  for student, proxy, weight in zip(students, proxies, weights, strict=True)]
+                      weights: list[list[Tensor]], chosen: list[Iterable]) -> Tensor:
+        losses = [self._mean_over_samples(self._kl, student, _detached(proxy), *rows)
+                  for student, proxy, *rows in zip(students, proxies, weights, chosen, strict=True)]
         if len(losses) == 1:
             return losses[0]
         if self.teacher_weights == 'equal':
@@ -281,13 +289,17 @@ class ProxyDistill(OptimizerSettings, Method):
         return logits.sigmoid() if self.layout.activation == 'sigmoid' else logits.softmax(dim=-1)
 
     def _mean_over_samples(self, divergence: Callable[[Tensor, Tensor], Tensor], student: list[Tensor],
-                           teacher: list[Tensor], weights: list[Tensor]) -> Tensor:
-        """Return the weighted mean of a divergence over all samples, summed over the stages of a cascade."""
-        stages = zip(self.layout.stage_loss_weights, student, teacher, weights, strict=False)
+                           teacher: list[Tensor], weights: list[Tensor],
+                           chosen: Iterable = repeat(1.0)) -> Tensor:
+        """Return the weighted mean of a divergence over all samples, summed over the stages of a cascade.
+
+        The divergences of samples that are not ``chosen`` count as 0.
+        """
+        stages = zip(self.layout.stage_loss_weights, student, teacher, weights, chosen, strict=False)
         return sum(
-            stage_weight * (weight * divergence(student_logits, teacher_logits)).sum() /
+            stage_weight * (weight * stage_chosen * divergence(student_logits, teacher_logits)).sum() /
             mean_over_ranks(weight.sum())
-            for stage_weight, student_logits, teacher_logits, weight in stages)
+            for stage_weight, student_logits, teacher_logits, weight, stage_chosen in stages)
 
     def _kl(self, student: Tensor, teacher: Tensor) -> Tensor:
         if self.layout.activation == 'sigmoid':

@@ -64,7 +64,7 @@ _ENTRIES = (
     _entry(presets.DML, TASKS, 'Deep mutual learning (Zhang et al., CVPR 2018)'),
     _entry(presets.SHAKE, TASKS, 'Shadow knowledge distillation (Li and Jin, NeurIPS 2022)'),
     _entry(presets.SOKD, TASKS, 'Semi-online knowledge distillation (Liu et al., BMVC 2021)'),
-    _entry(SAKD, ('classifier', ), 'Spot-adaptive distillation (Song et al., IEEE TIP 2022)'),
+    _entry(SAKD, TASKS, 'Spot-adaptive distillation (Song et al., IEEE TIP 2022)'),
     _entry(DeiT, ('classifier', ), 'Data-efficient image transformers (Touvron et al., ICML 2021)'),
     _entry(CrossKD, ('dense', ), 'Cross-head distillation (Wang et al., CVPR 2024)'),
     _entry(PredictionKD, ('two-stage', 'dense', 'query-based'),

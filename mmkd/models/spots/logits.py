@@ -168,6 +168,27 @@ class LogitLayout:
                 weights = weights * self._object_probability(teacher_logits[0])
             return [weights]
 
+    def per_row(self, values: Tensor, step: Step) -> list[Tensor]:
+        """Repeat the value of every image for all rows of :meth:`logits` that belong to it.
+
+        Args:
+            values: Shape ``(N,)``.
+            step: The training step, with the student's ``rois`` if it is a two-stage detector, and its
+                ``cls_outputs`` if it is dense or query-based.
+
+        Returns:
+            list: For each entry of :meth:`logits` a tensor ``(N,)``, ``(R,)``, ``(M,)`` or ``(N*Q,)``.
+        """
+        if self.of_images:
+            return [values]
+        if self.of_queries:
+            layers = self.layers(queries_of(step.student_outputs['cls_outputs']).logits)
+            return [values.repeat_interleave(layer.shape[1]) for layer in layers]
+        if not self.dense:
+            return [values[rois[:, 0].long()] for rois in step.student_outputs['rois']]
+        levels = step.student_outputs['cls_outputs'][0][0]
+        return [torch.cat([values.repeat_interleave(level[0].numel() // self.channels) for level in levels])]
+
     def _box_weights(self, sample_weight: str, stage: int, logits: Tensor, step: Step) -> Tensor:
         if sample_weight == 'uniform':
             return logits.new_ones(len(logits))

@@ -11,7 +11,7 @@ from .recorder import HookPoint
 from .splitting import stage_names
 
 NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits', 'cls_inputs',
-               'cls_outputs', 'cls_targets', 'rois', 'decoder_inputs', MEMORY)
+               'cls_outputs', 'cls_targets', 'box_targets', 'rois', 'neck_inputs', 'decoder_inputs', MEMORY)
 """Spots that a network has in addition to its modules.
 
 ==================  ======================================================================================
@@ -29,7 +29,10 @@ NAMED_SPOTS = ('features', 'stages', 'last_stage', 'preactivations', 'cls_logits
 ``cls_outputs``     all outputs of the classification head; query-based detectors: see
                     :func:`~mmkd.models.spots.queries.queries_of`
 ``cls_targets``     two-stage detectors, in training: the arguments of the classification loss
+``box_targets``     two-stage detectors, in training: the arguments of the box loss, which is not called for a
+                    batch (in a cascade, for a stage) without boxes of objects
 ``rois``            two-stage detectors: the boxes ``(R, 5)`` as (image, x1, y1, x2, y2)
+``neck_inputs``     the outputs of the backbone
 ``decoder_inputs``  query-based detectors: the named arguments of the decoder
 ``memory``          query-based detectors: the output of the encoder, with the maps that it was computed from;
                     :func:`~mmkd.models.spots.memory.feature_levels` makes maps ``(N, C, H_l, W_l)`` of it
@@ -79,6 +82,8 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
     if hasattr(model, 'backbone'):
         spots['features'] = HookPoint('neck' if getattr(model, 'with_neck', False) else 'backbone')
         spots.update(_stage_spots(model.backbone))
+        if getattr(model, 'with_neck', False):
+            spots['neck_inputs'] = HookPoint('neck', 'input', 0)
     heads = classification_heads(model)
     if not heads:
         return spots
@@ -97,6 +102,7 @@ def named_spots(model: nn.Module) -> dict[str, HookPoint]:
         extractors = tuple(name.replace('bbox_head', 'bbox_roi_extractor') for name in names)
         spots.update(
             cls_targets=HookPoint(tuple(f'{name}.loss_cls' for name in names), 'call'),
+            box_targets=HookPoint(tuple(f'{name}.loss_bbox' for name in names), 'call'),
             # Masks may come from the same extractor, which is called for boxes first.
             rois=HookPoint(extractors, 'input', 1, first=True))
     head = names if len(names) > 1 else names[0]

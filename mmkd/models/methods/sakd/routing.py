@@ -1,9 +1,9 @@
 """SAKD's multi-path routing, in which samples pass through stages of the student and of the teacher."""
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
 from torch import Tensor, nn
 
 from ....errors import MMKDError
@@ -33,14 +33,8 @@ class Adapter(nn.Module):
 
     def forward(self, feature: Tensor, like: Tensor) -> Tensor:
         """Return the feature in the shape of ``like``."""
-        feature = self.connector(feature)
-        size = like.shape[-2:]
         # Sizes differ if images are not of the size for which the layers were built.
-        if feature.dim() != 4 or feature.shape[-2:] == size:
-            return feature
-        if feature.shape[-1] > like.shape[-1]:
-            return nn.functional.adaptive_avg_pool2d(feature, size)
-        return nn.functional.interpolate(feature, size=size, mode='nearest')
+        return resized_like(self.connector(feature), like)
 
 
 class Routing(nn.Module):
@@ -66,8 +60,9 @@ class Routing(nn.Module):
         self.to_teacher = nn.ModuleList(Adapter(student, teacher) for student, teacher in shapes)
         self.to_student = nn.ModuleList(Adapter(teacher, student) for student, teacher in shapes)
 
-    def forward(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
-                teacher_logits: Tensor, choices: Tensor) -> Tensor:
+    def forward(self, student: nn.Module, teacher: Teacher, images: Tensor,
+                teacher_features: Sequence[Tensor], teacher_logits: Tensor, choices: Tensor,
+                skip_unchosen: bool = False) -> Tensor:
         """Compute routed logits.
 
         The student's parameters and batch statistics do not change: gradients reach only the adapters and
@@ -77,52 +72,41 @@ class Routing(nn.Module):
             student: The student classifier.
             teacher: The teacher, frozen and in eval mode.
             images: The student's preprocessed batch ``(N, 3, H, W)``.
-            teacher_feature: The teacher's feature at the first spot; ``None`` if there are no spots.
+            teacher_features: The teacher's features at the spots.
             teacher_logits: The teacher's logits ``(N, K)``, used if there are no spots.
             choices: The choices ``(N, spots + 1)``, the last for the logits.
+            skip_unchosen: Whether both networks run side by side only from the first spot that a sample of
+                the batch has chosen. The choices at the spots before it get no gradient.
 
         Returns:
             Tensor: Logits ``(N, K)``.
         """
-        parameters = {f'network.{name}': parameter.detach() for name, parameter in student.named_parameters()
-                      if not name.startswith('mmkd.')}
-        with _in_eval(student):
-            return torch.func.functional_call(
-                _Routed(student), parameters,
-                (self, teacher, images, teacher_feature, teacher_logits, choices))
+        return run_detached(student, self.run, teacher, images, teacher_features, teacher_logits, choices,
+                            skip_unchosen)
 
-    def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_feature: Tensor | None,
-            teacher_logits: Tensor, choices: Tensor) -> Tensor:
+    def run(self, student: nn.Module, teacher: Teacher, images: Tensor, teacher_features: Sequence[Tensor],
+            teacher_logits: Tensor, choices: Tensor, skip_unchosen: bool) -> Tensor:
         """Run both networks; arguments as for :meth:`forward`."""
         student_path = _Path(student)
-        first_stage, teacher_stage = self.stages[0] if self.stages else (None, 0)
+        first = first_chosen(choices[:, :-1]) if skip_unchosen else 0
+        first_stage, teacher_stage = self.stages[first] if first < len(self.stages) else (None, 0)
         with torch.no_grad():  # nothing before the first spot is trained here
             x = student_path.advance(student_path.parts.stem(images), first_stage)
-        if not self.stages:
-            return _mixed(choices[:, -1], x, teacher_logits)
+        if first_stage is None:
+            return mixed(choices[:, -1], x, teacher_logits)
         teacher_path = _Path(teacher.model, teacher_stage)
-        y = teacher_feature
-        for index, (student_stage, teacher_stage) in enumerate(self.stages):
-            if index:
+        y = teacher_features[first]
+        for index in range(first, len(self.stages)):
+            if index > first:
+                student_stage, teacher_stage = self.stages[index]
                 x = student_path.advance(x, student_stage)
                 y = teacher_path.advance(y, teacher_stage)
             choice = choices[:, index]
-            routed_x = _mixed(choice, x, self.to_student[index](y, x))
-            y = _mixed(choice, self.to_teacher[index](x, y), y)
+            routed_x = mixed(choice, x, self.to_student[index](y, x))
+            y = mixed(choice, self.to_teacher[index](x, y), y)
             x = routed_x
         logits, = teacher.class_mapping.outputs([teacher_path.advance(y, None)])
-        return _mixed(choices[:, -1], student_path.advance(x, None), logits)
-
-
-class _Routed(nn.Module):
-    """Holds the student during one call in which its parameters are replaced."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, routing: Routing, *args: Any) -> Tensor:
-        return routing.run(self.network, *args)
+        return mixed(choices[:, -1], student_path.advance(x, None), logits)
 
 
 class _Path:
@@ -146,22 +130,68 @@ class _Path:
         return self.model.head((feature, )) if stage is None else feature
 
 
-def _mixed(choice: Tensor, if_zero: Tensor, if_one: Tensor) -> Tensor:
+def mixed(choice: Tensor, if_zero: Tensor, if_one: Tensor) -> Tensor:
+    """Mix two tensors ``(N, ...)`` by choices ``(N,)``: ``(1 - choice) * if_zero + choice * if_one``."""
     choice = choice.to(if_one.dtype).reshape(-1, *[1] * (if_one.dim() - 1))
     return (1 - choice) * if_zero + choice * if_one
 
 
-@contextmanager
-def _in_eval(student: nn.Module) -> Iterator[None]:
+def first_chosen(choices: Tensor) -> int:
+    """Return the index of the first of several spots that a sample has chosen; their number if none has.
+
+    Args:
+        choices: Shape ``(N, spots)``.
+    """
+    chosen = choices.detach().amax(dim=0).nonzero()
+    return int(chosen[0]) if len(chosen) else choices.shape[1]
+
+
+def resized_like(feature: Tensor, like: Tensor) -> Tensor:
+    """Give a map ``(N, C, H, W)`` the height and width of another; vectors stay as they are."""
+    size = like.shape[-2:]
+    if feature.dim() != 4 or feature.shape[-2:] == size:
+        return feature
+    if feature.shape[-1] > like.shape[-1]:
+        return nn.functional.adaptive_avg_pool2d(feature, size)
+    return nn.functional.interpolate(feature, size=size, mode='nearest')
+
+
+def run_detached(student: nn.Module, function: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Call a function with the student as its first argument, such that the student does not learn.
+
+    Inside, the student's parameters are detached, and its modules are in eval mode, except dense heads, some
+    of which compute other outputs in eval mode; the modules inside these heads are in eval mode.
+
+    Args:
+        student: The student.
+        function: Called with the student and ``args``.
+        *args: Further arguments.
+
+    Returns:
+        Tensor: What the function returns.
+    """
+    parameters = {f'network.{name}': parameter.detach() for name, parameter in student.named_parameters()
+                  if not name.startswith('mmkd.')}
     modes = [(module, module.training) for name, module in student.named_modules()
-             if name.split('.')[0] != 'mmkd']
+             if name.split('.')[0] != 'mmkd' and not isinstance(module, BaseDenseHead)]
     try:
         for module, _ in modes:
             module.training = False
-        yield
+        return torch.func.functional_call(_Call(student), parameters, (function, *args))
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+class _Call(nn.Module):
+    """Holds a network during one call in which its parameters are replaced."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, function: Callable[..., Tensor], *args: Any) -> Tensor:
+        return function(self.network, *args)
 
 
 def stage_numbers(spots: Sequence[str], num_stages: int, role: str) -> list[int]:
