@@ -68,8 +68,9 @@ class LogitDistill(Method):
             choices: Classifiers: which images to distill, one tensor ``(N,)``; by default all of them.
 
         Returns:
-            dict: ``loss_logit``.
+            dict: ``loss_logit``, and what the loss logs.
         """
+        self.loss.progress = self.progress
         student = self._logits(step.student_outputs['cls_outputs'])
         labels = self._labels(step) if self.loss.needs_labels else [None] * len(student)
         losses = []
@@ -79,7 +80,7 @@ class LogitDistill(Method):
             losses.append(sum(
                 stage_weight * self._mean(student_logits, teacher_logits, stage_labels, choices)
                 for stage_weight, student_logits, teacher_logits, stage_labels in stages))
-        return dict(loss_logit=self.weight * sum(losses) / len(losses))
+        return dict(loss_logit=self.weight * sum(losses) / len(losses), **self.loss.logged())
 
     def _mean(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None,
               choices: Sequence[Tensor] | None) -> Tensor:

@@ -57,6 +57,7 @@ def _entry(cls: type[Method], task: tuple[str, ...], paper: str) -> MethodEntry:
 
 _ENTRIES = (
     _entry(presets.KD, TASKS, 'Knowledge distillation (Hinton et al., 2015)'),
+    _entry(presets.LSKD, ('classifier', 'two-stage'), 'Logit standardization (Sun et al., CVPR 2024)'),
     _entry(presets.KDTuned, TASKS, 'KD†, a tuned teacher (Li and Jin, NeurIPS 2022)'),
     _entry(presets.DML, TASKS, 'Deep mutual learning (Zhang et al., CVPR 2018)'),
     _entry(presets.SHAKE, TASKS, 'Shadow knowledge distillation (Li and Jin, NeurIPS 2022)'),
