@@ -1,5 +1,7 @@
 from . import zoo
 from .base import Method
+from .bckd import BCKD
+from .box_distill import BoxDistill
 from .crosskd import CrossKD
 from .deit import DeiT
 from .feature_distill import FeatureDistill
@@ -13,7 +15,7 @@ from .sakd import SAKD, SpotAdaptiveDistill
 from .zoo import *  # noqa: F403
 
 __all__ = [
-    'DML', 'KD', 'LD', 'LSKD', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'CrossKD', 'DeiT',
+    'BCKD', 'DML', 'KD', 'LD', 'LSKD', 'PROTOCOLS', 'SAKD', 'SHAKE', 'SOKD', 'BoxDistill', 'CrossKD', 'DeiT',
     'EpochReports', 'FeatureDistill', 'KDTuned', 'LogitDistill', 'Method', 'OptimizerSettings',
     'PhasedMethod', 'ProxyDistill', 'SpotAdaptiveDistill', 'TrainLabelsMethod'
 ]

@@ -32,6 +32,8 @@ FAMILY_DEFAULTS: dict[str, Mapping[str, Mapping[str, Any]]] = dict(
     WTTM={'two-stage': dict(balance='gradient')},
     # The authors' weight for ImageNet and CIFAR-100.
     DIST={'classifier': dict(weight=2.0)},
+    # No weight is published for the distances that it has.
+    BoxDistill={'two-stage': dict(balance='gradient')},
     # Published for classifiers only.
     AT=_BALANCED_DETECTORS,
     FT=_BALANCED_DETECTORS,

@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 from . import presets, zoo
 from .base import Method
+from .bckd import BCKD
+from .box_distill import BoxDistill
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
@@ -41,6 +43,7 @@ _GFL = ('detection', 'gfl_r101_r50_fpn_1x_coco')
 
 _CONFIGS = dict(
     KD=_FASTER_RCNN, KDTuned=_FASTER_RCNN, DML=_FASTER_RCNN, SHAKE=_FASTER_RCNN, CrossKD=_GFL, LD=_GFL,
+    BCKD=_GFL, BoxDistill=_FASTER_RCNN,
     SOKD=('classification', 'resnet34_resnet18_imagenet'), SAKD=('classification', f'at_{_CIFAR[1]}'),
     DeiT=('classification', 'regnety160_deit-tiny_imagenet'), HardLabel=None,
     ReviewKD=_FASTER_RCNN, PKD=_FASTER_RCNN, CWD=_RETINANET, FGD=_RETINANET, MGD=_RETINANET)
@@ -66,6 +69,8 @@ _ENTRIES = (
     _entry(DeiT, ('classifier', ), 'Data-efficient image transformers (Touvron et al., ICML 2021)'),
     _entry(CrossKD, ('dense', ), 'Cross-head distillation (Wang et al., CVPR 2024)'),
     _entry(LD, ('dense', ), 'Localization distillation (Zheng et al., CVPR 2022)'),
+    _entry(BCKD, ('dense', ), 'Scores and boxes of dense detectors (Yang et al., ICCV 2023)'),
+    _entry(BoxDistill, ('two-stage', ), 'Boxes of two-stage detectors (after Chen et al., NeurIPS 2017)'),
     *(_entry(entry.cls, entry.task, entry.paper) for entry in zoo.ZOO.values()))
 
 CAUTIONS: dict[tuple[str, str], str] = {
