@@ -134,9 +134,10 @@ def pair(student, teacher, **settings):
     return model
 
 
-def batch(model, items=(2, 3), seed: int = 0) -> dict:
+def batch(model, items=(2, 3), seed: int = 0, size: int = 128) -> dict:
     torch.manual_seed(seed)
-    data = demo_mm_inputs(2, [[3, 128, 128], [3, 60, 120]], num_classes=CLASSES, num_items=list(items))
+    shapes = [[3, size, size], [3, 60, size - 8]]
+    data = demo_mm_inputs(2, shapes, num_classes=CLASSES, num_items=list(items))
     return model.data_preprocessor(data, True)
 
 
@@ -214,7 +215,7 @@ def loops(step, box_of, channels):
     ('gfl', gfl_box, 4 * 17), ('retinanet', retina_box, 4)], ids=['gfl', 'retinanet'])
 def test_against_loops(family, box_of, channels):
     model = pair(detector(family), detector(family, 16), cls_weight=2.0, box_weight=3.0)
-    losses, step = seen_step(model, batch(model))
+    losses, step = seen_step(model, batch(model, size=64))
     cls_loss, box_loss = loops(step, box_of, channels)
     assert losses['loss_cls'].item() == pytest.approx(2 * cls_loss, rel=1e-4)
     assert losses['loss_box'].item() == pytest.approx(3 * box_loss, rel=1e-4)
@@ -222,7 +223,7 @@ def test_against_loops(family, box_of, channels):
 
 def test_quality_against_loops():
     model = pair(detector('fcos'), detector('atss', 16), cls_weight=0.0, box_weight=0.0, quality_weight=2.0)
-    losses, step = seen_step(model, batch(model))
+    losses, step = seen_step(model, batch(model, size=64))
     assert set(losses) == {'loss_quality'}
     (student, ), (teacher, ) = step.student_outputs['cls_outputs'], step.teacher_outputs[0]['cls_outputs']
     total = weights = 0.0
@@ -288,7 +289,7 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(family):
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.eval()
-    losses, step = seen_step(model, batch(model))
+    losses, step = seen_step(model, batch(model, size=64))
     assert all(value < 1e-5 for value in losses.values()), losses
     boxes = [decoded_boxes(network.bbox_head, outputs) for network, outputs in (
         (step.student, step.student_outputs['cls_outputs'][0]),
