@@ -255,7 +255,7 @@ def reached(model, loss) -> set[str]:
 
 @pytest.mark.parametrize(('student', 'teacher'), PAIRS, ids=['-'.join(names) for names in PAIRS])
 def test_cell(student, teacher, monkeypatch):
-    monkeypatch.setitem(families.STOCK, student, HEADS[student])
+    monkeypatch.setattr(families, '_stock', lambda family: stock(HEADS[family]))
     cfgs = [detector(student), detector(teacher, 16)]
     for cfg, size in zip(cfgs, (8, 16), strict=True):
         if student == 'yolof':
