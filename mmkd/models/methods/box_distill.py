@@ -52,8 +52,8 @@ class BoxDistill(Method):
         _require_box_branch(student, 'student')
         self.layout = logit_layout(student, 'student')
         if not self.layout.of_boxes:
-            raise MMKDError('BoxDistill is for detectors that refine the boxes of an RPN, but the student is a '
-                            f'{type(student).__name__}.')
+            raise MMKDError('BoxDistill is for detectors that refine the boxes of an RPN, but the student is '
+                            f'a {type(student).__name__}.')
         for teacher in teachers:
             _require_box_branch(teacher.model, 'teacher')
             teacher.require_logits(self.layout)
