@@ -1,10 +1,12 @@
 """The warm-up of what passes between a proxy and the student."""
+from types import SimpleNamespace
+
 import pytest
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
 from mmkd.apis import prepare_config
-from mmkd.engine.hooks.warmup_hook import linear_warmup
+from mmkd.engine.hooks.warmup_hook import WarmupHook, linear_warmup
 from mmkd.errors import MMKDError
 from mmkd.models.methods.proxy_distill import PROXY_WARMUP
 from tests.helpers import classifiers
@@ -42,6 +44,13 @@ def test_only_proxies_with_random_weights_warm_up_by_default(method, warmup):
     of_detector = build(distill(detector('retinanet'), detector('retinanet', 16), m=dict(method)))
     assert of_detector.mmkd.methods['m'].warmup == warmup
     assert method_of(classifiers.distill(classifier(), teacher_of(), m=method)).warmup == warmup
+
+
+def test_methods_know_how_far_training_is():
+    init_default_scope('mmpretrain')
+    model = build(classifiers.distill(classifier(), teacher_of(), ctkd=dict(type='mmkd.CTKD')))
+    WarmupHook().before_train_iter(SimpleNamespace(model=model, iter=3, max_iters=12), 0)
+    assert model.mmkd.methods['ctkd'].progress == 0.25
 
 
 @pytest.mark.parametrize('value', [-0.1, 1.5, 'half', True])

@@ -172,6 +172,9 @@ class LogitLoss(nn.Module):
     needs_labels: bool = False
     """Whether the loss uses the true classes."""
 
+    progress: float = 1.0
+    """The fraction of the training that is done, for losses with a curriculum; set in every step."""
+
     def __init__(self) -> None:
         super().__init__()
 
@@ -187,3 +190,7 @@ class LogitLoss(nn.Module):
             Tensor: A value per sample ``(N,)``; a scalar if the loss :attr:`is_relational`.
         """
         raise NotImplementedError
+
+    def logged(self) -> dict[str, Tensor]:
+        """Return values to log beside the loss, scalars by name, whose names do not contain ``loss``."""
+        return {}

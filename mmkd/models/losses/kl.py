@@ -11,7 +11,7 @@ from .tensors import at_least_float32
 _ROWS = 2**14
 
 
-def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor = 1.0) -> Tensor:
     r"""KL(teacher ‖ student) of softmax logits, one value per sample.
 
     .. math:: \tau^2 \sum_k p_k (\log p_k - \log q_k), \quad
@@ -24,7 +24,7 @@ def kl_divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) ->
     Args:
         student: s, logits ``(N, K)`` of the network that imitates.
         teacher: t, logits ``(N, K)`` of the network that is imitated.
-        temperature: τ > 0.
+        temperature: τ > 0; a scalar tensor may have a gradient.
 
     Returns:
         Tensor: Shape ``(N,)``, in nats times τ².

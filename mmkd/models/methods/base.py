@@ -65,6 +65,8 @@ class Method(BaseModule, metaclass=ABCMeta):
     warmup_factor: float = 1.0
     """A second factor of the same losses; the warm-up sets it."""
 
+    progress: float = 1.0
+    """The fraction of the training that is done, for methods with a curriculum; a hook sets it."""
 
     active: bool = True
     """Whether the method is still in use; a schedule can end it."""

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead
 from mmdet.models.dense_heads.anchor_head import AnchorHead
@@ -17,6 +16,7 @@ from ...registry import MODELS
 from ...settings import NonNegativeFloat, PositiveInt
 from ..losses import at_least_float32, bernoulli_kl_divergence
 from ..losses.distribution import edge_divergence
+from ..losses.quality_focal import quality_focal_divergence
 from ..reduction import mean_over_ranks
 from ..spots import logit_layout
 from ..step import Step
@@ -118,7 +118,7 @@ class CrossKD(Method):
         """
         inputs = {tower: step.student_outputs[_spot(tower, self.layer)] for tower in TOWERS}
         head = step.student.bbox_head
-        locations = _locations(head, inputs['cls_convs'], step.data_samples)
+        targets = locations(head, inputs['cls_convs'], step.data_samples)
         features = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
         chosen = {} if choices is None else dict(zip(
             self.output_spots, [self.layout.per_row(choice, step)[0] for choice in choices], strict=True))
@@ -126,7 +126,7 @@ class CrossKD(Method):
         for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True):
             crossed = self._cross(teacher, features, outputs)
             target = outputs['cls_outputs'][0]
-            for name, value in self._compare(teacher, crossed, target, locations, chosen).items():
+            for name, value in self._compare(teacher, crossed, target, targets, chosen).items():
                 losses[name] = losses.get(name, 0) + value / len(self.teachers)
         return losses
 
@@ -193,27 +193,6 @@ class CrossKD(Method):
         return losses
 
 
-def quality_focal_divergence(student: Tensor, teacher: Tensor, beta: float = 1.0) -> Tensor:
-    r"""Quality focal loss with soft labels, one value per location.
-
-    .. math:: \sum_k |p_k - q_k|^\beta \, BCE(p_k, q_k), \quad p = \sigma(t), \; q = \sigma(s)
-
-    The loss of GFL (Li et al., NeurIPS 2020, equation 5) with the teacher's scores as quality, for every
-    class; β is 1 in CrossKD. It is 0 where both agree. Computed in float32 at least.
-
-    Args:
-        student: s, logits ``(M, K)`` of the predictions that imitate.
-        teacher: t, logits ``(M, K)`` of the predictions that are imitated.
-        beta: The exponent β.
-
-    Returns:
-        Tensor: Shape ``(M,)``.
-    """
-    p, logits = at_least_float32(teacher).sigmoid(), at_least_float32(student)
-    entropy = F.binary_cross_entropy_with_logits(logits, p, reduction='none')
-    return ((p - logits.sigmoid()).abs()**beta * entropy).sum(dim=-1)
-
-
 def align_statistics(student: Tensor, teacher: Tensor, eps: float = 1e-6) -> Tensor:
     r"""Give the student's features the mean and standard deviation of the teacher's, per channel.
 
@@ -257,8 +236,22 @@ def _before_activation(conv: ConvModule, feature: Tensor) -> Tensor:
     return functional_call(conv, buffers, (feature, ), dict(activate=False))
 
 
-def _locations(head: nn.Module, levels: Sequence[Tensor], data_samples: Sequence) -> Locations:
-    """Return how the loss of the student's head treats all locations."""
+def has_known_targets(head: nn.Module | None) -> bool:
+    """Return whether :func:`locations` knows the targets of a head, which its predictions do not change."""
+    return any(
+        isinstance(head, known) and type(head).get_targets is known.get_targets
+        and type(head)._get_targets_single is known._get_targets_single
+        for known in (AnchorHead, ATSSHead, GFLHead, FCOSHead))
+
+
+def locations(head: nn.Module, levels: Sequence[Tensor], data_samples: Sequence) -> Locations:
+    """Return how the loss of a head treats all locations.
+
+    Args:
+        head: A head for which :func:`has_known_targets` holds.
+        levels: Maps ``(N, C, H_l, W_l)``; only their sizes matter.
+        data_samples: The samples of the batch.
+    """
     if isinstance(head, FCOSHead):
         sizes = [level.shape[-2:] for level in levels]
         points = head.prior_generator.grid_priors(sizes, device=levels[0].device)
@@ -293,10 +286,9 @@ def _spot(tower: str, layer: int) -> str:
 def _channels(model: nn.Module, layer: int, role: str) -> list[int]:
     """Return the width of a head's two towers behind the ``layer``-th convolution."""
     head = getattr(model, 'bbox_head', None)
-    known = (AnchorHead.get_targets, ATSSHead.get_targets, GFLHead.get_targets, FCOSHead.get_targets)
     towers = [getattr(head, tower, ()) for tower in TOWERS]
     convs = [conv for tower in towers for conv in tower]
-    if getattr(type(head), 'get_targets', None) not in known or not convs or not all(
+    if not has_known_targets(head) or not convs or not all(
             isinstance(conv, ConvModule) for conv in convs):
         kind = type(head or getattr(model, 'roi_head', None) or model).__name__
         raise MMKDError('CrossKD crosses heads with towers `cls_convs` and `reg_convs`, such as those of '

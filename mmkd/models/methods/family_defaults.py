@@ -20,8 +20,20 @@ FAMILY_DEFAULTS: dict[str, Mapping[str, Mapping[str, Any]]] = dict(
     DKD={'two-stage': dict(beta=0.25, temperature=1.0),
          'classifier': dict(warmup=20 / 240)},
     ReviewKD={'classifier': dict(warmup=20 / 240)},
+    RLD={'two-stage': dict(balance='gradient'),
+         'classifier': dict(warmup=20 / 240)},
+    # The authors weight the task loss by 0.1 on CIFAR-100; losses of detectors consist of more than classes.
+    LSKD={'two-stage': dict(balance='gradient'),
+          'classifier': dict(student_task=0.1)},
+    CTKD={'two-stage': dict(balance='gradient'),
+          'classifier': dict(student_task=0.1)},
+    MLKD={'two-stage': dict(balance='gradient'),
+          'classifier': dict(student_task=0.1)},
+    WTTM={'two-stage': dict(balance='gradient')},
     # The authors' weight for ImageNet and CIFAR-100.
     DIST={'classifier': dict(weight=2.0)},
+    # No weight is published for the distances that it has.
+    BoxDistill={'two-stage': dict(balance='gradient')},
     # Published for classifiers only.
     AT=_BALANCED_DETECTORS,
     FT=_BALANCED_DETECTORS,

@@ -291,7 +291,7 @@ def _distribution_head(model: nn.Module, role: str) -> GFLHead:
     if not isinstance(head, GFLHead) or type(head).get_targets is not GFLHead.get_targets:
         kind = type(head or getattr(model, 'roi_head', None) or model).__name__
         raise MMKDError('LD compares the distributions of box edges, which a GFLHead predicts; '
-                        f'the {role} has a {kind}.')
+                        f'the {role} has a {kind}. For the boxes of other dense heads, use BCKD.')
     return head
 
 

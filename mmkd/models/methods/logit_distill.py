@@ -79,8 +79,9 @@ class LogitDistill(Method):
             choices: Which images to distill, one tensor ``(N,)``; by default all of them.
 
         Returns:
-            dict: ``loss_logit``.
+            dict: ``loss_logit``, and what the loss logs.
         """
+        self.loss.progress = self.progress
         student = self._logits(step.student_outputs['cls_outputs'])
         labels = self._labels(step) if self.loss.needs_labels else [None] * len(student)
         chosen: Iterable = repeat(None) if choices is None else self.layout.per_row(choices[0], step)
@@ -89,7 +90,7 @@ class LogitDistill(Method):
             teacher = self._logits(outputs['cls_outputs'])
             stages = zip(self.layout.stage_loss_weights, student, teacher, labels, chosen, strict=False)
             losses.append(sum(stage_weight * self._mean(*rows) for stage_weight, *rows in stages))
-        return dict(loss_logit=self.weight * sum(losses) / len(losses))
+        return dict(loss_logit=self.weight * sum(losses) / len(losses), **self.loss.logged())
 
     def _mean(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor | None,
               chosen: Tensor | None) -> Tensor:

@@ -1,10 +1,15 @@
 """The methods that distill logits through a proxy, named as in the papers: settings of ProxyDistill."""
+import math
+from collections.abc import Sequence
 from typing import Literal
+
+from torch import nn
 
 from ...errors import MMKDError
 from ...registry import MODELS
 from ...settings import Fraction, NonNegativeFloat, Temperature
 from ..spots import QueryMatching, SampleWeight
+from ..teachers import Teacher
 from .proxy_distill import ProxyDistill
 from .teacher_weights import TeacherWeights
 
@@ -37,6 +42,44 @@ class KD(ProxyDistill):
             student_task=student_task, sample_weight=sample_weight, standardize=standardize,
             standardize_task=standardize_task, teacher_weights=teacher_weights, tolerance=tolerance,
             query_match=query_match)
+
+
+@MODELS.register_module()
+class LSKD(ProxyDistill):
+    r"""KD of standardized logits (Sun et al., CVPR 2024): the student need not match the teacher's scale.
+
+    .. math:: L = e \, task(S, Y) + w \, KL(Z(T) ‖ Z(S)), \quad Z(x) = (x - mean(x)) / std(x)
+
+    with the unbiased standard deviation of the K classes of a sample. ``standardize`` of
+    :class:`ProxyDistill` has the biased one and a factor π, so Z(x)/τ is its logits at
+    :math:`τ π \sqrt{K / (K - 1)}`, and the weight is divided by the square of the same factor.
+
+    Args:
+        temperature: The temperature τ; 2 for most pairs of the paper, 3 or 4 for some.
+        weight: The weight w; 9 for most pairs of the paper.
+        student_task: The weight e of the student's task loss; 0.1 in the paper.
+        sample_weight: See :class:`ProxyDistill`.
+        teacher_weights: See :class:`ProxyDistill`.
+        tolerance: See :class:`ProxyDistill`.
+    """
+
+    def __init__(self, temperature: Temperature = 2.0, weight: NonNegativeFloat = 9.0,
+                 student_task: NonNegativeFloat = 1.0, sample_weight: SampleWeight | None = None,
+                 teacher_weights: TeacherWeights = 'equal', tolerance: Fraction = 0.6) -> None:
+        super().__init__(
+            None, temperature, proxy_to_student=weight, student_task=student_task,
+            sample_weight=sample_weight, standardize=True, teacher_weights=teacher_weights,
+            tolerance=tolerance)
+
+    def build(self, student: nn.Module, teachers: Sequence[Teacher], student_cfg: dict) -> None:
+        super().build(student, teachers, student_cfg)
+        if self.layout.activation != 'softmax':
+            raise MMKDError('LSKD compares distributions over classes (softmax), but the student '
+                            f'{type(student).__name__} predicts every class independently. Use KD.')
+        classes = self.layout.channels
+        factor = math.pi * math.sqrt(classes / (classes - 1))
+        self.temperature *= factor
+        self.proxy_to_student /= factor**2
 
 
 @MODELS.register_module()

@@ -3,6 +3,8 @@ from dataclasses import dataclass
 
 from . import presets, zoo
 from .base import Method
+from .bckd import BCKD
+from .box_distill import BoxDistill
 from .crosskd import CrossKD
 from .deit import DeiT
 from .ld import LD
@@ -43,6 +45,7 @@ _GFL = ('detection', 'gfl_r101_r50_fpn_1x_coco')
 
 _CONFIGS = dict(
     KD=_FASTER_RCNN, KDTuned=_FASTER_RCNN, DML=_FASTER_RCNN, SHAKE=_FASTER_RCNN, CrossKD=_GFL, LD=_GFL,
+    BCKD=_GFL, BoxDistill=_FASTER_RCNN,
     SOKD=('classification', 'resnet34_resnet18_imagenet'), SAKD=('classification', f'at_{_CIFAR[1]}'),
     DeiT=('classification', 'regnety160_deit-tiny_imagenet'), HardLabel=None, QueryBoxes=None,
     PredictionKD=('detection', 'dino_faster-rcnn_r50_fpn_2x_coco'),
@@ -60,6 +63,7 @@ def _entry(cls: type[Method], task: tuple[str, ...], paper: str) -> MethodEntry:
 
 _ENTRIES = (
     _entry(presets.KD, TASKS, 'Knowledge distillation (Hinton et al., 2015)'),
+    _entry(presets.LSKD, ('classifier', 'two-stage'), 'Logit standardization (Sun et al., CVPR 2024)'),
     _entry(presets.KDTuned, TASKS, 'KD†, a tuned teacher (Li and Jin, NeurIPS 2022)'),
     _entry(presets.DML, TASKS, 'Deep mutual learning (Zhang et al., CVPR 2018)'),
     _entry(presets.SHAKE, TASKS, 'Shadow knowledge distillation (Li and Jin, NeurIPS 2022)'),
@@ -71,6 +75,8 @@ _ENTRIES = (
            'Detections as soft labels, after data distillation (Radosavovic et al., CVPR 2018)'),
     _entry(LD, ('dense', ), 'Localization distillation (Zheng et al., CVPR 2022)'),
     _entry(QueryBoxes, ('query-based', ), 'Boxes of DETRDistill (Chang et al., ICCV 2023)'),
+    _entry(BCKD, ('dense', ), 'Scores and boxes of dense detectors (Yang et al., ICCV 2023)'),
+    _entry(BoxDistill, ('two-stage', ), 'Boxes of two-stage detectors (after Chen et al., NeurIPS 2017)'),
     *(_entry(entry.cls, entry.task, entry.paper) for entry in zoo.ZOO.values()))
 
 CAUTIONS: dict[tuple[str, str], str] = {

@@ -146,8 +146,15 @@ MGD = _method('Masked generative distillation (Yang et al., ECCV 2022)', losses.
               'last_stage', 'neck', weight=2e-5, connector=_IF_CHANNELS_DIFFER)
 DKD = _method('Decoupled knowledge distillation (Zhao et al., CVPR 2022)', losses.DKDLoss)
 DIST = _method('Distillation from a stronger teacher (Huang et al., NeurIPS 2022)', losses.DISTLoss)
+# The released code has the weight 0.9 and averages masks that are 1 for half of the samples and classes.
+MLKD = _method('Multi-level logit distillation (Jin et al., CVPR 2023)', losses.MLKDLoss, weight=0.45)
+CTKD = _method('Curriculum temperature (Li et al., AAAI 2023)', losses.CTKDLoss, weight=0.9)
+WTTM = _method('Weighted transformed teacher matching (Zheng and Yang, ICLR 2024)', losses.WTTMLoss,
+               weight=4.0)
+RLD = _method('Distillation with refined logits (Sun et al., 2024)', losses.RLDLoss)
 HardLabel = _method("The teacher's most likely class as a second label (Touvron et al., ICML 2021)",
                     losses.HardLabelLoss)
 
-__all__ = ['AB', 'AT', 'CC', 'CRD', 'CWD', 'DIST', 'DKD', 'FGD', 'FSP', 'FT', 'KDSVD', 'MGD', 'NST', 'OFD',
-           'PKD', 'PKT', 'RKD', 'SP', 'VID', 'ZOO', 'FitNet', 'HardLabel', 'ReviewKD']
+__all__ = ['AB', 'AT', 'CC', 'CRD', 'CTKD', 'CWD', 'DIST', 'DKD', 'FGD', 'FSP', 'FT', 'KDSVD', 'MGD', 'MLKD',
+           'NST', 'OFD', 'PKD', 'PKT', 'RKD', 'RLD', 'SP', 'VID', 'WTTM', 'ZOO', 'FitNet', 'HardLabel',
+           'ReviewKD']

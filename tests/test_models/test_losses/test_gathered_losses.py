@@ -40,10 +40,10 @@ def gradients(loss: nn.Module, rows: slice, masked: bool) -> list[torch.Tensor]:
     return [parameter.grad for module in (student, loss) for parameter in module.parameters()]
 
 
-def logit_gradients(gather: bool, rows: slice, masked: bool) -> list[torch.Tensor]:
+def logit_gradients(loss: str, gather: bool, rows: slice, masked: bool) -> list[torch.Tensor]:
     torch.manual_seed(0)
     student = nn.Linear(6, 5)
-    method = LogitDistill(dict(type='mmkd.DISTLoss', gather=gather))
+    method = LogitDistill(dict(type=f'mmkd.{loss}', gather=gather))
     method._mean(student(INPUTS[rows]), TEACHER[rows], None, [CHOICES[rows]] if masked else None).backward()
     return [parameter.grad for parameter in student.parameters()]
 
@@ -66,9 +66,10 @@ def worker(rank: int) -> None:
             whole = gradients(make(), slice(None), masked)
             assert is_close(averaged(gradients(make(gather=True), rows, masked)), whole), name
             assert not is_close(averaged(gradients(make(), rows, masked)), whole), name
-        whole = logit_gradients(False, slice(None), masked)
-        assert is_close(averaged(logit_gradients(True, rows, masked)), whole)
-        assert not is_close(averaged(logit_gradients(False, rows, masked)), whole)
+        for loss in ('DISTLoss', 'MLKDLoss'):
+            whole = logit_gradients(loss, False, slice(None), masked)
+            assert is_close(averaged(logit_gradients(loss, True, rows, masked)), whole), loss
+            assert not is_close(averaged(logit_gradients(loss, False, rows, masked)), whole), loss
     with pytest.raises(MMKDError, match=r'the same shape on all processes, not \[\[2, 3\], \[2, 4\]\]'):
         gather_over_ranks(torch.zeros(2, 3 + rank))
     assert gather_over_ranks(torch.full((rank, 2), rank)).tolist() == [[1, 1]], 'one rank has no samples'

@@ -1,16 +1,21 @@
-"""Losses of class logits: DKD, DIST, hard labels."""
+"""Losses of class logits: DKD, DIST, hard labels; all of them for what they have in common."""
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from mmkd.models.losses import kl_divergence
+from mmkd.models.losses import CTKDLoss, MLKDLoss, RLDLoss, WTTMLoss, kl_divergence
 from mmkd.models.losses.dist import DISTLoss, mean_pearson_distance
 from mmkd.models.losses.dkd import DKDLoss, decoupled_kl_divergence
 from mmkd.models.losses.hard_label import HardLabelLoss
 
-LOSSES = [DKDLoss, DISTLoss, HardLabelLoss]
+LOSSES = [DKDLoss, DISTLoss, HardLabelLoss, MLKDLoss, CTKDLoss, WTTMLoss, RLDLoss]
+OF_LABELS = [DKDLoss, RLDLoss]
+RELATIONAL = [DISTLoss, MLKDLoss]
+ALONE = [kind for kind in LOSSES if kind not in RELATIONAL]
+SMALLEST_ELSEWHERE = [HardLabelLoss, WTTMLoss, RLDLoss]
+"""Losses that are not smallest where the student has the teacher's logits."""
 every_loss = pytest.mark.parametrize('kind', LOSSES)
 
 
@@ -106,7 +111,7 @@ def test_a_step_lowers_the_loss_and_equal_logits_are_best(kind):
     gradient, = torch.autograd.grad(value.mean(), s)
     step = s - 1e-2 * gradient / gradient.norm()
     assert loss(step, t, labels).mean() < value.mean()
-    if kind is not HardLabelLoss:
+    if kind not in SMALLEST_ELSEWHERE:
         torch.testing.assert_close(loss(t, t, labels), torch.zeros_like(value))
         torch.testing.assert_close(loss(t + 3, t, labels), torch.zeros_like(value))
 
@@ -117,7 +122,7 @@ def test_gradient_against_finite_differences(kind):
     assert torch.autograd.gradcheck(lambda x: kind()(x, t, labels), s.requires_grad_())
 
 
-@pytest.mark.parametrize('kind', [DKDLoss, HardLabelLoss])
+@pytest.mark.parametrize('kind', ALONE)
 def test_samples_are_alone(kind):
     s, t, labels = logits()
     torch.testing.assert_close(kind()(s, t, labels)[2:3], kind()(s[2:3], t[2:3], labels[2:3]))
@@ -148,7 +153,7 @@ def test_degenerate_logits_are_finite(kind, case):
     assert torch.isfinite(value).all() and torch.isfinite(s.grad).all()
 
 
-@pytest.mark.parametrize('kind', [DKDLoss, HardLabelLoss])
+@pytest.mark.parametrize('kind', ALONE)
 def test_no_samples(kind):
     s = torch.zeros(0, 5, requires_grad=True)
     value = kind()(s, torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
@@ -156,8 +161,8 @@ def test_no_samples(kind):
     assert value.shape == (0, ) and s.grad.shape == (0, 5)
 
 
-def test_only_dkd_asks_for_labels():
-    assert [kind.needs_labels for kind in LOSSES] == [True, False, False]
-    assert [kind.is_relational for kind in LOSSES] == [False, True, False]
+def test_what_losses_need():
+    assert [kind for kind in LOSSES if kind.needs_labels] == OF_LABELS
+    assert [kind for kind in LOSSES if kind.is_relational] == RELATIONAL
     s, t, _ = logits()
     torch.testing.assert_close(HardLabelLoss()(s, t), F.cross_entropy(s, t.argmax(1), reduction='none'))

@@ -235,7 +235,8 @@ def test_methods_are_named_as_the_papers_name_them():
     assert set(METHODS) == {
         'KD', 'KDTuned', 'DML', 'SHAKE', 'SOKD', 'DeiT', 'SAKD', 'LD', 'CrossKD', 'DKD', 'DIST', 'HardLabel',
         'FitNet', 'AT', 'NST', 'VID', 'KDSVD', 'AB', 'FSP', 'FT', 'OFD', 'ReviewKD', 'SP', 'CC', 'RKD', 'PKT',
-        'CRD', 'PKD', 'CWD', 'FGD', 'MGD', 'PredictionKD', 'QueryBoxes'}
+        'CRD', 'PKD', 'CWD', 'FGD', 'MGD', 'LSKD', 'MLKD', 'CTKD', 'WTTM', 'RLD',
+        'BCKD', 'BoxDistill', 'PredictionKD', 'QueryBoxes'}
 
 
 def test_no_boxes_give_zero_with_a_gradient():

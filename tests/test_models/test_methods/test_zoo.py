@@ -20,7 +20,7 @@ from tests.helpers.two_processes import run_in_two_processes, step_twice
 DETECTORS = ('faster_rcnn', 'retinanet')
 OF_LOGITS = [name for name, entry in ZOO.items() if issubclass(entry.cls, LogitDistill)]
 STAGED = ('AB', 'FSP', 'FT')
-WITH_PARAMETERS = {'FitNet', 'VID', 'AB', 'FT', 'OFD', 'ReviewKD', 'CC', 'CRD', 'FGD', 'MGD'}
+WITH_PARAMETERS = {'FitNet', 'VID', 'AB', 'FT', 'OFD', 'ReviewKD', 'CC', 'CRD', 'FGD', 'MGD', 'CTKD'}
 TASKS = dict(classifier='classifier', faster_rcnn='two-stage', retinanet='dense')
 CELLS = [(family, name) for family, task in TASKS.items()
          for name, entry in ZOO.items() if task in entry.task]
@@ -83,7 +83,7 @@ def reached(model, loss) -> set[str]:
 
 def expected_parts(name: str) -> set[str]:
     if name in OF_LOGITS:
-        return {'trunk', 'head'}
+        return {'trunk', 'head', 'own'} if name in WITH_PARAMETERS else {'trunk', 'head'}
     return {'trunk', 'own'} if name in WITH_PARAMETERS else {'trunk'}
 
 
