@@ -9,7 +9,7 @@ if _missing:
         f'mmkd needs OpenMMLab packages that are not installed: {", ".join(_missing)}. '
         'In a clone of mmkd, run `bash tools/setup_env.sh`; elsewhere, install the maintained '
         "OneDL stack with `pip install 'mmkd[onedl]'` or the upstream one with "
-        "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).")
+        "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).", name='mmkd')
 
 from . import checkpoints, datasets, engine, models  # noqa: E402,F401  (importing registers everything)
 from .models.methods import *  # noqa: E402,F403

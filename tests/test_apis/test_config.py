@@ -212,7 +212,7 @@ def test_prepared_and_reduced_is_stock(method):
 @pytest.mark.parametrize('name', ['shake_faster_rcnn_r50.py', 'kd_faster_rcnn_r50.py'])
 def test_shipped_config_reduced_is_the_shipped_student(name):
     cfg = prepare_config(Config.fromfile(REPO / 'configs' / name))
-    is_stock_again(cfg, Config.fromfile(REPO / 'configs/student_faster_rcnn_r50.py'))
+    is_stock_again(cfg, Config.fromfile(REPO / 'configs/coco/student_faster_rcnn_r50.py'))
 
 
 def test_student_alone_prepared_and_reduced_is_stock():
