@@ -59,7 +59,8 @@ def check_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except Exception:  # its type depends on the build of torch
-        raise MMKDError(f'--device {device!r} cannot be used here; use cpu, or cuda if there is a GPU.') from None
+        raise MMKDError(f'--device {device!r} cannot be used here; use cpu, or cuda if there is a GPU.'
+                        ) from None
     return device
 
 

@@ -1,8 +1,8 @@
 """The command ``mmkd``: its subcommands and their arguments.
 
-It is a package of its own, which imports only the standard library: importing ``mmkd`` takes seconds because it
-imports PyTorch and the OpenMMLab packages, and ``--help`` must not wait for that. What a subcommand does is in
-the module of the same name in ``mmkd.commands``, which is imported after the arguments have been parsed.
+It is a package of its own, which imports only the standard library: importing ``mmkd`` takes seconds, because
+it imports PyTorch and the OpenMMLab packages, and ``--help`` must not wait for that. What a subcommand does is
+in the module of the same name in ``mmkd.commands``, imported after the arguments have been parsed.
 """
 import argparse
 import re

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmkd.cli import run_tool
-from mmkd.experiments.comparison import Comparison, add_arguments, compare, work_dir_of
+from mmkd.experiments.comparison import Comparison, compare, work_dir_of
+from mmkd_cli.arguments import add_comparison_arguments
 
-PAIRS = dict(detection='configs/examples/digits/faster_rcnn_student.py',
-             classification='configs/examples/quickstart/classifier_student.py')
+PAIRS = dict(detection='mmkd::examples/digits/faster_rcnn_student.py',
+             classification='mmkd::examples/quickstart/classifier_student.py')
 METHODS = dict(detection=('student', 'kd', 'shake'),
                classification=('student', 'kd', 'sokd', 'shake_student'))
 FOLDERS = dict(detection='quickstart', classification='quickstart_classification')
@@ -26,7 +27,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> Comparison:
         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', choices=tuple(PAIRS), default='detection',
                         help='detectors or classifiers (default: %(default)s)')
-    add_arguments(parser, seeds='1, for classifiers 3', jobs='1, for classifiers all cores')
+    add_comparison_arguments(parser, seeds='1, for classifiers 3', jobs='1, for classifiers all cores')
     parser.add_argument('--work-dir', type=Path, metavar='FOLDER',
                         help='output folder (default: work_dirs/quickstart or '
                         'work_dirs/quickstart_classification)')

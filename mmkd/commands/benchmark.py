@@ -58,11 +58,13 @@ def measure(args: argparse.Namespace) -> dict:
     if args.against:
         models['against'].load_state_dict(weights, strict=False)
     steps = {name: Step(model, configs[name], data) for name, model in models.items()}
-    parts = dict(student=Step(student, alone, data),
-                 **teachers_forward(models['distill'], data), **steps,
-                 measured=with_measurement(steps['distill']), ended=after_the_end(steps['distill']))
+    profiled = dict(student=Step(student, alone, data), distill=steps['distill'])
+    parts: dict[str, Callable] = dict(
+        student=profiled['student'], **teachers_forward(models['distill'], data), **steps,
+        measured=with_measurement(steps['distill']), ended=after_the_end(steps['distill']))
     if proxy := trained_parts(models['distill'], data):
         parts['proxy'] = proxy
+    device = torch.device(args.device)
     seconds = take_turns(parts, args.iters)
     seconds['floor'] = seconds['student'] + seconds['teacher'] + seconds.get('proxy', 0)
     ratios = dict(floor=seconds['distill'] / seconds['floor'],
@@ -81,8 +83,8 @@ def measure(args: argparse.Namespace) -> dict:
                 size=list(data['inputs'][0].shape[-2:]), batch=len(data['inputs']), iters=args.iters,
                 device=device_name(args.device), threads=torch.get_num_threads(), seconds=seconds,
                 ratios=ratios,
-                memory={name: peak_memory(part, torch.check_device(args.device)) for name, part in parts.items()},
-                profile={name: parts[name].profile(args.iters) for name in ('student', 'distill')},
+                memory={name: peak_memory(part, device) for name, part in parts.items()},
+                profile={name: step.profile(args.iters) for name, step in profiled.items()},
                 loading=loading(configs['distill'], args.iters))
 
 
@@ -156,7 +158,7 @@ class Step:
         if hasattr(self.model, 'mmkd'):
             owners['teacher'] = [(teacher.inference, 'record') for teacher in self.model.mmkd.teachers]
             owners['methods'] = [(method, 'forward') for method in self.model.mmkd.methods.values()]
-        measured = {name: [] for name in (*owners, 'forward')}
+        measured: dict[str, list[float]] = {name: [] for name in (*owners, 'forward')}
         for _ in range(iters):
             with timed(owners) as seconds:
                 start = now()
@@ -311,7 +313,7 @@ def _leaves(value):
 
 def take_turns(parts: dict[str, Callable], iters: int) -> dict[str, float]:
     """Run all parts in turns; return the median seconds of each."""
-    seconds = {name: [] for name in parts}
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
     for turn in range(iters + 2):  # two to warm up
         for name, part in parts.items():
             start = now()

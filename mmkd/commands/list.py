@@ -18,7 +18,10 @@ def main(args: argparse.Namespace) -> None:
 
 def row(entry: MethodEntry) -> tuple[str, ...]:
     """Return a method's name, the networks it is for, a config (or an option) that uses it, and its paper."""
-    return entry.name, ', '.join(entry.task), entry.config or f'--distill {entry.name.lower()}', entry.paper
+    example = f'--distill {entry.name.lower()}'
+    if entry.config:
+        example = 'mmkd::' + entry.config.removeprefix('configs/')
+    return entry.name, ', '.join(entry.task), example, entry.paper
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

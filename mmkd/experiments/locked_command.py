@@ -1,4 +1,4 @@
-"""Run a command of mmkd while holding a lock: ``python -m mmkd.experiments.locked_command LOCK NAME ARGUMENT...``.
+"""Run a command of mmkd while holding a lock: ``locked_command LOCK NAME ARGUMENT...``.
 
 The training itself holds the lock of its work directory. So when only the experiment that started it is
 killed, the next one waits for the training to end, and does not write into the same directory.
