@@ -1,8 +1,9 @@
 """The command ``mmkd``: its subcommands and their arguments.
 
-It is a package of its own, which imports only the standard library: importing ``mmkd`` takes seconds, because
-it imports PyTorch and the OpenMMLab packages, and ``--help`` must not wait for that. What a subcommand does is
-in the module of the same name in ``mmkd.commands``, imported after the arguments have been parsed.
+It is a package of its own, which imports only the standard library: importing ``mmkd`` takes seconds,
+because it imports PyTorch and the OpenMMLab packages, and ``--help`` must not wait for that. What a
+subcommand does is in the module of the same name in ``mmkd.commands``, which is imported after the arguments
+have been parsed.
 """
 import argparse
 import re
@@ -13,7 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-COMMANDS = ('train', 'test', 'list', 'dry-run', 'compare', 'report', 'cache', 'export', 'benchmark', 'digits')
+COMMANDS = ('quickstart', 'train', 'test', 'list', 'dry-run', 'compare', 'report', 'cache', 'export',
+            'benchmark', 'digits')
 """The subcommands, in the order of ``mmkd --help``."""
 
 

@@ -5,12 +5,13 @@ import json
 import mmcv
 import pytest
 
+from mmkd.commands import quickstart
 from mmkd.commands.compare import plan
 from mmkd.experiments import comparison
 from mmkd.experiments.runs import RunQueue
 from mmkd_cli import parse
 from mmkd_cli.compare import PAIRS
-from tests.helpers.tiny import REPO, load_tool
+from tests.helpers.tiny import REPO
 
 FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
 CLASSIFIER = 'configs/examples/quickstart/classifier_student.py'
@@ -65,15 +66,14 @@ def test_bad_arguments_are_told(run, tmp_path, words, said):
 
 
 def test_quickstart_is_a_comparison(tmp_path):
-    quickstart = load_tool('quickstart.py')
-    detection = quickstart.parse_args(['--work-dir', str(tmp_path), '--seeds', '2'])
-    assert detection.command == 'bash tools/quickstart.sh --seeds 2'
+    detection = quickstart.plan(parse('quickstart', ['--work-dir', str(tmp_path), '--seeds', '2']))
+    assert detection.command == 'mmkd quickstart --seeds 2'
     teacher, *students = detection.plan()
     # configs/_base_/pairs/digits_quickstart.py names this checkpoint.
     assert teacher.checkpoint == tmp_path / 'teacher/epoch_8.pth'
     assert [student.work_dir.name for student in students] == [
         f'{method}_seed{seed}' for seed in (0, 1) for method in ('student', 'kd', 'shake')]
-    classification = quickstart.parse_args(['--task', 'classification'])
+    classification = quickstart.plan(parse('quickstart', ['--task', 'classification']))
     assert classification.seeds == (0, 1, 2)
     assert classification.work_dir == REPO / 'work_dirs/quickstart_classification'
 
