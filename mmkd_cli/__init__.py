@@ -6,8 +6,10 @@ subcommand does is in the module of the same name in ``mmkd.commands``, which is
 have been parsed.
 """
 import argparse
+import os
 import re
 import runpy
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter)
         _module(name).add_arguments(command)
     args = parser.parse_args(arguments)
-    _run(args.command, args)
+    _run(args.command, args, arguments[1:])
 
 
 def parse(command: str, arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,14 +67,28 @@ def run(command: str) -> None:
     Args:
         command: One of :data:`COMMANDS`.
     """
-    _run(command, parse(command))
+    _run(command, parse(command), sys.argv[1:])
+
+
+def _launch(command: str, words: list[str]) -> None:
+    """Become the launcher of several processes that run a command, as ``tools/dist_train.sh`` does."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument('--processes')
+    known, others = parser.parse_known_args(words)
+    package = Path(__file__).parents[1] / 'mmkd'
+    script = f'source {shlex.quote(str(package / ".mim" / "tools" / "common.sh"))}; launch "$@"'
+    os.execvpe(
+        'bash', ['bash', '-euo', 'pipefail', '-c', script, 'mmkd', known.processes, '-m', 'mmkd',
+                 command, '--launcher', 'pytorch', *others], dict(os.environ, MMKD_PYTHON=sys.executable))
 
 
 def _module(command: str) -> ModuleType:
     return import_module(f'mmkd_cli.{command.replace("-", "_")}')
 
 
-def _run(command: str, args: argparse.Namespace) -> None:
+def _run(command: str, args: argparse.Namespace, words: list[str]) -> None:
+    if getattr(args, 'processes', None):
+        _launch(command, words)
     try:
         from mmkd.cli import run_tool
     except ImportError as error:
