@@ -16,9 +16,11 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
-COMMANDS = ('quickstart', 'train', 'test', 'list', 'dry-run', 'compare', 'report', 'cache', 'export',
-            'benchmark', 'digits')
-"""The subcommands, in the order of ``mmkd --help``."""
+COMMANDS = {
+    'quickstart': 'quickstart', 'train': 'train', 'test': 'test', 'list': 'list_methods',
+    'dry-run': 'dry_run', 'compare': 'compare', 'report': 'report', 'cache': 'cache', 'export': 'export',
+    'benchmark': 'benchmark', 'digits': 'digits'}
+"""The subcommands, in the order of ``mmkd --help``, and their modules here and in ``mmkd.commands``."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -83,7 +85,7 @@ def _launch(command: str, words: list[str]) -> None:
 
 
 def _module(command: str) -> ModuleType:
-    return import_module(f'mmkd_cli.{command.replace("-", "_")}')
+    return import_module(f'mmkd_cli.{COMMANDS[command]}')
 
 
 def _run(command: str, args: argparse.Namespace, words: list[str]) -> None:
@@ -96,5 +98,5 @@ def _run(command: str, args: argparse.Namespace, words: list[str]) -> None:
             raise
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    work = import_module(f'mmkd.commands.{command.replace("-", "_")}').main
+    work = import_module(f'mmkd.commands.{COMMANDS[command]}').main
     run_tool(lambda: work(args))

@@ -28,7 +28,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--processes', type=at_least(1), metavar='N',
-                        help='start N processes on this machine, one for each GPU or, without GPUs, on the CPU')
+                        help='start N processes on this machine, one for each GPU (without GPUs, on the CPU)')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 

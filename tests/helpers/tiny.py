@@ -10,7 +10,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.visualization import Visualizer
 
-from mmkd_cli import parse
+from mmkd_cli import COMMANDS, parse
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ def load_tool(path: str):
 
 def run_command(name: str, *arguments: object) -> None:
     """Run a subcommand of mmkd in this process; mistakes are raised."""
-    work = importlib.import_module(f'mmkd.commands.{name.replace("-", "_")}')
+    work = importlib.import_module(f'mmkd.commands.{COMMANDS[name]}')
     work.main(parse(name, [str(word) for word in arguments]))
 
 

@@ -6,10 +6,10 @@ from importlib import import_module
 import pytest
 
 import mmkd
-from mmkd.commands.list import KINDS
+from mmkd.commands.list_methods import KINDS
 from mmkd.experiments.method_names import TITLES
 from mmkd.experiments.training_config import DIGITS
-from mmkd_cli import COMMANDS, compare, digits, list, main
+from mmkd_cli import COMMANDS, compare, digits, list_methods, main
 from tests.helpers.tiny import REPO
 
 ONLY_PARSING = '''
@@ -43,7 +43,7 @@ def test_help_names_every_command(capsys):
 
 @pytest.mark.parametrize('name', COMMANDS)
 def test_every_command_has_its_work(name):
-    assert callable(import_module(f'mmkd.commands.{name.replace("-", "_")}').main)
+    assert callable(import_module(f'mmkd.commands.{COMMANDS[name]}').main)
 
 
 @pytest.mark.parametrize('words', [[], ['trian'], ['train']])
@@ -55,7 +55,7 @@ def test_wrong_words_are_refused(capsys, words):
 
 def test_choices_are_those_of_the_package():
     """They are written twice, because the package takes long to import."""
-    assert {*list.TASKS} == {*KINDS}
+    assert {*list_methods.TASKS} == {*KINDS}
     assert tuple(TITLES) == compare.METHODS
     assert {*digits.SETS} == {*DIGITS}
 
