@@ -1,9 +1,7 @@
 import re
-import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
-from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 
@@ -14,35 +12,45 @@ def read_version() -> str:
     return re.search(r"__version__ = '([^']+)'", text)[1]
 
 
-class BuildWithConfigs(build_py):
-    """Puts ``configs/`` into the wheel, where OpenMMLab's packages keep theirs."""
-
-    def run(self):
-        super().run()
-        if not self.editable_mode:
-            target = Path(self.build_lib) / 'mmkd' / '.mim' / 'configs'
-            shutil.copytree(HERE / 'configs', target, dirs_exist_ok=True,
-                            ignore=shutil.ignore_patterns('__pycache__'))
-
-
 setup(
     name='mmkd',
     version=read_version(),
     description='Knowledge distillation for MMDetection and MMPretrain',
-    long_description=(HERE / 'README.md').read_text() if (HERE / 'README.md').exists() else '',
+    long_description=(HERE / 'README.md').read_text(),
     long_description_content_type='text/markdown',
+    author='The mmkd contributors',
     license='Apache-2.0',
+    keywords='knowledge distillation, object detection, image classification, MMDetection, MMPretrain',
+    packages=find_packages(include=['mmkd', 'mmkd.*', 'mmkd_cli']),
+    # mmkd/.mim links to configs/, tools/ and model-index.yml: MMEngine and MIM look for them there.
+    package_data={
+        'mmkd': [
+            'py.typed',
+            '.mim/model-index.yml',
+            '.mim/configs/**/*.py',
+            '.mim/configs/**/*.yml',
+            '.mim/configs/**/*.md',
+            '.mim/tools/**/*.py',
+            '.mim/tools/*.sh',
+        ],
+    },
+    # These need a checkout.
+    exclude_package_data={
+        'mmkd': ['.mim/tools/setup_*', '.mim/tools/run_tests.sh', '.mim/tools/quickstart.sh']},
+    entry_points={'console_scripts': ['mmkd = mmkd_cli:main']},
     classifiers=[
+        'Environment :: Console',
+        'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Typing :: Typed',
     ],
     python_requires='>=3.10',
-    packages=find_packages(include=['mmkd', 'mmkd.*']),
-    package_data={'mmkd': ['py.typed']},
-    cmdclass={'build_py': BuildWithConfigs},
     # The OpenMMLab packages exist under two sets of names, so neither is a hard requirement.
     # tools/setup_env.sh installs either set with versions that were tested together.
     install_requires=['filelock', 'numpy', 'rich', 'safetensors', 'scipy'],
@@ -68,6 +76,7 @@ setup(
             'mmpretrain==1.2.0',
             'pycocotools',
         ],
+        'examples': ['matplotlib', 'scikit-learn'],
         'dev': [
             'codespell',
             'hypothesis',

@@ -7,9 +7,9 @@ _missing = [name for name in ('mmengine', 'mmcv', 'mmdet', 'mmpretrain') if find
 if _missing:
     raise ImportError(
         f'mmkd needs OpenMMLab packages that are not installed: {", ".join(_missing)}. '
-        'In a clone of mmkd, run `bash tools/setup_env.sh`; elsewhere, install the maintained '
-        "OneDL stack with `pip install 'mmkd[onedl]'` or the upstream one with "
-        "`pip install 'mmkd[upstream]'` (docs/installation.md has the versions that fit together).")
+        'In a clone of mmkd, run `bash tools/setup_env.sh`; elsewhere, MMCV is compiled for your torch: '
+        "`pip install torch torchvision 'setuptools<81' wheel ninja packaging numpy psutil`, then "
+        "`pip install --no-build-isolation --no-binary onedl-mmcv 'mmkd[onedl]'`.", name='mmkd')
 
 from . import checkpoints, datasets, engine, models  # noqa: E402,F401  (importing registers everything)
 from .models.methods import *  # noqa: E402,F403

@@ -1,10 +1,11 @@
-"""What the command line tools share: arguments, checks of configs and outputs, reporting errors."""
+"""What the commands share: options, checks of configs and outputs, reporting errors."""
 import argparse
 import errno
 import inspect
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
@@ -22,49 +23,45 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 """Errors of the operating system that a user can solve."""
 
 
-class OptionsAction(DictAction):
-    """MMEngine's action for ``KEY=VALUE``, with an error for words that have another form."""
+def parse_options(words: Iterable[str], option: str = '--cfg-options') -> dict[str, Any]:
+    """Parse config options as MMEngine does.
 
-    def __call__(self, parser, namespace, values, option_string=None):
-        for word in values:
-            if '=' not in word:
-                parser.error(f'{option_string}: {word!r} is not KEY=VALUE, without spaces')
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # unbalanced brackets
-            parser.error(f'{option_string}: {error}')
+    Args:
+        words: Options ``KEY=VALUE``.
+        option: The option of the command line that has them, for messages.
 
+    Returns:
+        dict: Values by dotted keys.
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return an argument type: whole numbers of at least ``least``."""
-
-    def number(text: str) -> int:
-        if not text.lstrip('-').isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'must be a whole number of at least {least}, not {text!r}')
-        return int(text)
-
-    return number
-
-
-def device(text: str) -> str:
-    """Check, as an argument type, that a device is available."""
+    Raises:
+        MMKDError: If a word has another form.
+    """
+    words = list(words)
+    for word in words:
+        if '=' not in word:
+            raise MMKDError(f'{option}: {word!r} is not KEY=VALUE, without spaces.')
+    namespace = argparse.Namespace()
     try:
-        torch.empty(0, device=text)
+        DictAction([option], 'options', nargs='+')(argparse.ArgumentParser(), namespace, words, option)
+    except AssertionError as error:  # unbalanced brackets
+        raise MMKDError(f'{option}: {one_line(error)}.') from None
+    return namespace.options
+
+
+def check_device(device: str | None) -> str:
+    """Return the device of a command line, or the default: a GPU if there is one.
+
+    Raises:
+        MMKDError: If the device is not available.
+    """
+    if device is None:
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        torch.empty(0, device=device)
     except Exception:  # its type depends on the build of torch
-        raise argparse.ArgumentTypeError(
-            f'{text!r} cannot be used here; use cpu, or cuda if there is a GPU') from None
-    return text
-
-
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that ``train.py`` and ``test.py`` share with MMDetection's tools."""
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints')
-    parser.add_argument(
-        '--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
-        help='override settings of the config, for instance model.student.backbone.depth=18')
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
-                        help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+        raise MMKDError(f'--device {device!r} cannot be used here; use cpu, or cuda if there is a GPU.'
+                        ) from None
+    return device
 
 
 def merge_options(cfg: Config, options: dict | None) -> None:

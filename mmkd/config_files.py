@@ -15,11 +15,15 @@ from typing import Any
 
 import yaml
 from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.hub import get_config
 from mmengine.utils import import_modules_from_strings
 
-from .errors import MMKDError, escaped, one_line
+from .errors import MMKDError, escaped, nearest_names, one_line
 
+MODULE2PACKAGE['mmkd'] = 'mmkd'  # the packages whose configs MMEngine finds by ``PACKAGE::PATH``
+SHIPPED = (Path(__file__).parent / '.mim' / 'configs').resolve()
+"""The configs ``mmkd::…``; in a checkout, a link to ``configs/``."""
 _DATA = ('.yml', '.yaml', '.json')
 _PACKAGES = ('mmkd', 'mmdet', 'mmpretrain', 'mmcv', 'mmengine')
 _MAX_VALUES = 100_000
@@ -36,7 +40,7 @@ _Loader.add_constructor('tag:yaml.org,2002:python/tuple',
 
 
 def read_config(path: str | Path, name: str = 'config') -> Config:
-    """Read a config file, or a config inside an installed package (``mmdet::faster_rcnn/….py``).
+    """Read a config file, or a config inside an installed package (``mmkd::….py``, ``mmdet::….py``).
 
     Args:
         path: The file, or a package and a path inside its configs. A file that ends with ``.py`` is executed;
@@ -47,6 +51,8 @@ def read_config(path: str | Path, name: str = 'config') -> Config:
         MMKDError: If the config does not exist or cannot be read, or is data and names Python code.
     """
     path = str(path)
+    if path.startswith('mmkd::'):
+        path = _shipped_config(path, name)
     if '::' not in path and not os.path.exists(path):
         raise MMKDError(f'The {name} {path!r} does not exist (looked for it in {os.getcwd()}).')
     try:
@@ -56,6 +62,15 @@ def read_config(path: str | Path, name: str = 'config') -> Config:
     except Exception as error:  # a config is Python, and may raise anything
         reason = str(error) if isinstance(error, _NamesCodeError) else one_line(error)
         raise MMKDError(f'The {name} {path!r} cannot be read ({reason}).') from None
+
+
+def _shipped_config(config: str, name: str) -> str:
+    """Return the path of a config ``mmkd::…``; MMEngine would read all metafiles to find it."""
+    path = config.removeprefix('mmkd::')
+    if not _is_installed(config) or not (SHIPPED / path).is_file():
+        known = [file.relative_to(SHIPPED).as_posix() for file in SHIPPED.rglob('*.py')]
+        raise MMKDError(f'mmkd has no {name} {path!r}{nearest_names(path, known)}.')
+    return str(SHIPPED / path)
 
 
 class _NamesCodeError(ValueError):

@@ -18,9 +18,9 @@ NAMED = re.compile(r'(?<![\w/.:-])(?:configs|mmkd|tests|tools)/[\w./{},*-]+')
 PLACEHOLDER = re.compile(r'\b(?!README\b|LICENSE\b|CHANGELOG\b|CONTRIBUTING\b)[A-Z]{3,}\b')
 """What a reader replaces, such as ``PAIR`` in ``configs/cifar/PAIR.py``."""
 
-LAYERS = ('mmkd', 'experiments', 'engine', 'work_dir', 'cli', 'apis', 'models', 'models/distillers',
-          'models/methods', 'models/proxies', 'models/teachers', 'models/connectors', 'models/losses',
-          'models/spots')
+LAYERS = ('mmkd', 'commands', 'experiments', 'engine', 'work_dir', 'cli', 'apis', 'models',
+          'models/distillers', 'models/methods', 'models/proxies', 'models/teachers', 'models/connectors',
+          'models/losses', 'models/spots')
 """The packages of docs/images/architecture.svg from top to bottom; other modules import none of them."""
 
 

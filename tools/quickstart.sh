@@ -6,7 +6,6 @@ help=
 for argument in "$@"; do
     if [[ "$argument" == --help || "$argument" == -h ]]; then
         help=yes  # printing the help does not need a set-up that takes minutes
-        "$(find_python)" -c 'import mmengine' 2>/dev/null || die "run 'bash tools/setup_env.sh' first"
     fi
 done
 

@@ -59,8 +59,11 @@ def unmet_pins(constraints: str, names: list[str]) -> list[str]:
 
 def has_mmkd() -> bool:
     """Whether Python finds mmkd in this checkout; call it from another folder, which would count too."""
-    spec = importlib.util.find_spec('mmkd')
-    return bool(spec and spec.origin) and Path(spec.origin).resolve() == REPO / 'mmkd' / '__init__.py'
+    for name in ('mmkd', 'mmkd_cli'):
+        spec = importlib.util.find_spec(name)
+        if not (spec and spec.origin) or Path(spec.origin).resolve() != REPO / name / '__init__.py':
+            return False
+    return True
 
 
 def build_key() -> str:

@@ -1,4 +1,4 @@
 # ResNet32x4 -> ResNet32 on CIFAR-100. Trains the student alone; `--distill METHOD` adds the teacher.
 _base_ = './networks/resnet32.py'
 
-teacher = dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
+teacher = dict(config='mmkd::cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')

@@ -2,5 +2,5 @@
 _base_ = './networks/resnet8x4_cifar10.py'
 
 teacher = dict(
-    config='configs/cifar/networks/resnet32x4_cifar10.py',
+    config='mmkd::cifar/networks/resnet32x4_cifar10.py',
     checkpoint='checkpoints/crd/resnet32x4_cifar10.pth')

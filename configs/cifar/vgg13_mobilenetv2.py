@@ -1,4 +1,4 @@
 # VGG13 -> MobileNetV2 on CIFAR-100. Trains the student alone; `--distill METHOD` adds the teacher.
 _base_ = './networks/mobilenetv2.py'
 
-teacher = dict(config='configs/cifar/networks/vgg13.py', checkpoint='checkpoints/crd/vgg13.pth')
+teacher = dict(config='mmkd::cifar/networks/vgg13.py', checkpoint='checkpoints/crd/vgg13.pth')

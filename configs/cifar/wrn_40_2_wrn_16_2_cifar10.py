@@ -2,4 +2,4 @@
 _base_ = './networks/wrn_16_2_cifar10.py'
 
 teacher = dict(
-    config='configs/cifar/networks/wrn_40_2_cifar10.py', checkpoint='checkpoints/crd/wrn_40_2_cifar10.pth')
+    config='mmkd::cifar/networks/wrn_40_2_cifar10.py', checkpoint='checkpoints/crd/wrn_40_2_cifar10.pth')

@@ -1,6 +1,7 @@
 """Reading, preparing and reducing whole configs."""
 import copy
 import os
+import re
 from typing import Any
 
 import torch
@@ -222,13 +223,19 @@ def check_annotation_files(loader: dict | list | None, role: str) -> None:
                     path = os.path.join(node.get('data_root') or '', path)
                 if '://' not in path and not os.path.exists(path):
                     raise MMKDError(f'The annotation file {path!r} of {role} does not exist; '
-                                    f'set {key} to the path of the data.')
+                                    f'set {key} to the path of the data{_draw(path)}.')
             elif _name(node.get('type')).split('.')[-1] in _READ_FROM_FOLDERS:
                 path = node.get('data_root') or ''
                 if path and '://' not in path and not os.path.isdir(path):
                     raise MMKDError(f'The image folder {path!r} of {role} does not exist; '
-                                    f'set {role}.dataset.data_root to the path of the data.')
+                                    f'set {role}.dataset.data_root to the path of the data{_draw(path)}.')
             pending.extend(node.get(child) for child in ('dataset', 'datasets'))
+
+
+def _draw(path: str) -> str:
+    """Return how the data of a shipped example are made, as the end of a sentence."""
+    match = re.match(r'data/(digits_\w+)', path)
+    return f", or draw them with 'mmkd digits {match[1]}'" if match else ''
 
 
 def _import_mmkd(cfg: Config) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from ..cli import OptionsAction, check_output
+from ..cli import check_output
 from ..errors import MMKDError
 
 
@@ -24,30 +24,12 @@ def device_name(device: str) -> str:
     return torch.cuda.get_device_name(device) if torch.device(device).type == 'cuda' else device
 
 
-def benchmark_parser(description: str | None, config: str, against: str) -> argparse.ArgumentParser:
-    """Return a parser with the arguments that all benchmarks share.
-
-    Args:
-        description: What the benchmark measures.
-        config: Help of the config.
-        against: Help of the config that is measured beside it.
-    """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help=config)
-    parser.add_argument('--against', metavar='CONFIG', help=against)
-    parser.add_argument('--json', metavar='FILE', help='where to write the figures')
-    parser.add_argument('--cfg-options', nargs='+', action=OptionsAction, metavar='KEY=VALUE',
-                        help='change settings of both configs')
-    return parser
-
-
 def run_benchmark(args: argparse.Namespace, measure: Callable[[argparse.Namespace], dict],
                   describe: Callable[[dict], list[str]]) -> None:
     """Measure, print the figures, and write them to ``args.json`` if it is set.
 
     Args:
-        args: Arguments of :func:`benchmark_parser`.
+        args: The arguments of the command, with ``json``.
         measure: Returns the figures.
         describe: Returns the figures as lines of text.
 

@@ -4,7 +4,6 @@ A *pair* is the training config of a student that names its teacher's config: ``
 Settings of methods that suit the pair may be given under ``comparison``. All students of a pair have the same
 initialization, batches, updates and learning rates.
 """
-import argparse
 import os
 import platform
 import re
@@ -24,7 +23,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from ..apis import compose_distillation, prepare_config
 from ..apis.config import model_config
-from ..cli import at_least, merge_options
+from ..cli import merge_options, parse_options
 from ..engine.hooks.method_hooks import check_first_phases
 from ..errors import MMKDError
 from .method_names import check_methods, method_settings, method_title
@@ -32,12 +31,10 @@ from .progress import duration
 from .report import markdown, pair_title, print_markdown, summarize
 from .runs import Run, RunQueue, read_log, write_json
 from .training_config import (
-    CHECKOUT,
     TrainingConfig,
     digest,
     load_config,
     make_digits,
-    parse_options,
     read_training_config,
 )
 
@@ -47,7 +44,7 @@ class Comparison:
     """What is compared, and where the trainings go.
 
     Args:
-        pairs: Config files of students, absolute or relative to the checkout.
+        pairs: Configs of students: paths, or names ``mmkd::…``.
         methods: Names of methods, see :mod:`.method_names`; the first is ``'student'``.
         seeds: Seeds of the students; the teacher has seed 0.
         work_dir: Folder of all trainings.
@@ -163,15 +160,15 @@ class Comparison:
         return [curves, detections]
 
     def _read(self, config: str) -> TrainingConfig:
-        return read_training_config(CHECKOUT / config, self.cfg_options, self.data, self.smoke)
+        return read_training_config(config, self.cfg_options, self.data, self.smoke)
 
     def _teacher_run(self, pair: str, config: TrainingConfig) -> Run:
         if not config.teacher:
             raise MMKDError(f'{config.path} names no teacher; add '
                             'teacher=dict(config=…, checkpoint=…) to it.')
-        if not (CHECKOUT / config.teacher).is_file():
-            raise MMKDError(f'{config.path} names the teacher {config.teacher}, which is not a file in '
-                            'the checkout; name it by an absolute path.')
+        if '::' not in config.teacher and not Path(config.teacher).is_file():
+            raise MMKDError(f'{config.path} names the teacher {config.teacher}, which does not exist here; '
+                            'name it by an absolute path.')
         return self._run(
             pair, self._read(config.teacher), 'teacher', 0, title=f'{pair_title(pair)}, teacher, seed 0',
             work_dir=self.folder(pair) / 'teacher')
@@ -211,8 +208,6 @@ class Comparison:
 def compare(comparison: Comparison) -> None:
     """Run everything of a comparison that is left to do, and report after every training.
 
-    The working directory becomes the checkout, relative to which configs name teachers and data.
-
     Args:
         comparison: What to compare.
 
@@ -223,7 +218,6 @@ def compare(comparison: Comparison) -> None:
     start = time.monotonic()
     # As an exception, so that the trainings are stopped too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    os.chdir(CHECKOUT)
     if comparison.report_only:
         report(comparison)
         return
@@ -259,37 +253,20 @@ def report(comparison: Comparison) -> None:
     comparison.print_report(runs)
 
 
-def add_arguments(parser: argparse.ArgumentParser, seeds: int | str, jobs: int | str) -> None:
-    """Add the options that all commands for comparisons share.
-
-    Args:
-        parser: The command's parser.
-        seeds: Default number of seeds; text describes a default that the command sets itself.
-        jobs: Default number of trainings at a time; text as for ``seeds``.
-    """
-    for option, default, text in (
-            ('--seeds', seeds, 'train every method with N seeds; more seeds give a spread and an interval'),
-            ('--jobs', jobs, 'how many trainings run at a time and share the cores')):
-        parser.add_argument(option, type=at_least(1), metavar='N', help=f'{text} (default: {default})',
-                            default=default if isinstance(default, int) else None)
-    parser.add_argument('--data', type=lambda text: Path(text).resolve(), metavar='FOLDER',
-                        help='folder of the digits, which are drawn if missing (default: data/digits_det, '
-                        'data/digits_cls)')
-    parser.add_argument('--smoke', action='store_true',
-                        help='make a tiny run that only proves that the pipeline works')
-
-
 def work_dir_of(folder: Path | None, default: str, smoke: bool) -> Path:
-    """Return the absolute path of a work directory, by default in ``work_dirs/`` of the checkout."""
-    return (folder or CHECKOUT / f'work_dirs/{default}{"_smoke" if smoke else ""}').resolve()
+    """Return the absolute path of a work directory, by default in ``work_dirs/``."""
+    return (folder or Path(f'work_dirs/{default}{"_smoke" if smoke else ""}')).resolve()
 
 
-def find_pair(pair: str) -> str | None:
-    """Return the path of a pair, found here or in the checkout, and relative to the checkout if inside."""
-    for path in (Path(pair).resolve(), CHECKOUT / pair):
-        if path.is_file():
-            return str(path.relative_to(CHECKOUT) if path.is_relative_to(CHECKOUT) else path)
-    return None
+def find_pair(pair: str) -> str:
+    """Return the name of a pair's config: its path, or ``mmkd::…`` as it is.
+
+    Raises:
+        MMKDError: If the file does not exist.
+    """
+    if '::' not in pair and not Path(pair).is_file():
+        raise MMKDError(f'There is no config {pair!r}.')
+    return pair
 
 
 def pair_name(pair: str) -> str:

@@ -68,7 +68,7 @@ def mean_curve(logs: Sequence[dict[int, dict]],
     return steps, [statistics.mean(value(log[step]) for log in logs) for step in steps]
 
 
-def draw_detections(path: Path, detectors: Iterable[tuple[str, Path, Path]], cfg_options: dict,
+def draw_detections(path: Path, detectors: Iterable[tuple[str, str, Path]], cfg_options: dict,
                     num_images: int = 4, score_thr: float = 0.5) -> None:
     """Draw the first val images, a row each: the ground truth, and the detections of every detector.
 

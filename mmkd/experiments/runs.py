@@ -18,7 +18,6 @@ from typing import NamedTuple
 
 from ..errors import MMKDError
 from .progress import RunProgress
-from .training_config import CHECKOUT
 
 SCORES = dict(bbox_mAP='AP', top1='top-1')
 """The metrics that are compared, by the names that MMDetection and MMPretrain give them."""
@@ -44,15 +43,15 @@ class Run:
         title: Its name for people.
         method: Its name in results.
         seed: Its random seed.
-        config: Config file for ``tools/train.py`` and ``tools/test.py``.
+        config: Config for ``mmkd train`` and ``mmkd test``.
         work_dir: Its work directory.
         epochs: Its length in epochs.
         iterations: Its length in iterations.
         options: Config options of training and testing.
         settings: Everything that its result depends on.
-        train_arguments: Further arguments of ``tools/train.py``.
+        train_arguments: Further arguments of ``mmkd train``.
         train_options: Config options of training alone.
-        test_arguments: Further arguments of ``tools/test.py``.
+        test_arguments: Further arguments of ``mmkd test``.
         metric: A metric that the last epoch must have; where the log lacks it, the last checkpoint is tested.
         teacher: The run that must be finished first.
     """
@@ -60,7 +59,7 @@ class Run:
     title: str
     method: str
     seed: int
-    config: Path
+    config: str
     work_dir: Path
     epochs: int
     iterations: int
@@ -169,7 +168,7 @@ class RunQueue:
             MMKDError: If the training fails.
         """
         write_json(run.work_dir / 'settings.json', run.settings)
-        self.run_tool(run, 'train.py', [run.config, '--work-dir', run.work_dir, '--resume',
+        self.run_command(run, 'train', [run.config, '--work-dir', run.work_dir, '--resume',
                                         *run.train_arguments], {**run.options, **run.train_options}, show)
         log = read_log(run.work_dir)
         record = log.val.get(run.epochs, {})
@@ -187,30 +186,29 @@ class RunQueue:
     def test(self, run: Run) -> dict:
         """Evaluate the last checkpoint of a run and return its metrics."""
         work_dir = run.work_dir / 'test'
-        self.run_tool(run, 'test.py', [run.config, run.checkpoint, '--work-dir', work_dir,
+        self.run_command(run, 'test', [run.config, run.checkpoint, '--work-dir', work_dir,
                                        *run.test_arguments], run.options)
         return json.loads(max(work_dir.glob('*/*.json')).read_text())
 
-    def run_tool(self, run: Run, tool: str, arguments: Sequence[object], options: dict[str, object],
+    def run_command(self, run: Run, name: str, arguments: Sequence[object], options: dict[str, object],
                  show: Callable[[TrainingLog], None] = lambda log: None) -> None:
-        """Run a tool in a subprocess, with its output in ``stdout.log``.
+        """Run a command of mmkd in a subprocess, with its output in ``stdout.log``.
 
         Args:
             run: The training.
-            tool: ``'train.py'`` or ``'test.py'``.
+            name: ``'train'`` or ``'test'``.
             arguments: Its arguments.
             options: Its config options.
             show: Called with the log about once a second.
 
         Raises:
-            MMKDError: If the tool fails or is stopped.
+            MMKDError: If the command fails or is stopped.
         """
-        command = [sys.executable, '-m', 'mmkd.experiments.locked_tool', run.work_dir / '.lock',
-                   CHECKOUT / 'tools' / tool, *arguments, '--cfg-options',
-                   *(f'{key}={value}' for key, value in options.items())]
+        command = [sys.executable, '-m', 'mmkd.experiments.locked_command', run.work_dir / '.lock',
+                   name, *arguments, '--cfg-options', *(f'{key}={value}' for key, value in options.items())]
         output = run.work_dir / 'stdout.log'
         with output.open('a') as file:
-            process = subprocess.Popen([str(word) for word in command], cwd=CHECKOUT, stdout=file,
+            process = subprocess.Popen([str(word) for word in command], stdout=file,
                                        stderr=subprocess.STDOUT, env=self._environment(run),
                                        start_new_session=True)
         try:
@@ -227,14 +225,12 @@ class RunQueue:
             with output.open(errors='replace') as lines:
                 print(''.join(deque(lines, 25)), file=sys.stderr)
             raise MMKDError(
-                f'{run.title}: tools/{tool} failed with exit status {process.returncode}; its output is in '
+                f'{run.title}: mmkd {name} failed with exit status {process.returncode}; its output is in '
                 f'{output}. Run the same command again to go on from the last checkpoint.')
 
     def _environment(self, run: Run) -> dict[str, str]:
-        # With the checkout in front, mmkd need not be installed.
-        path = os.pathsep.join([str(CHECKOUT), *filter(None, [os.environ.get('PYTHONPATH')])])
         # Where cores are shared, threads that wait by spinning make a step several times slower.
-        environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'PYTHONPATH': path}
+        environment = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
         if self.jobs > 1:
             # Students all wait for a teacher, so fewer trainings share the cores in the beginning.
             teachers = sum(other.teacher is None for other in self.runs)

@@ -1,5 +1,4 @@
 """What an experiment has to know about a training config, and the digits that some configs train on."""
-import argparse
 import functools
 import hashlib
 import json
@@ -13,12 +12,10 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 from ..apis.config import check_annotation_files
-from ..cli import OptionsAction
+from ..cli import parse_options
 from ..config_files import read_config
 from ..errors import MMKDError
 
-CHECKOUT = Path(__file__).resolve().parents[2]
-"""The checkout with ``tools/`` and ``configs/``, relative to which configs name teachers and data."""
 SPLITS = ('train', 'val', 'test')
 SMOKE_BATCHES = 2
 """Number of batches that a smoke run takes from data that are not drawn here."""
@@ -59,7 +56,7 @@ class TrainingConfig:
         digest: Hash of the whole config.
     """
 
-    path: Path
+    path: str
     epochs: int
     iterations: int
     metric: str
@@ -73,7 +70,7 @@ class TrainingConfig:
 
 
 @functools.lru_cache
-def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Path | None = None,
+def read_training_config(path: str, cfg_options: tuple[str, ...] = (), data: Path | None = None,
                          smoke: bool = False) -> TrainingConfig:
     """Read the facts of a training config.
 
@@ -99,7 +96,7 @@ def read_training_config(path: Path, cfg_options: tuple[str, ...] = (), data: Pa
     if name in DIGITS:
         images = DIGITS[name].smoke_images if smoke else DIGITS[name].images
         number = min(images['train'], loader.dataset.get('indices') or images['train'])
-        folder = data or CHECKOUT / f'data/{name}{"_smoke" if smoke else ""}'
+        folder = data or folder_of_digits(name, smoke)
         options.update({f'{split}_dataloader.dataset.data_root': f'{folder}/' for split in SPLITS})
         if metric == 'coco/bbox_mAP':
             options.update({f'{split}_evaluator.ann_file': f'{folder}/annotations/instances_val.json'
@@ -132,7 +129,7 @@ def _read_dataset(cfg: Config, split: str) -> tuple[str, dict]:
     return key, dataset
 
 
-def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:
+def load_config(path: str, cfg_options: Iterable[str] = ()) -> Config:
     """Load a config file with config options ``KEY=VALUE``.
 
     Raises:
@@ -141,22 +138,6 @@ def load_config(path: Path, cfg_options: Iterable[str] = ()) -> Config:
     cfg = read_config(path)
     cfg.merge_from_dict(parse_options(cfg_options))
     return cfg
-
-
-def parse_options(cfg_options: Iterable[str], parser: argparse.ArgumentParser | None = None) -> dict:
-    """Parse config options ``KEY=VALUE`` as the tools do.
-
-    Args:
-        cfg_options: The options.
-        parser: The parser that reports an option that cannot be parsed.
-
-    Returns:
-        dict: Values by dotted keys.
-    """
-    namespace = argparse.Namespace(cfg_options={})
-    action = OptionsAction(['--cfg-options'], 'cfg_options', nargs='+')
-    action(parser or argparse.ArgumentParser(), namespace, list(cfg_options), '--cfg-options')
-    return namespace.cfg_options
 
 
 def make_digits(configs: Iterable[TrainingConfig]) -> None:
@@ -170,13 +151,32 @@ def make_digits(configs: Iterable[TrainingConfig]) -> None:
         if config.folder and by_folder.setdefault(config.folder, config).digits != config.digits:
             raise MMKDError('--data is a single folder, but the configs use several datasets.')
     for folder, config in by_folder.items():
-        # It needs scikit-learn, which other data do not.
-        module = import_module(f'mmkd.datasets.{DIGITS[str(config.digits)].module}')
-        try:
-            made = module.make(folder, **config.images)
-        except OSError as error:
-            raise MMKDError(str(error)) from error
-        print(f'Digits {"drawn" if made else "found"} in {folder}', flush=True)
+        draw_digits(str(config.digits), config.images, folder)
+
+
+def draw_digits(name: str, images: dict[str, int], folder: Path) -> None:
+    """Draw digits into a folder, unless they are there.
+
+    Args:
+        name: One of :data:`DIGITS`.
+        images: How they are drawn: the arguments of the module that draws them.
+        folder: The folder.
+
+    Raises:
+        MMKDError: If they cannot be drawn, or the folder has others.
+    """
+    # It needs scikit-learn, which other data do not.
+    module = import_module(f'mmkd.datasets.{DIGITS[name].module}')
+    try:
+        made = module.make(folder, **images)
+    except OSError as error:
+        raise MMKDError(str(error)) from error
+    print(f'Digits {"drawn" if made else "found"} in {folder}', flush=True)
+
+
+def folder_of_digits(name: str, smoke: bool) -> Path:
+    """Return the default folder of a dataset of digits, in which the configs look for it."""
+    return Path(f'data/{name}{"_smoke" if smoke else ""}').resolve()
 
 
 def digest(content: object) -> str:

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from ..errors import MMKDError
 from .report import print_markdown
 from .runs import SCORES, Run, RunQueue, score, write_json
-from .training_config import CHECKOUT, TrainingConfig, load_config, make_digits, read_training_config
+from .training_config import TrainingConfig, load_config, make_digits, read_training_config
 
 STUDENT = 'student'
 """The candidate without distillation, which takes part in all rounds."""
@@ -40,7 +40,7 @@ class WeightSearch:
         jobs: Number of trainings at a time.
     """
 
-    config: Path
+    config: str
     method: str
     weights: tuple[float, ...]
     shares: tuple[float, ...]
@@ -143,7 +143,6 @@ def search(plan: WeightSearch) -> None:
         SystemExit: If it is interrupted.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the trainings are stopped too
-    os.chdir(CHECKOUT)
     rounds: list[dict[str, float]] = []
     names = list(plan.candidates)
     try:

@@ -1,5 +1,6 @@
 """Tiny configs and models that many tests share."""
 import copy
+import importlib
 import importlib.util
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from mmengine.config import Config
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.visualization import Visualizer
+
+from mmkd_cli import COMMANDS, parse
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -18,6 +21,12 @@ def load_tool(path: str):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def run_command(name: str, *arguments: object) -> None:
+    """Run a subcommand of mmkd in this process; mistakes are raised."""
+    work = importlib.import_module(f'mmkd.commands.{COMMANDS[name]}')
+    work.main(parse(name, [str(word) for word in arguments]))
 
 
 def tiny_config(name: str = 'student', data: str | None = None) -> Config:

@@ -66,7 +66,7 @@ def test_numbers_too_small(run, files, tool, option, value):
 @pytest.mark.parametrize('device', ['gpu', 'cuda:99'])
 def test_a_device_that_is_not_there(run, files, tool, device):
     ended = run(tool, files.distilling, '--device', device)
-    assert ended.code == 2 and f'argument --device: {device!r} cannot be used here' in ended.err
+    assert ended.code == 2 and f'error: --device {device!r} cannot be used here' in ended.err
 
 
 @pytest.mark.parametrize(('launcher', 'variable'), [

@@ -257,10 +257,10 @@ def test_a_named_teacher_is_taken_unless_another_is_given():
     pair = Path('configs/cifar/resnet32x4_resnet8x4.py')
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd')
     assert cfg.model.teacher == dict(
-        config='configs/cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
+        config='mmkd::cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
     assert 'teacher' not in cfg
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', teacher_checkpoint='teacher.pth')
-    assert cfg.model.teacher == dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='teacher.pth')
+    assert cfg.model.teacher == dict(config='mmkd::cifar/networks/resnet32x4.py', checkpoint='teacher.pth')
     # The named checkpoint belongs to the named teacher, not to another one.
     cfg = compose_distillation(copy.deepcopy(read(pair)), 'kd', 'configs/cifar/networks/vgg13.py')
     assert cfg.model.teacher == dict(config='configs/cifar/networks/vgg13.py', checkpoint=None)
@@ -270,11 +270,11 @@ def test_a_named_teacher_is_taken_unless_another_is_given():
 
 def test_a_peer_is_built_like_the_named_teacher():
     cfg = compose_distillation(copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), 'DML')
-    assert cfg.model.methods.dml == dict(type='mmkd.DML', config='configs/cifar/networks/resnet32x4.py')
+    assert cfg.model.methods.dml == dict(type='mmkd.DML', config='mmkd::cifar/networks/resnet32x4.py')
     assert 'teacher' not in cfg.model and 'teacher' not in cfg
     cfg = compose_distillation(
         copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), ['dml', 'kd'])
-    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/cifar/networks/resnet32x4.py'
+    assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'mmkd::cifar/networks/resnet32x4.py'
     cfg = compose_distillation(copy.deepcopy(read(Path('configs/cifar/resnet32x4_resnet8x4.py'))), 'dml',
                                'configs/cifar/networks/vgg13.py', 'vgg13.pth')
     assert cfg.model.methods.dml.config == cfg.model.teacher.config == 'configs/cifar/networks/vgg13.py'

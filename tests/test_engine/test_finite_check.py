@@ -14,12 +14,13 @@ pytest.importorskip('mmpretrain')
 
 from mmkd.apis import prepare_config
 from mmkd.checkpoints import check_valid, find_invalid, latest_checkpoint, load_checkpoint
+from mmkd.commands.export import export
 from mmkd.engine.hooks import FiniteCheckHook
 from mmkd.errors import MMKDError
 from mmkd.models.losses import FeatureLoss
 from mmkd.registry import MODELS
 from tests.helpers.classifiers import classifier, distill, distill_changed, teacher_of
-from tests.helpers.tiny import build, load_tool
+from tests.helpers.tiny import build
 from tests.test_integration.test_classifier_runs import config, images  # noqa: F401
 
 
@@ -125,8 +126,7 @@ def test_training_does_not_start_from_weights_that_are_nan(run, tmp_path):
     with pytest.raises(MMKDError, match=r"weights from '.*start\.pth': 'head\.fc\.bias' holds NaN"):
         run(load_from=str(tmp_path / 'start.pth'))
     with pytest.raises(MMKDError, match=r"checkpoint '.*start\.pth' .*'head\.fc\.bias' holds NaN"):
-        load_tool('model_converters/export_student.py').export(
-            str(tmp_path / 'start.pth'), str(tmp_path / 'student.pth'))
+        export(str(tmp_path / 'start.pth'), str(tmp_path / 'student.pth'))
     assert not (tmp_path / 'student.pth').exists()
 
 

@@ -10,12 +10,13 @@ from mmkd.experiments import comparison as module
 from mmkd.experiments.comparison import Comparison, compare, work_dir_of
 from mmkd.experiments.method_names import TITLES, method_title, ordered
 from mmkd.experiments.runs import write_json
-from mmkd.experiments.training_config import CHECKOUT, load_config, make_digits, read_training_config
+from mmkd.experiments.training_config import load_config, make_digits, read_training_config
 from tests.helpers.tiny import REPO
 
 FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
 RETINANET = 'configs/examples/digits/retinanet_student.py'
 CLASSIFIER = 'configs/examples/quickstart/classifier_student.py'
+SHIPPED = 'mmkd::examples/quickstart/classifier_student.py'
 
 
 def comparison(tmp_path, *pairs, methods=tuple(TITLES), seeds=3, **settings) -> Comparison:
@@ -87,20 +88,21 @@ def test_other_settings_are_not_mixed(tmp_path, monkeypatch):
                 run.check_settings()
 
 
-def test_pairs_inside_and_outside_of_the_checkout(tmp_path, monkeypatch):
-    """Relative paths belong to the checkout, wherever the user is."""
+def test_called_from_another_folder(tmp_path, monkeypatch):
+    """Pairs are named by paths, or by their names inside the package."""
     (tmp_path / 'small_student.py').write_text(f"_base_ = {str(REPO / CLASSIFIER)!r}")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module.signal, 'signal', lambda *_: None)
     planned = []
     monkeypatch.setattr(module.RunQueue, 'run', lambda queue, report: planned.extend(queue.runs))
     monkeypatch.setattr(Comparison, 'print_report', lambda *_: None)
-    compare(comparison(tmp_path, str(tmp_path / 'small_student.py'), CLASSIFIER, methods=['kd'], seeds=1,
-                       smoke=True))
+    compare(comparison(tmp_path, 'small_student.py', SHIPPED, methods=['kd'], seeds=1, smoke=True))
     assert [run.settings['pair'] for run in planned] == [
         'small', 'classifier', 'small', 'small', 'classifier', 'classifier']
     assert {run.config for run in planned if run.method != 'teacher'} == {
-        tmp_path / 'small_student.py', REPO / CLASSIFIER}
+        'small_student.py', SHIPPED}
+    assert {run.config for run in planned if run.method == 'teacher'} == {
+        'mmkd::examples/quickstart/classifier_teacher.py'}
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -130,16 +132,16 @@ def test_pairs_that_cannot_be_trained(tmp_path, content, said):
 
 
 def test_default_folders():
-    assert work_dir_of(None, 'compare_methods', smoke=False) == CHECKOUT / 'work_dirs/compare_methods'
-    assert work_dir_of(None, 'compare_methods', smoke=True) == CHECKOUT / 'work_dirs/compare_methods_smoke'
-    config = CHECKOUT / CLASSIFIER
-    assert read_training_config(config).folder == CHECKOUT / 'data/digits_cls'
+    assert work_dir_of(None, 'compare_methods', smoke=False) == REPO / 'work_dirs/compare_methods'
+    assert work_dir_of(None, 'compare_methods', smoke=True) == REPO / 'work_dirs/compare_methods_smoke'
+    config = CLASSIFIER
+    assert read_training_config(config).folder == REPO / 'data/digits_cls'
     assert read_training_config(config, data=Path('digits')).folder == Path('digits')
-    assert read_training_config(config, smoke=True).folder == CHECKOUT / 'data/digits_cls_smoke'
+    assert read_training_config(config, smoke=True).folder == REPO / 'data/digits_cls_smoke'
 
 
 def test_one_folder_for_two_datasets(tmp_path):
-    configs = [read_training_config(CHECKOUT / pair, data=tmp_path) for pair in (CLASSIFIER, FASTER_RCNN)]
+    configs = [read_training_config(pair, data=tmp_path) for pair in (CLASSIFIER, FASTER_RCNN)]
     with pytest.raises(MMKDError, match='several datasets'):
         make_digits(configs)
 
@@ -147,7 +149,7 @@ def test_one_folder_for_two_datasets(tmp_path):
 def test_a_folder_that_holds_something_else(tmp_path):
     (tmp_path / 'diary.txt').write_text('precious')
     with pytest.raises(MMKDError, match=str(tmp_path)):
-        make_digits([read_training_config(CHECKOUT / CLASSIFIER, data=tmp_path)])
+        make_digits([read_training_config(CLASSIFIER, data=tmp_path)])
     assert (tmp_path / 'diary.txt').read_text() == 'precious'
 
 
@@ -223,14 +225,14 @@ def test_students_with_few_images(tmp_path):
     """A student's first 250 images of 6000, or a folder of 500 images of every class."""
     read = functools.partial(read_training_config, data=tmp_path)
     for name in ('faster_rcnn', 'retinanet'):
-        teacher = read(CHECKOUT / f'configs/examples/digits_few/{name}_teacher.py')
-        student = read(CHECKOUT / f'configs/examples/digits_few/{name}_student.py')
+        teacher = read(f'configs/examples/digits_few/{name}_teacher.py')
+        student = read(f'configs/examples/digits_few/{name}_student.py')
         assert teacher.iterations == teacher.epochs * 750
         batch_size = load_config(student.path).train_dataloader.batch_size
         assert student.iterations == student.epochs * -(-250 // batch_size)
         assert teacher.images == student.images == dict(train=6000, val=600, seed=0, image_size=96)
     # Images that are held in memory are not read to count them.
-    path = CHECKOUT / 'configs/examples/cifar10_few/resnet8_5000_student.py'
+    path = 'configs/examples/cifar10_few/resnet8_5000_student.py'
     roots = ('train_dataloader.dataset.dataset', 'val_dataloader.dataset')
     smoke = read_training_config(path, tuple(f'{root}.data_root={tmp_path}' for root in roots), smoke=True)
     assert smoke.iterations == 2

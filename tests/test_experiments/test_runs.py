@@ -15,7 +15,7 @@ from mmkd.errors import MMKDError
 from mmkd.experiments.comparison import Comparison
 from mmkd.experiments.progress import RunProgress
 from mmkd.experiments.runs import RunQueue, metrics, read_log
-from mmkd.experiments.training_config import CHECKOUT
+from tests.helpers.tiny import REPO
 
 FASTER_RCNN = 'configs/examples/digits/faster_rcnn_student.py'
 CLASSIFIER = 'configs/examples/quickstart/classifier_student.py'
@@ -48,14 +48,14 @@ def test_log_of_a_resumed_run(tmp_path):
 
 
 def test_a_detector_that_finds_nothing_has_ap_0(tmp_path, monkeypatch):
-    def run_tool(queue, run, tool, *_):
+    def run_command(queue, run, name, *_):
         log, record = 'train/vis_data/scalars.json', dict(loss=1.0, time=0.5, step=3)
-        if tool == 'test.py':
+        if name == 'test':
             log, record = 'test/run/run.json', {'gap/kl': 0.4, 'gap/agreement': 0.7, 'time': 0.1}
         (run.work_dir / log).parent.mkdir(parents=True)
         (run.work_dir / log).write_text(json.dumps(record))
 
-    monkeypatch.setattr(RunQueue, 'run_tool', run_tool)
+    monkeypatch.setattr(RunQueue, 'run_command', run_command)
     _, student, *_ = runs = plan(tmp_path, FASTER_RCNN, 'kd')
     RunQueue(runs).train(student)
     assert student.result() == dict(
@@ -67,7 +67,7 @@ def test_several_trainings_at_a_time(tmp_path, monkeypatch):
     """Students wait for their teacher and then run side by side; one that fails leaves the others alone."""
     together, order, finished = threading.Barrier(2, timeout=20), [], []
 
-    def run_tool(queue, run, tool, arguments, options, show=None):
+    def run_command(queue, run, tool, arguments, options, show=None):
         order.append(run.method)
         if run.method != 'teacher':
             together.wait()  # passes only where two run at a time
@@ -77,7 +77,7 @@ def test_several_trainings_at_a_time(tmp_path, monkeypatch):
         last = {'accuracy/top1': 50.0, 'gap/kl': 0.4, 'gap/agreement': 0.7, 'step': run.epochs}
         write_log(run.work_dir, 'run', record, last)
 
-    monkeypatch.setattr(RunQueue, 'run_tool', run_tool)
+    monkeypatch.setattr(RunQueue, 'run_command', run_command)
     runs = plan(tmp_path, CLASSIFIER, 'kd', seeds=2)
     queue = RunQueue(runs, jobs=2)
     with pytest.raises(MMKDError, match='1 of 5 trainings failed. broken'):
@@ -87,7 +87,7 @@ def test_several_trainings_at_a_time(tmp_path, monkeypatch):
     assert len(finished) == finished[-1] == 4
     # Only what is left to do runs again.
     order.clear()
-    monkeypatch.setattr(RunQueue, 'run_tool', lambda queue, run, *_: order.append(run.method) or write_log(
+    monkeypatch.setattr(RunQueue, 'run_command', lambda queue, run, *_: order.append(run.method) or write_log(
         run.work_dir, 'run', {'loss': 1.0, 'time': 0.1, 'step': 1},
         {'accuracy/top1': 50.0, 'gap/kl': 0.4, 'gap/agreement': 0.7, 'step': run.epochs}))
     RunQueue(runs).run()
@@ -95,10 +95,10 @@ def test_several_trainings_at_a_time(tmp_path, monkeypatch):
 
 
 def test_students_of_a_teacher_that_fails_are_left_out(tmp_path, monkeypatch):
-    def run_tool(queue, run, *_):
+    def run_command(queue, run, *_):
         raise MMKDError(f'{run.method} is broken')
 
-    monkeypatch.setattr(RunQueue, 'run_tool', run_tool)
+    monkeypatch.setattr(RunQueue, 'run_command', run_command)
     runs = plan(tmp_path, CLASSIFIER, 'kd')
     with pytest.raises(MMKDError) as error:
         RunQueue(runs).run()
@@ -106,10 +106,10 @@ def test_students_of_a_teacher_that_fails_are_left_out(tmp_path, monkeypatch):
 
 
 def test_an_interruption_stops_the_others(tmp_path, monkeypatch):
-    def run_tool(queue, run, *_):
+    def run_command(queue, run, *_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunQueue, 'run_tool', run_tool)
+    monkeypatch.setattr(RunQueue, 'run_command', run_command)
     queue = RunQueue(plan(tmp_path, CLASSIFIER, 'kd'))
     with pytest.raises(KeyboardInterrupt):
         queue.run()
@@ -117,11 +117,11 @@ def test_an_interruption_stops_the_others(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_tool_that_fails(tmp_path, capsys):
+def test_a_command_that_fails(tmp_path, capsys):
     teacher, *_ = runs = plan(tmp_path, CLASSIFIER)
     teacher.work_dir.mkdir(parents=True)
-    with pytest.raises(MMKDError, match='teacher, seed 0: tools/test.py failed with exit status 2'):
-        RunQueue(runs).run_tool(teacher, 'test.py', ['none.py', 'none.pth'], {'a.b': 1})
+    with pytest.raises(MMKDError, match='teacher, seed 0: mmkd test failed with exit status 2'):
+        RunQueue(runs).run_command(teacher, 'test', ['none.py', 'none.pth'], {'a.b': 1})
     assert "The config 'none.py' " in capsys.readouterr().err
     assert "The config 'none.py' " in (teacher.work_dir / 'stdout.log').read_text()
 
@@ -130,12 +130,13 @@ def test_a_tool_that_fails(tmp_path, capsys):
 def test_a_training_holds_its_lock_when_the_experiment_is_killed(tmp_path):
     """The next training in the same directory waits for it."""
     tool = tmp_path / 'tool.py'
-    tool.write_text('import sys, time\nprint(sys.argv[1], flush=True)\ntime.sleep(float(sys.argv[2]))\n')
+    tool.write_text('import sys, time\nfrom mmkd.experiments import locked_command\n'
+                    'def main(words):\n    print(words[0], flush=True)\n    time.sleep(float(words[1]))\n'
+                    'locked_command.main = main\nlocked_command.run()\n')
 
     def start(name, seconds):
-        return subprocess.Popen(
-            [sys.executable, '-m', 'mmkd.experiments.locked_tool', tmp_path / '.lock', tool, name, seconds],
-            cwd=CHECKOUT, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([sys.executable, tool, tmp_path / '.lock', name, seconds],
+                                env=dict(os.environ, PYTHONPATH=str(REPO)), stdout=subprocess.PIPE, text=True)
 
     orphan = start('first', '60')
     assert orphan.stdout.readline() == 'first\n'

@@ -6,11 +6,10 @@ from mmengine.config import Config
 
 from mmkd.errors import MMKDError
 from mmkd.experiments.runs import RunQueue
-from mmkd.experiments.training_config import CHECKOUT
 from mmkd.experiments.weight_search import WeightSearch, better_half, search, shortened_schedules
 from tests.helpers.tiny import load_tool
 
-CONFIG = CHECKOUT / 'configs/examples/quickstart/classifier_student.py'
+CONFIG = 'mmkd::examples/quickstart/classifier_student.py'
 SCORES = {'student': 0.60, 'default': 0.40, 'weight=10': 0.55, 'weight=100': 0.50, 'share=0.1': 0.65,
           'share=1': 0.70}
 
@@ -35,7 +34,6 @@ def trained(monkeypatch):
 
     monkeypatch.setattr(RunQueue, 'train', train)
     monkeypatch.setattr('mmkd.experiments.weight_search.make_digits', lambda configs: None)
-    monkeypatch.setattr('os.chdir', lambda folder: None)
     return runs
 
 
@@ -104,7 +102,7 @@ def test_the_student_alone_always_goes_on():
     (['missing.py', '--distill', 'at'], "no config 'missing.py'")])
 def test_mistakes_are_told_before_training(monkeypatch, arguments, why):
     tool = load_tool('analysis_tools/find_weight.py')
-    config = [] if arguments[0].endswith('.py') else [str(CONFIG)]
+    config = [] if arguments[0].endswith('.py') else [CONFIG]
     monkeypatch.setattr('sys.argv', ['find_weight.py', *config, *arguments])
     with pytest.raises(MMKDError, match=why):
         tool.main()
@@ -114,7 +112,7 @@ def test_mistakes_are_told_before_training(monkeypatch, arguments, why):
     ['--distill', 'at', '--weights', '-1'], ['--distill', 'at', '--teacher', 'teacher.py'], []])
 def test_wrong_arguments(monkeypatch, capsys, arguments):
     tool = load_tool('analysis_tools/find_weight.py')
-    monkeypatch.setattr('sys.argv', ['find_weight.py', str(CONFIG), *arguments])
+    monkeypatch.setattr('sys.argv', ['find_weight.py', CONFIG, *arguments])
     with pytest.raises(SystemExit):
         tool.main()
     assert 'error:' in capsys.readouterr().err

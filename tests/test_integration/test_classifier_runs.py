@@ -1,6 +1,5 @@
 """Classifiers through the command line: training in one line, resuming, testing, deploying."""
 import json
-import sys
 from glob import glob
 
 import cv2
@@ -12,9 +11,10 @@ from mmengine.config import Config
 pytest.importorskip('mmpretrain')
 
 from mmkd.checkpoints import load_checkpoint, student_state_dict
+from mmkd.commands.export import export
 from mmkd.errors import MMKDError
 from tests.helpers.classifiers import classifier, teacher_of
-from tests.helpers.tiny import forget_runs, load_tool
+from tests.helpers.tiny import forget_runs, run_command
 
 pytestmark = pytest.mark.slow
 
@@ -60,14 +60,12 @@ def config(images: str, model, epochs: int) -> Config:
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, images):
-    """Run tools/train.py on a student of three classes and return its work directory."""
+    """Run 'mmkd train' on a student of three classes and return its work directory."""
     def run(*options: str, name: str = 'run', epochs: int = 2):
         for role, model in (('student', classifier(classes=3)), ('teacher', teacher_of(classes=3))):
             config(images, model, epochs).dump(tmp_path / f'{role}.py')
-        monkeypatch.setattr(sys, 'argv', [
-            'train.py', str(tmp_path / 'student.py'), '--work-dir', str(tmp_path / name), *options])
         forget_runs()
-        load_tool('train.py').main()
+        run_command('train', tmp_path / 'student.py', '--work-dir', tmp_path / name, *options)
         return tmp_path / name
     return run
 
@@ -102,7 +100,7 @@ def test_one_line_gives_a_checkpoint_that_mmpretrain_loads(train, tmp_path, imag
     answers = ImageClassificationInferencer(str(stock), str(run / 'epoch_2.pth'), device='cpu')(
         glob(f'{images}/val/*/0.png'))
     assert {answer['pred_class'] for answer in answers} <= set(CLASSES)
-    exported = load_tool('model_converters/export_student.py').export(
+    exported = export(
         str(run / 'epoch_2.pth'), str(tmp_path / 'student.pth'))
     assert set(exported['state_dict']) == set(student_state_dict(saved))
 
@@ -192,12 +190,10 @@ def test_the_teacher_is_evaluated_first_and_classes_are_compared(train, tmp_path
 
 def test_the_gap_is_measured_in_testing(train, tmp_path, monkeypatch):
     run = train(*taught(tmp_path, 'kd'))
-    monkeypatch.setattr(sys, 'argv', [
-        'test.py', str(tmp_path / 'student.py'), str(run / 'epoch_2.pth'), '--work-dir',
-        str(tmp_path / 'tested'), '--teacher', str(tmp_path / 'teacher.py'), '--teacher-checkpoint', 'random',
-        '--out', str(tmp_path / 'predictions.pkl')])
     forget_runs()
-    load_tool('test.py').main()
+    run_command('test', tmp_path / 'student.py', run / 'epoch_2.pth', '--work-dir', tmp_path / 'tested',
+                '--teacher', tmp_path / 'teacher.py', '--teacher-checkpoint', 'random',
+                '--out', tmp_path / 'predictions.pkl')
     (path, ) = glob(f'{tmp_path}/tested/*/*.json')
     with open(path) as file:
         metrics = json.load(file)
@@ -214,8 +210,6 @@ def test_images_that_are_missing(train, tmp_path, images):
 
 def test_dry_run(train, tmp_path, monkeypatch, capsys):
     run = train(*taught(tmp_path, 'sokd'))
-    monkeypatch.setattr(sys, 'argv', [
-        'dry_run.py', str(run / 'student.py'), '--size', '64', '--device', 'cpu'])
-    load_tool('misc/dry_run.py').main()
+    run_command('dry-run', run / 'student.py', '--size', 64, '--device', 'cpu')
     printed = capsys.readouterr().out
     assert 'sokd.loss_proxy_task' in printed and 'DistilledImageClassifier' in printed

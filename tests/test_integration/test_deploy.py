@@ -10,7 +10,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 
 from mmkd.checkpoints import load_checkpoint
-from tests.helpers.tiny import distill, load_tool, tiny_config
+from tests.helpers.tiny import distill, run_command, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -47,21 +47,15 @@ print("RESULT " + json.dumps(found))
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory, digits, teacher_config, teacher_checkpoint):
-    """A SHAKE run of one epoch through tools/train.py."""
+    """A SHAKE run of one epoch through 'mmkd train'."""
     folder = tmp_path_factory.mktemp('deploy')
     cfg = tiny_config(data=digits)
     cfg.dump(folder / 'student.py')
     cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint)
     cfg.train_cfg.update(max_epochs=2, val_interval=2)
     cfg.dump(folder / 'shake.py')
-    train = load_tool('train.py')
-    argv, sys.argv = sys.argv, ['train.py', str(folder / 'shake.py'), '--work-dir', str(folder / 'run')]
-    try:
-        train.main()
-    finally:
-        sys.argv = argv
-    load_tool('model_converters/export_student.py').export(
-        str(folder / 'run/epoch_2.pth'), str(folder / 'student.pth'))
+    run_command('train', folder / 'shake.py', '--work-dir', folder / 'run')
+    run_command('export', folder / 'run/epoch_2.pth', folder / 'student.pth')
     return folder
 
 

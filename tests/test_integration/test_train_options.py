@@ -1,6 +1,5 @@
-"""What users do with a run besides training it: each with a real training through tools/train.py."""
+"""What users do with a run besides training it: each with a real training through 'mmkd train'."""
 import json
-import sys
 from glob import glob
 
 import pytest
@@ -10,14 +9,14 @@ from mmengine.registry import MODELS
 
 from mmkd.checkpoints import load_checkpoint, student_state_dict
 from tests.helpers.families import detector
-from tests.helpers.tiny import distill, forget_runs, load_tool, tiny_config
+from tests.helpers.tiny import distill, forget_runs, run_command, tiny_config
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
-    """Run tools/train.py for four iterations and return its work directory."""
+    """Run 'mmkd train' for four iterations and return its work directory."""
     cfg = tiny_config(data=digits)
     cfg.model = distill(cfg.model, teacher_config, teacher_checkpoint)
     cfg.train_cfg.update(max_epochs=1, val_interval=10)
@@ -30,10 +29,8 @@ def train(tmp_path, monkeypatch, digits, teacher_config, teacher_checkpoint):
         config.merge_from_dict(settings)
         config.dump(tmp_path / f'{name}.py')
         work_dir = tmp_path / name
-        monkeypatch.setattr(sys, 'argv', ['train.py', str(tmp_path / f'{name}.py'), '--work-dir',
-                                          str(work_dir), *options])
         forget_runs()
-        load_tool('train.py').main()
+        run_command('train', tmp_path / f'{name}.py', '--work-dir', work_dir, *options)
         return work_dir
 
     return run
@@ -133,19 +130,9 @@ def test_distilling_a_stock_config_in_one_line(stock, tmp_path, monkeypatch, dig
         'default_hooks.logger.interval': 1,
         'train_dataloader.dataset.pipeline.2.scale': (160, 160),
     }
-    train = load_tool('train.py')
-    parse = train.parse_args
-
-    def parse_with_options():
-        args = parse()
-        args.cfg_options = options
-        return args
-
-    monkeypatch.setattr(train, 'parse_args', parse_with_options)
-    monkeypatch.setattr(sys, 'argv', [
-        'train.py', stock, '--work-dir', str(tmp_path / 'run'), '--distill', 'shake',
-        '--teacher', teacher_config, '--teacher-checkpoint', teacher_checkpoint])
-    train.main()
+    run_command('train', stock, '--work-dir', tmp_path / 'run', '--distill', 'shake', '--teacher',
+                teacher_config, '--teacher-checkpoint', teacher_checkpoint, '--cfg-options',
+                *(f'{key}={value}'.replace(' ', '') for key, value in options.items()))
     assert logged(tmp_path / 'run')[-1]['shake.loss_proxy_student'] > 0
     saved = Config.fromfile(tmp_path / 'run' / stock.split('/')[-1])
     assert saved.model.methods.shake.type == 'mmkd.SHAKE'
@@ -164,10 +151,8 @@ def test_distilling_every_family_in_one_line(family, method, tmp_path, monkeypat
         cfg.default_hooks.logger.interval = 1
         cfg.dump(tmp_path / f'{name}.py')
     teacher = ['--teacher', str(tmp_path / 'teacher.py'), '--teacher-checkpoint', 'random']
-    monkeypatch.setattr(sys, 'argv', [
-        'train.py', str(tmp_path / 'student.py'), '--work-dir', str(tmp_path / 'run'), '--distill', method,
-        *(teacher if method != 'dml' else [])])
-    load_tool('train.py').main()
+    run_command('train', tmp_path / 'student.py', '--work-dir', tmp_path / 'run', '--distill', method,
+                *(teacher if method != 'dml' else []))
     entries = logged(tmp_path / 'run')
     assert len(entries) == 4 and all(entry[f'{method}.loss_student'] > 0 for entry in entries)
     saved = load_checkpoint(f'{tmp_path}/run/epoch_1.pth')

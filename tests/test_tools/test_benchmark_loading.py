@@ -50,7 +50,7 @@ def test_one_config_is_measured(configs, run, tmp_path):
 @pytest.mark.slow
 def test_batches_are_what_training_gets(configs):
     tool = load_tool(TOOL)
-    stream = tool.Stream(*tool.build(configs[1], None))
+    stream = tool.Stream(*tool.build(configs[1], {}))
     epochs = [[next(stream.batches) for _ in range(2)] for _ in range(2)]  # the rest of 4 images is dropped
     for number, epoch in enumerate(epochs):
         for batch in epoch:

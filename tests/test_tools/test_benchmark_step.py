@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 
-from tests.helpers.tiny import load_tool
+from mmkd.commands import benchmark
 
 
 @pytest.mark.slow
@@ -37,7 +37,6 @@ def test_everything_is_measured(run, tmp_path):
 
 
 def test_peak_memory_counts_what_is_alive_at_a_time():
-    tool = load_tool('analysis_tools/benchmark_step.py')
 
     def part():
         for _ in range(3):
@@ -45,13 +44,12 @@ def test_peak_memory_counts_what_is_alive_at_a_time():
         kept = torch.empty(2**21, dtype=torch.uint8)
         return kept + 1
 
-    peak = tool.peak_memory(part, torch.device('cpu'))
+    peak = benchmark.peak_memory(part, torch.device('cpu'))
     assert 2**22 <= peak < 2**22 + 2**19
 
 
 def test_a_part_that_allocates_nothing_has_no_peak():
-    tool = load_tool('analysis_tools/benchmark_step.py')
-    assert tool.peak_memory(lambda: None, torch.device('cpu')) == 0
+    assert benchmark.peak_memory(lambda: None, torch.device('cpu')) == 0
 
 
 @pytest.mark.slow
@@ -72,14 +70,13 @@ def test_train_data_that_are_not_there(refused):
 
 
 def test_no_method_and_no_teacher_runs_after_the_end(monkeypatch):
-    tool = load_tool('analysis_tools/benchmark_step.py')
-    cfg = tool.load('configs/examples/quickstart/shake.py', None, random_teacher=True)
-    model = tool.build(cfg, 'cpu')
-    step = tool.Step(model, cfg, tool.random_batch(model, 1, 64))
+    cfg = benchmark.load('configs/examples/quickstart/shake.py', None, random_teacher=True)
+    model = benchmark.build(cfg, 'cpu')
+    step = benchmark.Step(model, cfg, benchmark.random_batch(model, 1, 64))
     calls = []
     monkeypatch.setattr(model.mmkd.teachers[0].inference, 'record', lambda *_: calls.append('teacher'))
     monkeypatch.setattr(model.mmkd.methods['shake'], 'forward', lambda *_: calls.append('method'))
-    tool.after_the_end(step)()
+    benchmark.after_the_end(step)()
     assert calls == [] and model.mmkd.methods['shake'].active
 
 

@@ -197,5 +197,5 @@ def test_one_command_from_a_pair_to_a_checkpoint(source, tmp_path, run):
         student = MODELS.build(config.model)
     student.load_state_dict(student_state_dict(saved))
     composed = Config.fromfile(tmp_path / 'run' / PAIR.name)
-    assert composed.model.teacher.config == 'configs/cifar/networks/wrn_40_2_cifar10.py'
+    assert composed.model.teacher.config == 'mmkd::cifar/networks/wrn_40_2_cifar10.py'
     assert composed.model.methods.kd == dict(type='mmkd.KD', weight=0.9, student_task=0.1)

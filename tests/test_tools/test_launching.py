@@ -50,9 +50,13 @@ def config(tmp_path_factory, digits) -> str:
 
 
 def start(script: str, *arguments: object, **variables: str) -> subprocess.Popen:
+    return start_process(['bash', f'tools/{script}'], *arguments, **variables)
+
+
+def start_process(program: list[str], *arguments: object, **variables: str) -> subprocess.Popen:
     env = {**os.environ, 'MMKD_PYTHON': sys.executable, 'OMP_NUM_THREADS': '1', 'FAULT': '', **variables}
     env['PYTHONPATH'] = os.pathsep.join([str(REPO), os.path.dirname(str(arguments[0]))])
-    return subprocess.Popen(['bash', f'tools/{script}', *map(str, arguments)], cwd=REPO, env=env, text=True,
+    return subprocess.Popen([*program, *map(str, arguments)], cwd=REPO, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
@@ -94,8 +98,11 @@ def test_a_killed_process_restarts_and_resumes(config, tmp_path):
 @pytest.mark.parametrize(('fault', 'status'), [('mistake', 2), ('bug', 1)])
 def test_a_failure_of_one_rank(config, tmp_path, fault, status):
     """It is told once, by that rank, and a mistake is not tried again."""
-    process = start('dist_train.sh', config, 2, '--work-dir', tmp_path, FAULT=fault,
-                    MAX_RESTARTS='1' if fault == 'mistake' else '0')
+    if fault == 'mistake':
+        process = start_process([sys.executable, '-m', 'mmkd', 'train'], config, '--processes', 2,
+                                '--work-dir', tmp_path, FAULT=fault, MAX_RESTARTS='1')
+    else:
+        process = start('dist_train.sh', config, 2, '--work-dir', tmp_path, FAULT=fault)
     out, err = process.communicate(timeout=120)
     assert process.returncode == status, out + err
     assert err.count('error') == 1

@@ -1,17 +1,15 @@
 """The list of all methods."""
-import sys
-
 import pytest
 
+from mmkd.config_files import SHIPPED
 from mmkd.models.methods.table import METHODS
-from tests.helpers.tiny import REPO, load_tool
+from tests.helpers.tiny import run_command
 
 
 @pytest.fixture
-def listed(monkeypatch, capsys):
+def listed(capsys):
     def run(*words):
-        monkeypatch.setattr(sys, 'argv', ['list_methods.py', *words])
-        load_tool('misc/list_methods.py').main()
+        run_command('list', *words)
         _, *lines = capsys.readouterr().out.splitlines()
         return {line.split()[0]: line for line in lines}
     return run
@@ -33,4 +31,4 @@ def test_configs_exist_and_use_the_method(listed):
     paths = {name: word for name, line in listed().items() for word in line.split() if word.endswith('.py')}
     assert paths
     for name, path in paths.items():
-        assert f"'mmkd.{name}'" in (REPO / path).read_text()
+        assert f"'mmkd.{name}'" in (SHIPPED / path.removeprefix('mmkd::')).read_text()

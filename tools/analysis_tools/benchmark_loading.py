@@ -22,14 +22,17 @@ from torch.utils.data import DataLoader
 
 from mmkd.apis import prepare_config, student_config
 from mmkd.apis.config import check_annotation_files, model_config
-from mmkd.cli import check_training_config, merge_options, read_config, run_tool
-from mmkd.experiments.benchmarking import benchmark_parser, device_name, now, run_benchmark
+from mmkd.cli import check_training_config, merge_options, parse_options, read_config, run_tool
+from mmkd.experiments.benchmarking import device_name, now, run_benchmark
+from mmkd_cli.arguments import add_benchmark_arguments
 
 TURNS = 5
 
 
 def parse_args() -> argparse.Namespace:
-    parser = benchmark_parser(__doc__, 'a training config, distilling or not', 'another config to compare')
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_benchmark_arguments(parser, 'a training config, distilling or not', 'another config to compare')
     parser.add_argument('--seconds', type=float, default=20,
                         help=f'how long each config is measured, in {TURNS} turns (default: %(default)s)')
     return parser.parse_args()
@@ -37,7 +40,7 @@ def parse_args() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> dict:
     """Return the images per second of each config, medians over turns, and their ratio."""
-    streams = {name: Stream(*build(path, args.cfg_options))
+    streams = {name: Stream(*build(path, parse_options(args.cfg_options)))
                for name, path in (('config', args.config), ('against', args.against)) if path}
     rates = {name: [] for name in streams}
     for _ in range(TURNS):
@@ -52,7 +55,7 @@ def measure(args: argparse.Namespace) -> dict:
     return figures
 
 
-def build(path: str, cfg_options: dict | None) -> tuple[DataLoader, nn.Module]:
+def build(path: str, cfg_options: dict) -> tuple[DataLoader, nn.Module]:
     """Build a config's train dataloader and its student's data preprocessor, as in training."""
     cfg = read_config(path)
     check_training_config(cfg, path)

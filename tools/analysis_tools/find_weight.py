@@ -12,20 +12,20 @@ are not repeated.
 import argparse
 from pathlib import Path
 
-from mmkd.cli import at_least, run_tool
+from mmkd.cli import parse_options, run_tool
 from mmkd.errors import MMKDError, nearest_names
-from mmkd.experiments.comparison import work_dir_of
-from mmkd.experiments.training_config import parse_options
+from mmkd.experiments.comparison import find_pair, work_dir_of
 from mmkd.experiments.weight_search import WeightSearch, search
 from mmkd.models.methods.table import METHODS
+from mmkd_cli.arguments import at_least
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=Path, metavar='CONFIG', help='training config of a student')
+    parser.add_argument('config', metavar='CONFIG', help='training config of a student')
     parser.add_argument('--distill', required=True, metavar='METHOD',
-                        help='a method that tools/misc/list_methods.py lists')
+                        help="a method that 'mmkd list' lists")
     parser.add_argument('--teacher', metavar='CONFIG',
                         help="the teacher's config (default: the teacher that CONFIG names)")
     parser.add_argument('--teacher-checkpoint', metavar='FILE', help="the teacher's weights")
@@ -48,7 +48,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.teacher) != bool(args.teacher_checkpoint):
         parser.error('--teacher and --teacher-checkpoint go together')
-    parse_options(args.cfg_options, parser)
+    parse_options(args.cfg_options)
     return args
 
 
@@ -74,10 +74,8 @@ def main() -> None:
     known = [name.lower() for name in METHODS]
     if method not in known:
         raise MMKDError(f'There is no method {args.distill!r}{nearest_names(method, known)}.')
-    if not args.config.is_file():
-        raise MMKDError(f'There is no config {str(args.config)!r}.')
     search(WeightSearch(
-        config=args.config.resolve(), method=method, weights=tuple(args.weights),
+        config=find_pair(args.config), method=method, weights=tuple(args.weights),
         shares=tuple(args.shares or ([] if args.weights else [0.1, 0.3, 1.0])),
         work_dir=work_dir_of(args.out, 'find_weight', smoke=False),
         teacher=(absolute(args.teacher), absolute(args.teacher_checkpoint)) if args.teacher else None,

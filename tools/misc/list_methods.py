@@ -1,44 +1,5 @@
-"""List all distillation methods: which networks they are for, an example config, and their papers.
-
-python tools/misc/list_methods.py
-python tools/misc/list_methods.py --task detector
-"""
-import argparse
-from collections.abc import Sequence
-
-from mmkd.cli import run_tool
-from mmkd.models.methods.table import METHODS, TASKS, MethodEntry
-
-KINDS = dict({task: (task, ) for task in TASKS}, detector=('two-stage', 'dense', 'query-based'))
-"""The choices of ``--task``, and the kinds of networks that they stand for."""
-
-
-def main() -> None:
-    args = parse_args()
-    kinds = TASKS if args.task is None else KINDS[args.task]
-    rows = [row(entry) for entry in METHODS.values() if set(kinds) & set(entry.task)]
-    for line in table([('method', 'for', 'config', 'paper'), *rows]):
-        print(line)
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--task', choices=KINDS, help='list only the methods for these networks')
-    return parser.parse_args()
-
-
-def row(entry: MethodEntry) -> tuple[str, ...]:
-    """Return a method's name, the networks it is for, a config (or an option) that uses it, and its paper."""
-    return entry.name, ', '.join(entry.task), entry.config or f'--distill {entry.name.lower()}', entry.paper
-
-
-def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lay out rows in aligned columns."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
-    return ['  '.join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])
-            for row in rows]
-
+"""List all distillation methods. The same as ``mmkd list``."""
+from mmkd_cli import run
 
 if __name__ == '__main__':
-    run_tool(main)
+    run('list')

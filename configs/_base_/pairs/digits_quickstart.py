@@ -7,6 +7,6 @@ model = dict(
     type='mmkd.DetectorDistiller',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/examples/quickstart/teacher.py',
+        config='mmkd::examples/quickstart/teacher.py',
         checkpoint='work_dirs/quickstart/teacher/epoch_8.pth'),
     methods=dict())

@@ -11,5 +11,5 @@ model = dict(
     _delete_=True,
     type='mmkd.ClassifierDistiller',
     student={{_base_.model}},
-    teacher=dict(config='configs/cifar/networks/wrn_40_2.py', checkpoint='checkpoints/crd/wrn_40_2.pth'),
+    teacher=dict(config='mmkd::cifar/networks/wrn_40_2.py', checkpoint='checkpoints/crd/wrn_40_2.pth'),
     methods=dict(sokd=dict(type='mmkd.SOKD', temperature=4.0, weight=1.0)))

@@ -11,5 +11,5 @@ train_dataloader = dict(dataset=dict(dataset=dict(data_root='data/cifar10_5000')
 train_cfg = dict(max_epochs=40, val_interval=40)
 
 teacher = dict(
-    config='configs/examples/cifar10_few/resnet20_teacher.py',
+    config='mmkd::examples/cifar10_few/resnet20_teacher.py',
     checkpoint='work_dirs/cifar10_few/wrn_16_1_5000/teacher/epoch_24.pth')

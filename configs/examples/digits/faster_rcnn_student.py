@@ -2,7 +2,7 @@
 _base_ = '../quickstart/student.py'
 
 teacher = dict(
-    config='configs/examples/digits/faster_rcnn_teacher.py',
+    config='mmkd::examples/digits/faster_rcnn_teacher.py',
     checkpoint='work_dirs/compare_methods/faster_rcnn/teacher/epoch_8.pth')
 # Settings for tools/analysis_tools/compare_methods.py, chosen with KD on seeds 100 and 101
 # (docs/benchmarks/quickstart.md, docs/benchmarks/sample_weight.md).

@@ -12,7 +12,7 @@ param_scheduler = [
 ]
 
 teacher = dict(
-    config='configs/examples/digits/retinanet_teacher.py',
+    config='mmkd::examples/digits/retinanet_teacher.py',
     checkpoint='work_dirs/compare_methods/retinanet/teacher/epoch_8.pth')
 # Settings for tools/analysis_tools/compare_methods.py, chosen with KD on seeds 100 and 101
 # (docs/benchmarks/quickstart.md, docs/benchmarks/sample_weight.md).

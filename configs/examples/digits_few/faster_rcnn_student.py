@@ -10,5 +10,5 @@ train_dataloader = dict(dataset=dict(indices=250))
 default_hooks = dict(checkpoint=dict(interval=10))
 
 teacher = dict(
-    config='configs/examples/digits_few/faster_rcnn_teacher.py',
+    config='mmkd::examples/digits_few/faster_rcnn_teacher.py',
     checkpoint='work_dirs/digits_few/faster_rcnn/teacher/epoch_8.pth')

@@ -6,4 +6,4 @@ _base_ = [
     '../../_base_/classification_runtime.py',
 ]
 
-teacher = dict(config='configs/cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')
+teacher = dict(config='mmkd::cifar/networks/resnet32x4.py', checkpoint='checkpoints/crd/resnet32x4.pth')

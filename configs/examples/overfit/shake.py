@@ -7,5 +7,5 @@ model = dict(
     type='mmkd.DetectorDistiller',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/examples/overfit/teacher.py', checkpoint='work_dirs/overfit/teacher/epoch_5.pth'),
+        config='mmkd::examples/overfit/teacher.py', checkpoint='work_dirs/overfit/teacher/epoch_5.pth'),
     methods=dict(shake=dict(type='mmkd.SHAKE', temperature=1.0, weight=1.0)))

@@ -4,7 +4,7 @@ _base_ = './classifier_teacher.py'
 # A ResNet-8 with 12 channels in its first stage, where the teacher, a ResNet-20, has 20.
 model = dict(backbone=dict(depth=8, stem_channels=8, base_channels=12), head=dict(in_channels=48))
 teacher = dict(
-    config='configs/examples/quickstart/classifier_teacher.py',
+    config='mmkd::examples/quickstart/classifier_teacher.py',
     checkpoint='work_dirs/quickstart_classification/teacher/epoch_8.pth')
 # Settings for tools/analysis_tools/compare_methods.py: all methods have their published settings,
 # untuned, but a first phase of training must fit into six epochs.

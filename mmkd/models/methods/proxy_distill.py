@@ -2,7 +2,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from itertools import repeat
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from mmengine.model import ModuleList
@@ -217,7 +217,7 @@ class ProxyDistill(OptimizerSettings, Method):
         if self.standardized_task:
             task_loss = classification_loss(self.layout, step, student_outputs[0])
             terms['loss_task'] = self.standardized_task * task_loss
-        chosen: list[Iterable] = [
+        chosen = [
             repeat(1.0) if choices is None else self.layout.per_row(choices[0], step) for step in steps]
         terms['loss_student'] = self.proxy_to_student * self._student_loss(students, proxies, weights, chosen)
         if self.proxies and self.proxy_task > 0:
@@ -260,7 +260,7 @@ class ProxyDistill(OptimizerSettings, Method):
         return logits
 
     def _student_loss(self, students: list[list[Tensor]], proxies: list[list[Tensor]],
-                      weights: list[list[Tensor]], chosen: list[Iterable]) -> Tensor:
+                      weights: list[list[Tensor]], chosen: list[Any]) -> Tensor:
         losses = [self._mean_over_samples(self._kl, student, _detached(proxy), *rows)
                   for student, proxy, *rows in zip(students, proxies, weights, chosen, strict=True)]
         if len(losses) == 1:
