@@ -1,6 +1,6 @@
 """Evaluate a student's checkpoint. The teacher of a distilling config is not needed.
 
-    mmkd test mmkd::detection/shake/shake_faster-rcnn_r101_r50_fpn_2x_coco.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
+    mmkd test configs/shake_faster_rcnn_r50.py work_dirs/shake_faster_rcnn_r50/epoch_24.pth
 
 With --teacher and --teacher-checkpoint, the gap between the student and that teacher is reported as well.
 """
