@@ -121,10 +121,11 @@ def fill(cache: TeacherCache, student: nn.Module, layout: LogitLayout, loader: D
 def main(args: argparse.Namespace) -> None:
     """Run the command."""
     MMLogger.get_instance('cache_teacher', log_level='WARNING')
+    device = check_device(args.device)
     cfg = load(args)
     out = args.out or osp.join('work_dirs', 'teacher_caches', osp.splitext(osp.basename(args.config))[0])
     init_default_scope(cfg.get('default_scope', 'mmpretrain'))
-    student = build_student(cfg, check_device(args.device))
+    student = build_student(cfg, device)
     check_spots(student.mmkd.teacher_spots)
     teacher, layout = student.mmkd.teacher, logit_layout(student, 'student')
     teacher.require_logits(layout)
