@@ -151,9 +151,11 @@ SAKD_PAIRS = (
     'wrn_40_2_shufflev1')
 
 
+SAKD_METHODS = ('FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('method', [
-    'FitNet', 'AT', 'SP', 'CC', 'VID', 'RKD', 'PKT', 'FT', 'FSP', 'NST', 'CRD'])
+@pytest.mark.parametrize('method', SAKD_METHODS)
 @pytest.mark.parametrize('pair', SAKD_PAIRS)
 def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
     cfg = copy.deepcopy(read(Path(f'configs/cifar/{pair}.py')))
@@ -161,6 +163,8 @@ def test_sakd_with_every_pair_and_distiller_of_its_paper(pair, method):
     cfg.model.methods.sakd.update(method=method, **(dict(negatives=8) if method == 'CRD' else {}))
     cfg = prepare_config(cfg)
     model = built(cfg)
+    if (SAKD_PAIRS.index(pair) + SAKD_METHODS.index(method)) % 4:
+        return  # a step for every fourth, so that each pair and each method takes some
     losses = step(model, cfg, 32, 100)
     if method != 'FT':  # in its first phase, FT has no other losses
         assert {'sakd.loss_feature', 'sakd.loss_routing', 'sakd.loss_kd'} <= set(losses)

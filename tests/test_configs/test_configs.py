@@ -12,7 +12,7 @@ from mmengine.registry import MODELS
 
 from mmkd.apis import is_distillation, prepare_config, student_config
 from mmkd.models.proxies.heads import find_classifiers
-from mmkd.models.spots import classification_heads
+from mmkd.models.spots import classification_heads, probing
 from mmkd.models.teachers.building import read_teacher_config
 from tests.helpers.shipped import DETECTOR_CONFIGS as CONFIGS
 from tests.helpers.tiny import REPO, build
@@ -34,6 +34,7 @@ ALIASES = {path: alias_of(path) for path in CONFIGS if alias_of(path)}
 @pytest.mark.parametrize('path', [path for path in CONFIGS if path not in ALIASES], ids=str)
 def test_config(path, monkeypatch):
     monkeypatch.setattr(PretrainedInit, '__call__', lambda *_: None)  # nothing is downloaded in tests
+    monkeypatch.setattr(probing, '_DETECTOR_SIZE', 128)  # networks of full size are slow
     cfg = prepare_config(Config.fromfile(REPO / path))
     for teacher in teachers(cfg):
         teacher.checkpoint = 'random'
