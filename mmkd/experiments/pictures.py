@@ -93,7 +93,8 @@ def draw_detections(path: Path, detectors: Iterable[tuple[str, str, Path]], cfg_
     for title, config, checkpoint in detectors:
         # Loading a checkpoint lists the keys that only resuming needs, which reads like a failure.
         with contextlib.redirect_stdout(io.StringIO()):
-            model = init_detector(str(config), str(checkpoint), device='cpu', cfg_options=cfg_options)
+            model = init_detector(
+                read_config(str(config)), str(checkpoint), device='cpu', cfg_options=cfg_options)
         results = [result.pred_instances for result in inference_detector(model, files)]
         columns[title] = [instances[instances.scores >= score_thr] for instances in results]
     images = [mmcv.imread(file, channel_order='rgb') for file in files]

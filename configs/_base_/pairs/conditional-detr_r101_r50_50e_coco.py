@@ -9,6 +9,6 @@ model = dict(
     type='mmkd.DetectorDistiller',
     student={{_base_.model}},
     teacher=dict(
-        config='configs/detection/baselines/conditional-detr_r101_8xb2-50e_coco.py',
+        config='mmkd::detection/baselines/conditional-detr_r101_8xb2-50e_coco.py',
         checkpoint='work_dirs/conditional-detr_r101_8xb2-50e_coco/epoch_50.pth'),
     methods=dict())

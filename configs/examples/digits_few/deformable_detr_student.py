@@ -9,5 +9,5 @@ train_dataloader = dict(dataset=dict(indices=250))
 default_hooks = dict(checkpoint=dict(interval=10))
 
 teacher = dict(
-    config='configs/examples/digits_few/deformable_detr_teacher.py',
+    config='mmkd::examples/digits_few/deformable_detr_teacher.py',
     checkpoint='work_dirs/digits_few/deformable_detr/teacher/epoch_8.pth')

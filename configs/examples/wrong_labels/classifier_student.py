@@ -8,5 +8,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', by_epoch=True, begin=1, end=max_epochs, convert_to_iter_based=True),
 ]
 teacher = dict(
-    config='configs/examples/wrong_labels/classifier_teacher.py',
+    config='mmkd::examples/wrong_labels/classifier_teacher.py',
     checkpoint='work_dirs/wrong_labels/classifier/teacher/epoch_8.pth')

@@ -2,5 +2,5 @@
 _base_ = '../digits_few/retinanet_student.py'
 
 teacher = dict(
-    config='configs/examples/wrong_labels/retinanet_teacher.py',
+    config='mmkd::examples/wrong_labels/retinanet_teacher.py',
     checkpoint='work_dirs/wrong_labels/retinanet/teacher/epoch_8.pth')

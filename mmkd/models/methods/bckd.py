@@ -15,8 +15,7 @@ from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
 from .boxes import decoded_boxes, giou_distance, has_quality, require_boxes
-from .crosskd import has_known_targets, locations
-from .ld import flat
+from .dense_targets import flat, has_known_targets, locations
 
 
 @MODELS.register_module()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...errors import MMKDError
 from ..losses import at_least_float32
-from .ld import flat
+from .dense_targets import flat
 
 _DECODED_BY_CODER = (BaseDenseHead._predict_by_feat_single, PAAHead._predict_by_feat_single)
 """How heads predict whose boxes the box coder decodes from their second output."""

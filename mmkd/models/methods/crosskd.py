@@ -1,12 +1,10 @@
 """CrossKD: Cross-Head Knowledge Distillation for Object Detection (Wang et al., CVPR 2024)."""
 import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from mmcv.cnn import ConvModule
 from mmdet.models.dense_heads import ATSSHead, FCOSHead, GFLHead
-from mmdet.models.dense_heads.anchor_head import AnchorHead
 from mmdet.structures.bbox import bbox_overlaps
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -22,23 +20,10 @@ from ..spots import logit_layout
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
-from .ld import assign, flat
+from .dense_targets import Locations, flat, has_known_targets, locations
 
 TOWERS = ('cls_convs', 'reg_convs')
 """The two towers of convolutions of a dense head."""
-
-
-class Locations(NamedTuple):
-    """How the student's loss treats the M locations (or priors) of a batch.
-
-    Args:
-        weights: The weights of the locations in its classification loss, ``(M,)``.
-        positive: Which locations are assigned to objects, ``(M,)``, bool.
-        normalizer: The divisor of the losses, averaged over ranks; a scalar.
-    """
-    weights: Tensor
-    positive: Tensor
-    normalizer: Tensor
 
 
 @MODELS.register_module()
@@ -234,36 +219,6 @@ def _before_activation(conv: ConvModule, feature: Tensor) -> Tensor:
     # The student's batch norm has counted this batch already and must not count it twice.
     buffers = {name: buffer.clone() for name, buffer in conv.named_buffers()}
     return functional_call(conv, buffers, (feature, ), dict(activate=False))
-
-
-def has_known_targets(head: nn.Module | None) -> bool:
-    """Return whether :func:`locations` knows the targets of a head, which its predictions do not change."""
-    return any(
-        isinstance(head, known) and type(head).get_targets is known.get_targets
-        and type(head)._get_targets_single is known._get_targets_single
-        for known in (AnchorHead, ATSSHead, GFLHead, FCOSHead))
-
-
-def locations(head: nn.Module, levels: Sequence[Tensor], data_samples: Sequence) -> Locations:
-    """Return how the loss of a head treats all locations.
-
-    Args:
-        head: A head for which :func:`has_known_targets` holds.
-        levels: Maps ``(N, C, H_l, W_l)``; only their sizes matter.
-        data_samples: The samples of the batch.
-    """
-    if isinstance(head, FCOSHead):
-        sizes = [level.shape[-2:] for level in levels]
-        points = head.prior_generator.grid_priors(sizes, device=levels[0].device)
-        labels, distances = head.get_targets(points, [sample.gt_instances for sample in data_samples])
-        positive = torch.cat(labels) < head.num_classes
-        total = head.centerness_target(torch.cat(distances)[positive]).sum()
-        weights = torch.ones_like(positive, dtype=total.dtype)
-        return Locations(weights, positive, mean_over_ranks(total, minimum=1.0))
-    _, labels, label_weights = assign(head, levels, data_samples)
-    weights = torch.cat([level.flatten() for level in label_weights])
-    positive = torch.cat([level.flatten() for level in labels]) < head.num_classes
-    return Locations(weights, positive, mean_over_ranks(positive.sum().to(weights), minimum=1.0))
 
 
 def _box_loss(head: nn.Module, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:

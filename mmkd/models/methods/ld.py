@@ -4,7 +4,6 @@ from collections.abc import Sequence
 import torch
 from mmdet.models.dense_heads import GFLHead
 from mmdet.models.task_modules import ATSSAssigner, MaxIoUAssigner
-from mmdet.models.utils import unpack_gt_instances
 from mmdet.structures.bbox import bbox_overlaps
 from mmengine.model import ModuleList
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from ..spots import logit_layout, probe, resolve_spot
 from ..step import Step
 from ..teachers import Teacher
 from .base import Method, check_teachers
+from .dense_targets import assign, flat
 
 
 @MODELS.register_module()
@@ -257,35 +257,6 @@ def atss_threshold(priors: Sequence[Tensor], boxes: Tensor, topk: int) -> Tensor
 
 
 @torch.no_grad()
-def assign(head: nn.Module, levels: Sequence[Tensor],
-           data_samples: Sequence) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return which priors an anchor head (RetinaNet, ATSS, GFL) assigns to which class.
-
-    Args:
-        head: The head.
-        levels: Maps ``(N, C, H_l, W_l)``; only their sizes matter.
-        data_samples: The samples of the batch.
-
-    Returns:
-        tuple: For every level the priors ``(A_l, 4)``, the labels ``(N, A_l)`` (the number of classes for
-        background), and the weights of the priors in the head's classification loss ``(N, A_l)``: 0 in the
-        padding and where the assigner ignores a prior.
-    """
-    gt_instances, gt_ignored, metas = unpack_gt_instances(data_samples)
-    sizes = [level.shape[-2:] for level in levels]
-    anchors, valid = head.get_anchors(sizes, metas, device=levels[0].device)
-    priors = list(anchors[0])  # here, because some heads replace the entries of `anchors`
-    targets = head.get_targets(anchors, valid, gt_instances, metas, batch_gt_instances_ignore=gt_ignored)
-    # Some heads return the anchors (N, A_l, 4) first.
-    labels, weights = targets[1:3] if targets[0][0].dim() == 3 else targets[:2]
-    return priors, labels, weights
-
-
-def flat(levels: Sequence[Tensor], channels: int) -> Tensor:
-    """Return maps ``(N, A*channels, H_l, W_l)`` as rows ``(M, channels)``, in the order of the logits."""
-    return torch.cat([level.permute(0, 2, 3, 1).reshape(-1, channels) for level in levels])
-
-
 def _distribution_head(model: nn.Module, role: str) -> GFLHead:
     head = getattr(model, 'bbox_head', None)
     if not isinstance(head, GFLHead) or type(head).get_targets is not GFLHead.get_targets:

@@ -11,6 +11,7 @@ from mmdet.models.utils import unpack_gt_instances
 from mmdet.registry import MODELS as MMDET_MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MessageHub
 from mmengine.registry import init_default_scope
 
 from mmkd.errors import MMKDError
@@ -227,8 +228,9 @@ def test_quality_against_loops():
     assert set(losses) == {'loss_quality'}
     (student, ), (teacher, ) = step.student_outputs['cls_outputs'], step.teacher_outputs[0]['cls_outputs']
     total = weights = 0.0
-    for level, stride in enumerate((8, 16, 32, 64, 128)):
+    for level in range(5):
         columns = student[0][level].shape[-1]
+        stride = step.inputs.shape[-1] / columns  # a position of the coarsest level is the whole image
         per_image = columns * student[0][level].shape[-2]
         outputs = (rows([maps[level]], width)[0] for maps, width in (
             (student[2], 1), (teacher[2], 1), (teacher[0], CLASSES)))
@@ -262,10 +264,15 @@ def test_cell(student, teacher, monkeypatch):
             del cfg.bbox_head.feat_channels
             cfg.neck.update(in_channels=8 * size, out_channels=32)
     model = pair(*cfgs, quality_weight=float({student, teacher} <= WITH_QUALITY))
-    model.bbox_head.epoch = 100  # a hook of MMDetection sets it for TOOD, which has two assigners
+    MessageHub.get_current_instance().update_info('epoch', 100)  # read by TOOD, which has two assigners
+    if student == 'vfnet':  # its boxes are exponentials, which overflow in a random network
+        with torch.no_grad():
+            head = model.mmkd.teacher.model.bbox_head
+            for layer in (head.vfnet_reg, head.vfnet_reg_refine):
+                layer.weight.mul_(0.01)
     losses = model(**batch(model), mode='loss')
     total, log = model.parse_losses(losses)
-    assert all(math.isfinite(value) for value in log.values())
+    assert all(math.isfinite(value) for value in log.values()), log
     for name in ('bckd.loss_cls', 'bckd.loss_box'):
         assert losses[name] > 0
         assert reached(model, losses[name]) == {'backbone', 'neck', 'bbox_head'}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from mmkd.errors import MMKDError
 from mmkd.models.losses.distribution import edge_divergence
-from mmkd.models.methods.ld import LD, assign, atss_threshold, region_around_objects, valuable_region
+from mmkd.models.methods.dense_targets import assign
+from mmkd.models.methods.ld import LD, atss_threshold, region_around_objects, valuable_region
 from tests.helpers import families
 from tests.helpers.families import CLASSES
 from tests.helpers.tiny import build, distill
