@@ -90,6 +90,10 @@ def test_mim_finds_the_tools():
     assert '--gpus' not in (REPO / 'mmkd_cli/train.py').read_text()
 
 
+def without_python_variables() -> dict:
+    return {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
+
+
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory) -> Path:
     """An environment with a wheel that was built from a sdist, beside the packages of the present one."""
@@ -99,7 +103,8 @@ def environment(tmp_path_factory) -> Path:
     for name in SOURCES:
         copy = shutil.copytree if (REPO / name).is_dir() else shutil.copy
         copy(REPO / name, source / name, **(dict(symlinks=True) if copy is shutil.copytree else {}))
-    quiet = dict(check=True, capture_output=True, text=True)
+    # With a PYTHONPATH to a checkout, pip would find mmkd installed already.
+    quiet = dict(check=True, capture_output=True, text=True, env=without_python_variables())
     subprocess.run([sys.executable, 'setup.py', '-q', 'sdist', '-d', root], cwd=source, **quiet)
     pip = [sys.executable, '-m', 'pip']
     offline = ['--no-deps', '--no-build-isolation', '--no-index', '--disable-pip-version-check']
@@ -118,11 +123,9 @@ def environment(tmp_path_factory) -> Path:
 @pytest.fixture
 def inside(environment, tmp_path):
     """Function that runs a program of the environment in an empty folder, without the checkout."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith('PYTHON')}
-
     def run(program: str, *words: object) -> str:
         done = subprocess.run([environment / 'bin' / program, *map(str, words)], cwd=tmp_path, text=True,
-                              capture_output=True, env={**env, 'OMP_NUM_THREADS': '1'})
+                              capture_output=True, env={**without_python_variables(), 'OMP_NUM_THREADS': '1'})
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 

@@ -353,7 +353,8 @@ def test_normalizers_are_averaged_over_ranks(family, monkeypatch):
     model = pair(family)
     data = batch(model)
     alone = distillation(model(**data, mode='loss'))
-    monkeypatch.setattr('mmkd.models.methods.crosskd.mean_over_ranks', doubled)
+    for module in ('crosskd', 'dense_targets'):
+        monkeypatch.setattr(f'mmkd.models.methods.{module}.mean_over_ranks', doubled)
     for name, term in distillation(model(**data, mode='loss')).items():
         torch.testing.assert_close(term, alone[name] / 2)
 
