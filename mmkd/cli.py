@@ -45,6 +45,9 @@ def parse_options(words: Iterable[str], option: str = '--cfg-options') -> dict[s
         DictAction([option], 'options', nargs='+')(argparse.ArgumentParser(), namespace, words, option)
     except AssertionError as error:  # unbalanced brackets
         raise MMKDError(f'{option}: {one_line(error)}.') from None
+    except RecursionError:
+        raise MMKDError(f'{option}: values cannot be dicts; set their entries, as in '
+                        'train_dataloader.dataset.metainfo.classes=cat,dog.') from None
     return namespace.options
 
 

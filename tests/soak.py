@@ -245,8 +245,11 @@ def compare(one: Path, other: Path) -> int:
     for name, key in dict(weights='state_dict', moving_average='ema_state_dict', optimizer='optimizer',
                           schedules='param_schedulers', random_states='mmkd_resume').items():
         rows[name] = differences(*(checkpoint[key] for checkpoint in checkpoints))
-    rows['best'] = differences(*({key: checkpoint['message_hub']['runtime_info'].get(key)
-                                  for key in ('best_score', 'iter', 'epoch')} for checkpoint in checkpoints))
+    # MMEngine sets the hub's `iter` to that of the next iteration when training begins, so it differs if the
+    # last interruption came after the last iteration.
+    rows['best'] = differences(*(dict(
+        best_score=checkpoint['message_hub']['runtime_info'].get('best_score'),
+        iter=checkpoint['meta']['iter'], epoch=checkpoint['meta']['epoch']) for checkpoint in checkpoints))
     print(f'{len(logs)} iterations and validations; {repeated} lines logged again after resuming')
     for name, different in rows.items():
         print(f'{name:15s} {"equal" if not different else "DIFFERENT: " + "; ".join(different[:3])}')

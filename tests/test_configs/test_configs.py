@@ -56,7 +56,8 @@ def test_config(path, monkeypatch):
 
     stock_cfg = student_config(cfg)
     use_few_queries(stock_cfg.model)
-    assert 'mmkd' not in stock_cfg.pretty_text
+    if 'wrong_labels' not in path.parts:  # these read their data through mmkd
+        assert 'mmkd' not in stock_cfg.pretty_text
     stock = MODELS.build(stock_cfg.model)
     stock.load_state_dict(
         {name: value for name, value in model.state_dict().items() if not name.startswith('mmkd.')})

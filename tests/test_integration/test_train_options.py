@@ -4,6 +4,7 @@ from glob import glob
 
 import pytest
 import torch
+from mmdet.datasets import CocoDataset
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
@@ -114,12 +115,13 @@ STOCK = ['mmdet::pafpn/faster-rcnn_r50_pafpn_1x_coco.py',
 def test_distilling_a_stock_config_in_one_line(stock, tmp_path, monkeypatch, digits, teacher_config,
                                                teacher_checkpoint):
     """Only the data and the number of classes are set to the digits'."""
+    # As an option, MMEngine would read these names as numbers.
+    monkeypatch.setitem(CocoDataset.METAINFO, 'classes', tuple('0123456789'))
     options = {
         'model.student.backbone.init_cfg': None,
         'model.student.roi_head.bbox_head.num_classes': 10,
         'train_dataloader.num_workers': 0,
         'train_dataloader.dataset.indices': 4,
-        'train_dataloader.dataset.metainfo': dict(classes=tuple('0123456789')),
         'train_dataloader.dataset.data_root': f'{digits}/',
         'train_dataloader.dataset.data_prefix.img': 'train/',
         'train_dataloader.dataset.ann_file': 'annotations/instances_train.json',

@@ -44,7 +44,7 @@ def logit_gradients(loss: str, gather: bool, rows: slice, masked: bool) -> list[
     torch.manual_seed(0)
     student = nn.Linear(6, 5)
     method = LogitDistill(dict(type=f'mmkd.{loss}', gather=gather))
-    method._mean(student(INPUTS[rows]), TEACHER[rows], None, [CHOICES[rows]] if masked else None).backward()
+    method._mean(student(INPUTS[rows]), TEACHER[rows], None, CHOICES[rows] if masked else None).backward()
     return [parameter.grad for parameter in student.parameters()]
 
 
