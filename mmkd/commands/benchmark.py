@@ -21,6 +21,7 @@ from ..engine.hooks.gradient_ratio_hook import BALANCE_INTERVAL, GRADIENT_INTERV
 from ..errors import MMKDError
 from ..experiments.benchmarking import device_name, now, run_benchmark
 from ..experiments.trial import build, load, random_batch
+from ..models.nested import tensors_in
 from ..models.spots import classify
 from ..models.teachers import check_cache
 
@@ -286,7 +287,7 @@ def trained_parts(model: nn.Module, data: dict) -> Callable[[], None] | None:
     calls = [(module, _leaves(args)) for module, args in calls]
 
     def forward_and_backward():
-        outputs = [_tensors(module(*args)) for module, args in calls]
+        outputs = [tensors_in(module(*args)) for module, args in calls]
         sum(tensor.sum() for tensors in outputs for tensor in tensors if tensor.requires_grad).backward()
 
     return forward_and_backward
@@ -296,12 +297,6 @@ def _only_tensors(value) -> bool:
     if isinstance(value, (tuple, list)):
         return bool(value) and all(_only_tensors(part) for part in value)
     return isinstance(value, Tensor)
-
-
-def _tensors(value) -> list[Tensor]:
-    if isinstance(value, (tuple, list)):
-        return [tensor for part in value for tensor in _tensors(part)]
-    return [value] if isinstance(value, Tensor) else []
 
 
 def _leaves(value):

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from ...errors import MMKDError
 from ..methods import Method
 from ..methods.mixins import in_first_phase
+from ..nested import tensors_in
 from ..spots import HookPoint, Recorder
-from ..spots.recorder import tensors_in
 from ..spots.resolve import named_spots
 
 WITHOUT_GRADIENT = ('rois', 'cls_targets', 'box_targets', 'neck_inputs')

@@ -132,6 +132,15 @@ class Method(BaseModule, metaclass=ABCMeta):
         """
 
 
+def mean_over_teachers(losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Average the losses of several teachers.
+
+    Args:
+        losses: For every teacher, the same losses by name.
+    """
+    return {name: sum(of_teacher[name] / len(losses) for of_teacher in losses) for name in losses[0]}
+
+
 def check_teachers(method: str, teachers: Sequence[Teacher]) -> None:
     """Check that there is a teacher.
 

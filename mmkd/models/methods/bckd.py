@@ -13,7 +13,7 @@ from ..reduction import mean_over_ranks
 from ..spots import logit_layout
 from ..step import Step
 from ..teachers import Teacher
-from .base import Method, check_teachers
+from .base import Method, check_teachers, mean_over_teachers
 from .boxes import decoded_boxes, giou_distance, has_quality, require_boxes
 from .dense_targets import flat, has_known_targets, locations
 
@@ -84,12 +84,9 @@ class BCKD(Method):
             over teachers.
         """
         (student, ) = step.student_outputs['cls_outputs']
-        losses: dict[str, Tensor] = {}
-        for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True):
-            compared = self._compare(step, student, teacher, outputs['cls_outputs'][0])
-            for name, value in compared.items():
-                losses[name] = losses.get(name, 0) + value / len(self.teachers)
-        return losses
+        return mean_over_teachers([
+            self._compare(step, student, teacher, outputs['cls_outputs'][0])
+            for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True)])
 
     def _compare(self, step: Step, student: Sequence, teacher: Teacher,
                  teacher_outputs: Sequence) -> dict[str, Tensor]:

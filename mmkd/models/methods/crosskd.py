@@ -19,7 +19,8 @@ from ..reduction import mean_over_ranks
 from ..spots import logit_layout
 from ..step import Step
 from ..teachers import Teacher
-from .base import Method, check_teachers
+from .base import Method, check_teachers, mean_over_teachers
+from .boxes import decoded_boxes, giou_distance
 from .dense_targets import Locations, flat, has_known_targets, locations
 
 TOWERS = ('cls_convs', 'reg_convs')
@@ -107,13 +108,10 @@ class CrossKD(Method):
         features = {tower: self._pass(head, tower, levels) for tower, levels in inputs.items()}
         chosen = {} if choices is None else dict(zip(
             self.output_spots, [self.layout.per_row(choice, step)[0] for choice in choices], strict=True))
-        losses: dict[str, Tensor] = {}
-        for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True):
-            crossed = self._cross(teacher, features, outputs)
-            target = outputs['cls_outputs'][0]
-            for name, value in self._compare(teacher, crossed, target, targets, chosen).items():
-                losses[name] = losses.get(name, 0) + value / len(self.teachers)
-        return losses
+        return mean_over_teachers([
+            self._compare(teacher, self._cross(teacher, features, outputs), outputs['cls_outputs'][0],
+                          targets, chosen)
+            for teacher, outputs in zip(self.teachers, step.teacher_outputs, strict=True)])
 
     def _pass(self, head: nn.Module, tower: str, levels: Sequence[Tensor]) -> list[Tensor]:
         """Return the output of the i-th convolution of a tower, before its activation."""
@@ -165,7 +163,7 @@ class CrossKD(Method):
             divergence = edge_divergence(student_edges, teacher_edges, temperature=1.0)
             normalizer = mean_over_ranks(scores.sum())
         else:
-            divergence = _box_loss(head, crossed[1], target[1])
+            divergence = _box_loss(head, crossed, target)
         divergence = chosen.get('boxes', 1.0) * divergence
         losses['loss_reg'] = reg_weight * (scores * divergence).sum() / normalizer
         if isinstance(head, ATSSHead):
@@ -221,17 +219,12 @@ def _before_activation(conv: ConvModule, feature: Tensor) -> Tensor:
     return functional_call(conv, buffers, (feature, ), dict(activate=False))
 
 
-def _box_loss(head: nn.Module, student: Sequence[Tensor], teacher: Sequence[Tensor]) -> Tensor:
-    """Compare two box predictions of a head, ``(M,)``."""
-    sizes = [level.shape[-2:] for level in teacher]
-    num_images = len(teacher[0])
-    levels = head.prior_generator.grid_priors(sizes, device=teacher[0].device)
-    priors = torch.cat([level.repeat(num_images, 1) for level in levels])
-    student_boxes = head.bbox_coder.decode(priors, at_least_float32(flat(student, 4)))
-    teacher_boxes = head.bbox_coder.decode(priors, at_least_float32(flat(teacher, 4)))
+def _box_loss(head: nn.Module, student: Sequence, teacher: Sequence) -> Tensor:
+    """Compare the boxes in two outputs of a head, ``(M,)``."""
+    student_boxes, teacher_boxes = decoded_boxes(head, student), decoded_boxes(head, teacher)
     if isinstance(head, FCOSHead):
         return -bbox_overlaps(student_boxes, teacher_boxes, is_aligned=True).clamp(min=1e-6).log()
-    return 1 - bbox_overlaps(student_boxes, teacher_boxes, mode='giou', is_aligned=True)
+    return giou_distance(student_boxes, teacher_boxes)
 
 
 def _spot(tower: str, layer: int) -> str:

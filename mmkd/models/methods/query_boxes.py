@@ -20,7 +20,7 @@ from ..spots import (
 )
 from ..step import Step
 from ..teachers import Teacher
-from .base import Method, check_teachers
+from .base import Method, check_teachers, mean_over_teachers
 
 
 @MODELS.register_module()
@@ -31,7 +31,7 @@ class QueryBoxes(Method):
                             {\sum_q w_q}
 
     over the decoder layers l and the queries q of all images and ranks, with boxes relative to the image, as
-    in DETR's own loss. Use it beside :class:`KD`, which compares the classes of the same queries. Queries
+    in DETR's loss. Use it beside :class:`KD`, which compares the classes of the same queries. Queries
     without a partner do not count.
 
     Args:
@@ -82,11 +82,9 @@ class QueryBoxes(Method):
         teacher_outputs = [self.match.align(outputs['cls_outputs'], match)
                            for outputs, match in zip(step.teacher_outputs, matches, strict=True)]
         weights = self.match.weights(self.sample_weight, student_outputs, teacher_outputs, steps)
-        losses: dict[str, Tensor] = {}
-        for compared in zip(student_outputs, teacher_outputs, matches, weights, strict=True):
-            for name, value in self._compare(*compared).items():
-                losses[name] = losses.get(name, 0) + value / len(steps)
-        return losses
+        return mean_over_teachers([
+            self._compare(*compared)
+            for compared in zip(student_outputs, teacher_outputs, matches, weights, strict=True)])
 
     def _compare(self, student: Sequence, teacher: Sequence, match: Tensor | None,
                  weights: list[Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...errors import MMKDError
+from ..nested import tensors_in
 from .hooks import module_hooks
 
 
@@ -151,14 +152,3 @@ class _Record:
 
 class _StopForward(Exception):  # noqa: N818  not an error, but the way out of a forward pass
     """Raised once all records have been taken."""
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Return all tensors in nested dicts, lists and tuples."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, Mapping):
-        value = list(value.values())
-    if isinstance(value, (tuple, list)):
-        return [tensor for item in value for tensor in tensors_in(item)]
-    return []

@@ -1,5 +1,5 @@
 """Running a frozen network at minimal cost."""
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +9,7 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from ...errors import MMKDError, one_line
+from ..nested import map_floats, tensors_in
 from ..spots import HookPoint, Recorder, is_classifier, is_query_based, is_two_stage
 from ..spots.probing import run
 
@@ -154,7 +155,8 @@ class TeacherForward:
         if not self._prepared and (is_two_stage(self.model) or is_query_based(self.model)):
             # Operators of MMCV, such as RoIAlign and deformable attention, read memory as if channels came
             # first. This hook stays.
-            self._parts()[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.contiguous))
+            self._parts()[-1].register_forward_hook(
+                lambda _, args, output: map_floats(output, Tensor.contiguous))
         self._set_memory_format(True)
         try:
             change = _change(plain, _tensors(self._run(_Plan(), points, batch)))
@@ -208,9 +210,9 @@ class TeacherForward:
               _bypassed(plan.idle), Recorder(self.model, points, plan.max_records) as recorder):
             run(self.model, points, inputs, batch.rois, batch.data_samples)
         # The student's autocast covers a teacher in float32 as well.
-        outputs = _map({name: recorder[name] for name in points}, _float)
+        outputs = map_floats({name: recorder[name] for name in points}, _float)
         if self.channels_last:
-            outputs = _map(outputs, Tensor.contiguous)
+            outputs = map_floats(outputs, Tensor.contiguous)
         return outputs, recorder.num_records
 
     def _idle_layers(self, head: nn.Module, points: Mapping[str, HookPoint],
@@ -269,7 +271,7 @@ def _cast(dtype: torch.dtype, parts: Sequence[nn.Module]) -> None:
         part.to(dtype)
     # These hooks stay, as the cast does.
     parts[0].register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
-    parts[-1].register_forward_hook(lambda _, args, output: _map(output, Tensor.float))
+    parts[-1].register_forward_hook(lambda _, args, output: map_floats(output, Tensor.float))
 
 
 def _compile(module: nn.Module, recorded: set[nn.Module]) -> list[nn.Module]:
@@ -301,21 +303,8 @@ def _float(value: Tensor) -> Tensor:
     return value.float() if value.element_size() < 4 else value
 
 
-def _map(value: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Apply a function to all floating point tensors inside a value."""
-    if isinstance(value, Tensor):
-        return function(value) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {name: _map(item, function) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_map(item, function) for item in value)
-    return value
-
-
 def _tensors(value: Any) -> list[Tensor]:
-    tensors: list[Tensor] = []
-    _map(value, tensors.append)
-    return tensors
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]
 
 
 def _change(before: list[Tensor], after: list[Tensor]) -> float:

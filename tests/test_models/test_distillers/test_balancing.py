@@ -10,8 +10,8 @@ from torch import nn
 from mmkd.errors import MMKDError
 from mmkd.models.distillers.balancing import GradientBalance
 from mmkd.models.methods import Method
+from mmkd.models.nested import tensors_in
 from mmkd.models.spots import Recorder
-from mmkd.models.spots.recorder import tensors_in
 from tests.helpers.classifiers import batch, classifier, distill, teacher_of
 from tests.helpers.tiny import build
 from tests.helpers.two_processes import run_in_two_processes, step_twice

@@ -1,4 +1,4 @@
-"""SAKD's routing in a detector: the student's own head detects on features of both networks."""
+"""SAKD's routing in a detector: the student's head detects on features of both networks."""
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ....errors import MMKDError
 from ....random_state import separate_random_state
 from ...connectors import ConvConnector
+from ...nested import map_floats
 from ...spots import LogitLayout, classification_heads, is_two_stage, probe, resolve_spot, split, stage_names
 from ...step import Step
 from .routing import first_chosen, mixed, resized_like, run_detached, stage_numbers
@@ -34,7 +35,7 @@ class DetectorRouting(nn.Module):
     continue on features of the student.
 
     The routed losses of images are those that the student's heads compute for each of them alone, so every
-    image has its own normalizer; some heads (FCOS, ATSS, GFL) average it over the processes of distributed
+    image has a separate normalizer; some heads (FCOS, ATSS, GFL) average it over the processes of distributed
     training. The losses of masks are left out.
 
     Args:
@@ -97,7 +98,7 @@ class DetectorRouting(nn.Module):
         with separate_random_state():  # for the sampling of anchors
             if self.adapters:
                 return run_detached(step.student, self._routed_loss, step, student_features, mix, choices)
-            outputs = [_mapped(output, Tensor.detach) for output in step.student_outputs['cls_outputs']]
+            outputs = [map_floats(output, Tensor.detach) for output in step.student_outputs['cls_outputs']]
             return self._losses(step.student, step, None, outputs, choices)
 
     def _routed_loss(self, network: nn.Module, step: Step, student_features: Mapping[str, Tensor],
@@ -269,7 +270,7 @@ def _dense_loss(head: BaseDenseHead, outputs: Sequence, images: tuple, index: in
     if one_class:
         instances = [instances[0].clone()]
         instances[0].labels = torch.zeros_like(instances[0].labels)
-    outputs = [_mapped(output, lambda level: level[index:index + 1]) for output in outputs]
+    outputs = [map_floats(output, lambda level: level[index:index + 1]) for output in outputs]
     return _total(head.loss_by_feat(*outputs, instances, metas, ignored))
 
 
@@ -285,11 +286,3 @@ def _total(losses: Mapping[str, Any]) -> Tensor:
     """Return the sum of what counts as a loss in the output of a head."""
     values = [value for name, value in losses.items() if 'loss' in name]
     return sum(sum(value) if isinstance(value, (tuple, list)) else value for value in values)
-
-
-def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, (tuple, list)):
-        return [_mapped(item, function) for item in value]
-    return value

@@ -145,8 +145,8 @@ class SpotAdaptiveDistill(PhasedMethod, TrainLabelsMethod, OptimizerSettings, Ep
         if cfg is None:
             return
         complete = with_family_defaults(cfg, kind_of(student))
-        own = {key: value for key, value in complete.items() if key not in COMMON_SETTINGS}
-        inner = build_checked(own, Method, 'method that distills features or logits', self.inner_key,
+        settings = {key: value for key, value in complete.items() if key not in COMMON_SETTINGS}
+        inner = build_checked(settings, Method, 'method that distills features or logits', self.inner_key,
                               inner_methods())
         name = type(inner).__name__
         if not inner.takes_choices:
