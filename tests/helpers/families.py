@@ -19,6 +19,19 @@ TWO_STAGE = ('faster_rcnn', 'cascade_rcnn', 'mask_rcnn')
 CLASSES = 3
 CHANNELS = 32
 
+PROXY_METHODS = {
+    'kd': dict(type='mmkd.KD'),
+    'kdtuned': dict(type='mmkd.KDTuned'),
+    'kdtuned_head': dict(type='mmkd.KDTuned', trainable='head'),
+    'kdtuned_adapter': dict(type='mmkd.KDTuned', trainable='adapter'),
+    'dml': dict(type='mmkd.DML'),
+    'shake': dict(type='mmkd.SHAKE'),
+    'shake_teacher': dict(type='mmkd.SHAKE', placement='teacher'),
+    'shake_alone': dict(type='mmkd.SHAKE', placement='alone'),
+    'sokd': dict(type='mmkd.SOKD'),
+}
+"""The methods of class logits, with every kind of proxy."""
+
 
 def detector(family: str, size: int = 8, classes: int = CLASSES) -> ConfigDict:
     """Return a model config that takes a step in a fraction of a second.

@@ -10,6 +10,7 @@ from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.visualization import Visualizer
 
+from mmkd.models.step import Step
 from mmkd_cli import COMMANDS, parse
 
 REPO = Path(__file__).resolve().parents[2]
@@ -87,3 +88,12 @@ def forget_runs() -> None:
 
 def all_subclasses(kind: type) -> set[type]:
     return {kind}.union(*(all_subclasses(child) for child in kind.__subclasses__()))
+
+
+def losses_and_step(model, method: str, data: dict) -> tuple[dict, Step]:
+    """Return the losses of a training step, and the step that a method of the model gets."""
+    steps = []
+    handle = model.mmkd.methods[method].register_forward_pre_hook(lambda _, args: steps.append(args[0]))
+    losses = model(**data, mode='loss')
+    handle.remove()
+    return losses, steps[0]

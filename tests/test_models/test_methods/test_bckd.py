@@ -18,7 +18,7 @@ from mmkd.errors import MMKDError
 from mmkd.models.methods.boxes import decoded_boxes, giou_distance, has_quality, require_boxes
 from tests.helpers import families
 from tests.helpers.families import CLASSES
-from tests.helpers.tiny import build, distill
+from tests.helpers.tiny import build, distill, losses_and_step
 from tests.helpers.two_processes import run_in_two_processes, step_twice
 
 HEADS = dict(
@@ -144,11 +144,8 @@ def batch(model, items=(2, 3), seed: int = 0, size: int = 128) -> dict:
 
 def seen_step(model, data):
     """Return the losses of a step, and the step as the method has seen it."""
-    method, seen = model.mmkd.methods['bckd'], []
-    handle = method.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    losses = model(**data, mode='loss')
-    handle.remove()
-    return {name.removeprefix('bckd.'): value for name, value in losses.items() if 'bckd.' in name}, seen[0]
+    losses, step = losses_and_step(model, 'bckd', data)
+    return {name.removeprefix('bckd.'): value for name, value in losses.items() if 'bckd.' in name}, step
 
 
 def rows(levels, channels):

@@ -11,7 +11,7 @@ from mmdet.utils import register_all_modules
 from mmkd.errors import MMKDError
 from tests.helpers import families
 from tests.helpers.families import CLASSES
-from tests.helpers.tiny import build, distill
+from tests.helpers.tiny import build, distill, losses_and_step
 from tests.test_models.test_methods.test_bckd import giou, retina_box
 
 made = functools.cache(families.detector)
@@ -38,14 +38,6 @@ def batch(model, items=(2, 3), seed: int = 0) -> dict:
     torch.manual_seed(seed)
     data = demo_mm_inputs(2, [[3, 128, 128], [3, 100, 120]], num_classes=CLASSES, num_items=list(items))
     return model.data_preprocessor(data, True)
-
-
-def seen_step(model, data):
-    method, seen = model.mmkd.methods['box'], []
-    handle = method.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    losses = model(**data, mode='loss')
-    handle.remove()
-    return losses, seen[0]
 
 
 def softmax(row):
@@ -100,7 +92,7 @@ STDS = (0.1, 0.1, 0.2, 0.2)
 @pytest.mark.parametrize('loss', ['giou', 'l1'])
 def test_against_loops(loss, sample_weight):
     model = pair(weight=2.0, loss=loss, sample_weight=sample_weight)
-    losses, step = seen_step(model, batch(model))
+    losses, step = losses_and_step(model, 'box', batch(model))
     expected = loops(step, 0, loss, sample_weight, STDS, STDS)
     assert expected > 0.01
     assert losses['box.loss_box'].item() == pytest.approx(2 * expected, rel=1e-3)
@@ -111,13 +103,13 @@ def test_other_coders_classes_and_branches(loss):
     """The teacher has more classes in another order, another coder, and one box for all classes."""
     mapping = [3, 0, 1]
     model = pair(mapping=mapping, classes=4, loss=loss)
-    losses, step = seen_step(model, batch(model))
+    losses, step = losses_and_step(model, 'box', batch(model))
     expected = loops(step, 0, loss, 'teacher', STDS, STDS, mapping)
     assert losses['box.loss_box'].item() == pytest.approx(expected, rel=1e-3)
     stds = (0.05, 0.05, 0.1, 0.1)
     coder = dict(type='DeltaXYWHBBoxCoder', target_means=[0.0] * 4, target_stds=stds)
     model = pair(teacher_head=dict(reg_class_agnostic=True, bbox_coder=coder), loss=loss)
-    losses, step = seen_step(model, batch(model))
+    losses, step = losses_and_step(model, 'box', batch(model))
     expected = loops(step, 0, loss, 'teacher', STDS, stds)
     assert losses['box.loss_box'].item() == pytest.approx(expected, rel=1e-3)
 
@@ -125,7 +117,7 @@ def test_other_coders_classes_and_branches(loss):
 @pytest.mark.parametrize('teacher', ['cascade_rcnn', 'faster_rcnn'])
 def test_stages_of_a_cascade(teacher):
     model = pair('cascade_rcnn', teacher)
-    losses, step = seen_step(model, batch(model))
+    losses, step = losses_and_step(model, 'box', batch(model))
     stds = [STDS, (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067)]
     stages = 3 if teacher == 'cascade_rcnn' else 1
     expected = sum(weight * loops(step, stage, 'giou', 'teacher', stds[stage], stds[stage])

@@ -9,21 +9,13 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
-from tests.helpers.families import CLASSES, STOCK, TWO_STAGE, classifier_parts, detector
+from tests.helpers.families import CLASSES, PROXY_METHODS, STOCK, TWO_STAGE, classifier_parts, detector
 from tests.helpers.tiny import build, distill
 from tests.helpers.two_processes import run_in_two_processes, step_twice
 
 METHODS = {
-    'kd': dict(type='mmkd.KD'),
-    'kdtuned': dict(type='mmkd.KDTuned'),
-    'kdtuned_head': dict(type='mmkd.KDTuned', trainable='head'),
-    'kdtuned_adapter': dict(type='mmkd.KDTuned', trainable='adapter'),
-    'dml': dict(type='mmkd.DML'),
-    'shake': dict(type='mmkd.SHAKE'),
+    **PROXY_METHODS,
     'shake_fc_only': dict(type='mmkd.SHAKE', depth='last_layer'),
-    'shake_teacher': dict(type='mmkd.SHAKE', placement='teacher'),
-    'shake_alone': dict(type='mmkd.SHAKE', placement='alone'),
-    'sokd': dict(type='mmkd.SOKD'),
     'sokd_last_stage': dict(type='mmkd.SOKD', last_stage=True),
     'pkd': dict(type='mmkd.PKD'),
 }

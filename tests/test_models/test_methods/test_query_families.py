@@ -12,23 +12,12 @@ from mmkd.checkpoints import student_state_dict
 from mmkd.errors import MMKDError
 from mmkd.models.spots import logit_layout, queries_of
 from tests.helpers.comparing import differences
-from tests.helpers.families import detector
+from tests.helpers.families import PROXY_METHODS, detector
 from tests.helpers.queries import STOCK, query_batch, query_detector
 from tests.helpers.tiny import build, distill
 from tests.helpers.two_processes import run_in_two_processes, step_twice
 
-METHODS = {
-    'kd': dict(type='mmkd.KD'),
-    'kdtuned': dict(type='mmkd.KDTuned'),
-    'kdtuned_head': dict(type='mmkd.KDTuned', trainable='head'),
-    'kdtuned_adapter': dict(type='mmkd.KDTuned', trainable='adapter'),
-    'dml': dict(type='mmkd.DML'),
-    'shake': dict(type='mmkd.SHAKE'),
-    'shake_teacher': dict(type='mmkd.SHAKE', placement='teacher'),
-    'shake_alone': dict(type='mmkd.SHAKE', placement='alone'),
-    'sokd': dict(type='mmkd.SOKD'),
-    'boxes': dict(type='mmkd.QueryBoxes'),
-}
+METHODS = {**PROXY_METHODS, 'boxes': dict(type='mmkd.QueryBoxes')}
 METHODS.update({f'{name}_shared': dict(METHODS[name], query_match='shared')
                 for name in ('kd', 'kdtuned', 'shake', 'shake_alone', 'sokd', 'boxes')})
 NO_BOXES = ('detr', 'conditional')
