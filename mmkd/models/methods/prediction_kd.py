@@ -27,10 +27,10 @@ OBJECT_IOU = 0.7
 
 @MODELS.register_module()
 class PredictionKD(Method):
-    r"""The teacher's final detections are additional ground truth for the student's own loss.
+    r"""The teacher's final detections are additional ground truth for the student's loss.
 
     Teacher and student can be any two detectors, because only boxes with their classes pass between them. The
-    head of the student runs once more on its features, and its own assigner and losses compare it with the
+    head of the student runs once more on its features, and its assigner and losses compare it with the
     detections:
 
     .. math:: L = w \; E_{\hat Y \sim p} \, L_{task}(S, \hat Y)
